@@ -1,0 +1,18 @@
+"""Neural representations for the weights of trained convolutional networks, in Keras."""
+
+from keras_nern import kernels as kernels
+from keras_nern import losses as losses
+from keras_nern import models as models
+from keras_nern import permutations as permutations
+from keras_nern import sampling as sampling
+from keras_nern.coordinates import kernel_coordinates as kernel_coordinates
+from keras_nern.model import NeRNModel as NeRNModel
+from keras_nern.positional_encoding import PositionalEncoding as PositionalEncoding
+from keras_nern.predictor import KernelPredictor as KernelPredictor
+from keras_nern.report import SummaryTable as SummaryTable
+from keras_nern.sampling import AllKernels as AllKernels
+from keras_nern.sampling import MagnitudeSampling as MagnitudeSampling
+from keras_nern.sampling import UniformSampling as UniformSampling
+from keras_nern.schedules import PhaseSchedule as PhaseSchedule
+
+__version__ = "0.1.0"

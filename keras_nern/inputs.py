@@ -1,0 +1,110 @@
+"""What `fit` and `evaluate` are given, looked at before any work is done.
+
+A mistake in a dataset should not cost the minutes of the reconstruction phase that
+comes before its first image is read, so one batch is examined up front.
+"""
+
+import math
+import types
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def examine(data, image_shape, name="x"):
+    """Checks that data yields batches of images a network takes.
+
+    Args:
+        data: what `fit` takes as `x`: an array, a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, a generator, or a tuple that starts with one.
+        image_shape: the network's `(height, width, channels)`, `None` where any
+            size will do.
+        name: the argument's name, for messages. Defaults to `"x"`.
+
+    Returns:
+        `data`, or for a generator an equivalent one that still yields everything.
+
+    Raises:
+        ValueError: where there is nothing in it, or its images have another shape.
+    """
+    if isinstance(data, (tuple, list)) and data and hasattr(data[0], "shape"):
+        examine(data[0], image_shape, name)
+        return data
+    if isinstance(data, types.GeneratorType):
+        try:
+            first = next(data)
+        except StopIteration:
+            raise _empty(name, "a generator that yields nothing") from None
+        _check_shape(_images(first).shape, image_shape, name)
+        return _chain(first, data)
+    if isinstance(data, tf.data.Dataset):
+        shape = _images(data.element_spec).shape
+        if shape.rank is not None:
+            _check_shape(shape, image_shape, name)
+        cardinality = int(data.cardinality())
+        unknown = cardinality == tf.data.UNKNOWN_CARDINALITY
+        if cardinality == 0 or (unknown and not any(True for _ in data.take(1))):
+            raise _empty(name, "a tf.data.Dataset without elements")
+    elif isinstance(data, keras.utils.PyDataset):
+        if data.num_batches == 0:  # None where it never ends
+            raise _empty(name, "a PyDataset without batches")
+        _check_shape(_images(data[0]).shape, image_shape, name)
+    elif hasattr(data, "shape"):
+        if len(data.shape) and data.shape[0] == 0:
+            raise _empty(name, f"an array of shape {tuple(data.shape)}")
+        _check_shape(data.shape, image_shape, name)
+    return data
+
+
+def steps_in(data, batch_size=None, validation_split=0.0):
+    """Counts the batches of one epoch.
+
+    Args:
+        data: as for `examine`.
+        batch_size: images per batch of an array; `None` for Keras's 32. Defaults to
+            `None`.
+        validation_split: share of an array that is held out. Defaults to `0.0`.
+
+    Returns:
+        The number of batches, or `None` where it cannot be told.
+    """
+    if isinstance(data, tf.data.Dataset):
+        cardinality = int(data.cardinality())
+        return cardinality if cardinality > 0 else None
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches
+    if hasattr(data, "shape"):
+        return math.ceil(math.floor(data.shape[0] * (1 - validation_split)) / (batch_size or 32))
+    return None
+
+
+def _chain(first, rest):
+    # A generator function: Keras takes generators, but not every iterator.
+    yield first
+    yield from rest
+
+
+def _images(element):
+    while isinstance(element, (tuple, list, dict)):
+        element = next(iter(element.values())) if isinstance(element, dict) else element[0]
+    return element if hasattr(element, "shape") else np.asarray(element)
+
+
+def _check_shape(shape, image_shape, name):
+    shape = tuple(shape)
+    fits = len(shape) == len(image_shape) + 1 and all(
+        got is None or wanted is None or got == wanted
+        for got, wanted in zip(shape[1:], image_shape, strict=True)
+    )
+    if fits:
+        return
+    hint = " The batch dimension is missing: batch the dataset." if shape == image_shape else ""
+    raise ValueError(
+        f"{name} must give images of shape (batch, {', '.join(map(str, image_shape))}), "
+        f"as the base takes them. Received: {shape}.{hint}"
+    )
+
+
+def _empty(name, received):
+    return ValueError(f"{name} must give at least one batch of images. Received: {received}")

@@ -1,0 +1,125 @@
+"""The three losses a representation is trained on.
+
+With W the original weights, W^ the predicted ones, a_l and a^_l the feature maps of
+convolution l in the original and the rebuilt network, and z, z^ their logits
+(Ashkenazi et al., ICLR 2023, section 3.1):
+
+    reconstruction        sqrt( sum (W - W^)^2 / #W )                 over all layers
+    logits distillation   KL( softmax(z / T) || softmax(z^ / T) ) T^2  mean over images
+    feature maps          sum_l | a_l / |a_l| - a^_l / |a^_l| |^2      mean over images
+
+All are computed in float32, whatever the networks run in.
+"""
+
+import keras
+from keras import ops
+
+# Below this, a norm or a mean square counts as zero.
+EPSILON = 1e-12
+
+
+def reconstruction_loss(original, predicted, mask):
+    """Root mean square error of the weights.
+
+    Args:
+        original: tensor `(kernels, k * k)`.
+        predicted: tensor `(kernels, k * k)`.
+        mask: tensor `(kernels, k * k)`, 1 where a block's entry carries a weight.
+
+    Returns:
+        A scalar, in units of the weights. Its gradient at a perfect fit is 0.
+
+    Source: Ashkenazi et al., ICLR 2023, equation 1.
+    """
+    squares = ops.sum(mask * ops.square(original - predicted))
+    # The gradient of a square root is infinite at 0: keep away from it.
+    return ops.sqrt(ops.maximum(squares / ops.sum(mask), EPSILON))
+
+
+def relative_error(original, predicted, mask):
+    """Squared error of the weights, relative to their squares.
+
+    Args:
+        original: tensor `(kernels, k * k)`.
+        predicted: tensor `(kernels, k * k)`.
+        mask: tensor `(kernels, k * k)`, 1 where a block's entry carries a weight.
+
+    Returns:
+        The scalar sum (W - W^)^2 / sum W^2: 0 for a perfect fit, 1 for all zeros.
+    """
+    error = ops.sum(mask * ops.square(original - predicted))
+    return error / ops.maximum(ops.sum(mask * ops.square(original)), EPSILON)
+
+
+def logits_distillation_loss(teacher, student, temperature=1.0):
+    """Kullback-Leibler divergence of the rebuilt network from the original.
+
+    Args:
+        teacher: logits of the original `(batch, classes)`.
+        student: logits of the rebuilt network `(batch, classes)`.
+        temperature: T, divides both logits; the loss is multiplied by T^2, so that
+            its gradients keep their size. Defaults to `1.0`.
+
+    Returns:
+        A scalar in nats, the mean over the batch.
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015,
+    arXiv 1503.02531; Ashkenazi et al., ICLR 2023, equation 2.
+    """
+    teacher = ops.log_softmax(ops.cast(teacher, "float32") / temperature)
+    student = ops.log_softmax(ops.cast(student, "float32") / temperature)
+    divergence = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
+    return ops.mean(divergence) * temperature**2
+
+
+def feature_map_distillation_loss(teacher, student):
+    """Squared distance of the normalised feature maps, summed over layers.
+
+    Args:
+        teacher: list of the original's feature maps, each `(batch, ...)`.
+        student: list of the rebuilt network's, of the same shapes.
+
+    Returns:
+        A scalar between 0 and 4 times the number of layers, the mean over the batch;
+        0 for empty lists.
+
+    Source: Ashkenazi et al., ICLR 2023, equation 3.
+    """
+    total = ops.zeros((), "float32")
+    for original, rebuilt in zip(teacher, student, strict=True):
+        distance = ops.square(_unit(original) - _unit(rebuilt))
+        total += ops.mean(ops.sum(distance, axis=-1))
+    return total
+
+
+def logits_of(outputs, activation):
+    """A classifier's outputs as logits, whatever activation it ends with.
+
+    Args:
+        outputs: tensor `(batch, classes)`, or `(batch, 1)` for two classes.
+        activation: the output layer's activation: `keras.activations.softmax` or
+            `sigmoid`; anything else is taken as logits.
+
+    Returns:
+        Tensor `(batch, classes)` with at least two classes, whose softmax is the
+        classifier's distribution; several sigmoid outputs are independent and come
+        as `(batch, classes, 2)`.
+    """
+    outputs = ops.cast(outputs, "float32")
+    if activation is keras.activations.softmax and outputs.shape[-1] > 1:
+        return ops.log(ops.maximum(outputs, EPSILON))
+    if activation is keras.activations.sigmoid:
+        yes = ops.log(ops.maximum(outputs, EPSILON))
+        no = ops.log(ops.maximum(1.0 - outputs, EPSILON))
+        pair = ops.stack([no, yes], axis=-1)  # (batch, classes, 2)
+        return pair[:, 0] if outputs.shape[-1] == 1 else pair
+    if outputs.shape[-1] == 1:
+        return ops.concatenate([ops.zeros_like(outputs), outputs], axis=-1)
+    return outputs
+
+
+def _unit(feature_map):
+    flat = ops.cast(feature_map, "float32")
+    flat = ops.reshape(flat, (ops.shape(flat)[0], -1))
+    squares = ops.sum(ops.square(flat), axis=-1, keepdims=True)
+    return flat * ops.rsqrt(ops.maximum(squares, EPSILON))

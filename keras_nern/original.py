@@ -1,0 +1,222 @@
+"""The original network: read, run with other kernels, never changed.
+
+Everything NeRN needs of the classifier goes through here: its kernels as the
+regression's targets, its feature maps and logits as the teacher's, and the same
+network run with predicted kernels as the student. The student is the original inside
+a `keras.StatelessScope` that stands the predicted tensors in for the kernel
+variables, so gradients reach the predictor and no variable is ever assigned.
+
+A convolution's feature map is taken after the batch normalisation that follows it
+and before the activation; without one, it is the convolution's own output.
+"""
+
+import hashlib
+
+import keras
+import numpy as np
+
+from keras_nern.kernels import (
+    block_mask,
+    block_size,
+    blocks_to_kernel,
+    find_convolutions,
+    kernel_to_blocks,
+)
+from keras_nern.losses import logits_of
+
+
+class Original:
+    """A built classifier and its convolutions.
+
+    Args:
+        base: a built functional or Sequential `keras.Model` with one input, one
+            output `(batch, classes)` and at least one `Conv2D`.
+
+    Attributes:
+        base: the same object.
+        convolutions: list of `kernels.Convolution`.
+        kernel_size: k, the side of the common block.
+        masks: float32 `(layers, k * k)`, 1 where a layer's blocks carry weights.
+
+    Raises:
+        ValueError: where `base` is no such model, or its kernels hold NaN or infinity.
+    """
+
+    def __init__(self, base):
+        _check_classifier(base)
+        self.base = base
+        self.convolutions = find_convolutions(base)
+        _check_kernels(base, self.convolutions)
+        self.kernel_size = block_size(self.convolutions)
+        self.masks = np.stack([block_mask(shape, self.kernel_size) for shape in self.shapes])
+        feature_maps = find_feature_maps(base, self.convolutions)
+        self._observer = keras.Model(base.inputs, [*feature_maps, base.outputs[0]])
+        self._activation = _output_activation(base)
+
+    @property
+    def shapes(self):
+        """The kernel shapes, each `(kh, kw, cin, cout)`."""
+        return [conv.shape for conv in self.convolutions]
+
+    @property
+    def image_shape(self):
+        """`(height, width, channels)`, `None` where any size will do."""
+        return tuple(self.base.inputs[0].shape[1:])
+
+    @property
+    def num_kernels(self):
+        """Kernels in all layers together."""
+        return sum(conv.num_kernels for conv in self.convolutions)
+
+    def layer_scales(self):
+        """The standard deviation of each layer's weights.
+
+        Returns:
+            float32 array `(layers,)`; 1 where all weights of a layer are equal.
+        """
+        deviations = np.array([np.std(conv.layer.kernel.numpy()) for conv in self.convolutions])
+        return np.where(deviations > 0, deviations, 1.0).astype("float32")
+
+    def blocks(self):
+        """The current kernels of all layers as float32 rows `(kernels, k * k)`."""
+        return np.concatenate(
+            [
+                kernel_to_blocks(conv.layer.kernel.numpy(), self.kernel_size)
+                for conv in self.convolutions
+            ]
+        ).astype("float32")
+
+    def split(self, blocks):
+        """Turns rows `(kernels, k * k)` into one kernel tensor per layer."""
+        kernels, start = [], 0
+        for conv in self.convolutions:
+            stop = start + conv.num_kernels
+            kernels.append(blocks_to_kernel(blocks[start:stop], conv.shape))
+            start = stop
+        return kernels
+
+    def observe(self, images, kernels=None):
+        """Runs the network in inference mode, with its own kernels or with others.
+
+        Args:
+            images: `(batch, height, width, channels)`.
+            kernels: one tensor per layer, or `None` for its own. Defaults to `None`.
+
+        Returns:
+            `(feature maps, outputs)`: a list of tensors, and `(batch, classes)`.
+        """
+        if kernels is None:
+            *maps, outputs = self._observer(images, training=False)
+            return maps, outputs
+        with keras.StatelessScope(state_mapping=self._stand_ins(kernels)):
+            *maps, outputs = self._observer(images, training=False)
+        return maps, outputs
+
+    def classify(self, images, kernels):
+        """As `observe`, the outputs alone: the network runs no further than these."""
+        with keras.StatelessScope(state_mapping=self._stand_ins(kernels)):
+            return self.base(images, training=False)
+
+    def _stand_ins(self, kernels):
+        return [
+            (conv.layer.kernel, keras.ops.cast(kernel, conv.layer.kernel.dtype))
+            for conv, kernel in zip(self.convolutions, kernels, strict=True)
+        ]
+
+    def logits(self, outputs):
+        """The outputs as logits, see `losses.logits_of`."""
+        return logits_of(outputs, self._activation)
+
+    def predicted_class(self, outputs):
+        """The class of each image `(batch,)`; of a single output, 1 for the positive."""
+        return keras.ops.argmax(self.logits(outputs), axis=-1)
+
+    def digest(self):
+        """SHA-256 of all weights, as 32 uint8."""
+        sha = hashlib.sha256()
+        for value in self.base.get_weights():
+            sha.update(np.ascontiguousarray(value).tobytes())
+        return np.frombuffer(sha.digest(), "uint8")
+
+
+def find_feature_maps(base, convolutions):
+    """The symbolic feature map of each convolution: after its batch normalisation.
+
+    Args:
+        base: a built functional or Sequential model.
+        convolutions: its `kernels.Convolution` list.
+
+    Returns:
+        A list of `KerasTensor`. A convolution inside a nested model, or used at
+        several places, has no single output here and is left out.
+    """
+    normalised = {}
+    for layer in base.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            tensor = _single(layer, "input")
+            if tensor is not None:
+                normalised[id(tensor)] = _single(layer, "output")
+    top_level = {id(layer) for layer in base.layers}
+    maps = []
+    for conv in convolutions:
+        tensor = _single(conv.layer, "output") if id(conv.layer) in top_level else None
+        if tensor is not None:
+            maps.append(normalised.get(id(tensor), tensor))
+    return maps
+
+
+def _single(layer, side):
+    """A layer's input or output tensor, or None where it has not exactly one."""
+    try:
+        tensor = getattr(layer, side)
+    except (AttributeError, ValueError):  # Keras's answers for none and for several
+        return None
+    return None if isinstance(tensor, (list, tuple, dict)) else tensor
+
+
+def _output_activation(base):
+    for layer in reversed(base.layers):
+        if _single(layer, "output") is base.outputs[0]:
+            if isinstance(layer, keras.layers.Softmax):
+                return keras.activations.softmax
+            return getattr(layer, "activation", None)
+    return None
+
+
+def _check_classifier(base):
+    expected = "base must be a built functional or Sequential keras.Model"
+    if not isinstance(base, keras.Model):
+        raise ValueError(f"{expected}. Received: {base!r} of type {type(base).__name__}")
+    if not base.built:
+        raise ValueError(
+            f"{expected}. Received: {base.name!r}, which is not built: give it a keras.Input, "
+            "or call it on a batch of images first."
+        )
+    inputs, outputs = getattr(base, "inputs", None), getattr(base, "outputs", None)
+    if not inputs or not outputs:
+        raise ValueError(f"{expected}. Received: a subclassed {type(base).__name__}")
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ValueError(
+            f"{expected} with one input and one output. Received: {len(inputs)} inputs and "
+            f"{len(outputs)} outputs"
+        )
+    if len(outputs[0].shape) != 2:
+        raise ValueError(
+            f"{expected} that gives (batch, classes). Received: an output of shape "
+            f"{outputs[0].shape}"
+        )
+
+
+def _check_kernels(base, convolutions):
+    if not convolutions:
+        raise ValueError(
+            "base must have at least one Conv2D layer. Received: "
+            f"{base.name!r} with layers {[type(layer).__name__ for layer in base.layers]}"
+        )
+    for weight in base.weights:
+        bad = int(np.sum(~np.isfinite(np.asarray(weight.numpy(), "float64"))))
+        if bad:
+            raise ValueError(
+                "base must have finite weights. Received: "
+                f"{weight.path!r} with {bad} of {np.prod(weight.shape)} entries NaN or infinite"
+            )

@@ -1,0 +1,121 @@
+"""The predictor: the small MLP that is the representation.
+
+    encoding(layer, filter, channel) -> Dense(h) -> ReLU -> ... -> Dense(h) -> ReLU -> Dense(k^2)
+
+Five blocks in all by default, as in Ashkenazi et al., ICLR 2023, section 3.1. Its
+width h is the knob between size and accuracy. It stays in float32 under any mixed
+precision policy: the weights it predicts are small differences of large activations.
+"""
+
+import keras
+
+from keras_nern.positional_encoding import PACKAGE, PositionalEncoding
+
+# The optimizer treats the output layer apart from the hidden ones, by this name.
+OUTPUT_LAYER = "predicted_kernels"
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class KernelPredictor(keras.layers.Layer):
+    """Maps kernel coordinates to kernel weights.
+
+    Args:
+        hidden_size: h, width of the hidden layers.
+        num_blocks: number of Dense layers, the output layer among them, at least 2.
+            Defaults to `5`.
+        kernel_size: k, side of the predicted k x k blocks. Defaults to `3`.
+        encoding: a Keras layer from `(n, 3)` coordinates to features `(n, d)`;
+            `None` for `PositionalEncoding()`. Defaults to `None`.
+        activation: activation of the hidden layers. Defaults to `"relu"`.
+        **kwargs: `keras.layers.Layer` arguments.
+
+    Input shape:
+        `(n, 3)`, integer (layer, filter, channel).
+
+    Output shape:
+        float32 `(n, k * k)`.
+
+    Raises:
+        ValueError: for a width or kernel size below 1, fewer than 2 blocks, or an
+            encoding that is no Keras layer.
+
+    Example:
+
+    >>> predictor = keras_nern.KernelPredictor(hidden_size=160)
+    >>> predictor(np.array([[0, 0, 0], [0, 0, 1]])).shape
+    TensorShape([2, 9])
+
+    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
+    """
+
+    def __init__(
+        self,
+        hidden_size,
+        num_blocks=5,
+        kernel_size=3,
+        encoding=None,
+        activation="relu",
+        **kwargs,
+    ):
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+        for name, value, least in (
+            ("hidden_size", hidden_size, 1),
+            ("num_blocks", num_blocks, 2),
+            ("kernel_size", kernel_size, 1),
+        ):
+            if int(value) != value or value < least:
+                raise ValueError(
+                    f"{name} must be an integer of at least {least}. Received: {name}={value!r}"
+                )
+        encoding = PositionalEncoding(name="encoding") if encoding is None else encoding
+        if not isinstance(encoding, keras.layers.Layer):
+            raise ValueError(
+                "encoding must be a Keras layer from coordinates (n, 3) to features, or None. "
+                f"Received: encoding={encoding!r}"
+            )
+        self.hidden_size = hidden_size
+        self.num_blocks = num_blocks
+        self.kernel_size = kernel_size
+        self.encoding = encoding
+        self.activation = keras.activations.get(activation)
+        self.hidden = [
+            keras.layers.Dense(
+                hidden_size, activation=self.activation, dtype="float32", name=f"hidden_{i}"
+            )
+            for i in range(num_blocks - 1)
+        ]
+        self.output_layer = keras.layers.Dense(
+            kernel_size * kernel_size, dtype="float32", name=OUTPUT_LAYER
+        )
+
+    def build(self, input_shape):
+        self.encoding.build(input_shape)
+        shape = self.encoding.compute_output_shape(input_shape)
+        for layer in (*self.hidden, self.output_layer):
+            layer.build(shape)
+            shape = layer.compute_output_shape(shape)
+
+    def call(self, inputs):
+        x = self.encoding(inputs)
+        for layer in self.hidden:
+            x = layer(x)
+        return self.output_layer(x)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.kernel_size**2)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden_size": self.hidden_size,
+            "num_blocks": self.num_blocks,
+            "kernel_size": self.kernel_size,
+            "encoding": keras.saving.serialize_keras_object(self.encoding),
+            "activation": keras.activations.serialize(self.activation),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = {**config, "encoding": keras.saving.deserialize_keras_object(config["encoding"])}
+        return cls(**config)

@@ -1,0 +1,131 @@
+"""The size of a representation, layer by layer.
+
+With P predictor parameters, B bits of permutation, S layer scales and K weights that
+are kept as they are, all weights as 4-byte floats, against R represented weights:
+
+    ratio of the kernels  =  R / (P + S + B / 32)
+    ratio of the network  =  (R + K) / (P + S + B / 32 + K)
+
+above 1 where the representation is the smaller one.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRow:
+    """One convolution: its name, `(kh, kw, cin, cout)`, counts, permutation bits."""
+
+    name: str
+    shape: tuple
+    kernels: int
+    weights: int
+    permutation_bits: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SummaryTable:
+    """What is represented, by what, and how the sizes compare; prints as a table.
+
+    Attributes:
+        layers: list of `LayerRow`.
+        predictor_parameters: weights of the predictor.
+        scales: layer scales that are kept beside it.
+        kept_weights: all other weights of the base (BN, biases, Dense, ...).
+    """
+
+    layers: list
+    predictor_parameters: int
+    scales: int
+    kept_weights: int
+
+    @property
+    def kernels(self):
+        """Represented kernels of all layers."""
+        return sum(row.kernels for row in self.layers)
+
+    @property
+    def weights(self):
+        """Represented weights of all layers."""
+        return sum(row.weights for row in self.layers)
+
+    @property
+    def permutation_bits(self):
+        """Bits of all permutations."""
+        return sum(row.permutation_bits for row in self.layers)
+
+    @property
+    def representation_bytes(self):
+        """Bytes of predictor (float32), scales and permutations."""
+        floats = self.predictor_parameters + self.scales
+        return 4 * floats + self.permutation_bits / 8
+
+    @property
+    def kernel_ratio(self):
+        """Bytes of the represented weights over those of their representation."""
+        return 4 * self.weights / self.representation_bytes
+
+    @property
+    def network_ratio(self):
+        """Bytes of the whole network over those of representation and kept weights."""
+        kept = 4 * self.kept_weights
+        return (4 * self.weights + kept) / (self.representation_bytes + kept)
+
+    def __str__(self):
+        header = ("layer", "kernel shape", "kernels", "weights", "permutation bits")
+        rows = [
+            (
+                row.name,
+                "x".join(map(str, row.shape)),
+                row.kernels,
+                row.weights,
+                row.permutation_bits,
+            )
+            for row in self.layers
+        ]
+        rows.append(("total", "", self.kernels, self.weights, self.permutation_bits))
+        cells = [header, *([*row[:2], *(f"{n:,.0f}" for n in row[2:])] for row in rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+        lines = []
+        for row in cells:
+            text = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+            numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+            lines.append("  ".join([*text, *numbers]).rstrip())
+        rule = "-" * max(map(len, lines))
+        lines.insert(1, rule)
+        lines.insert(-1, rule)
+        lines += [
+            "",
+            f"predictor parameters      {self.predictor_parameters:,}",
+            f"layer scales              {self.scales:,}",
+            f"weights kept as they are  {self.kept_weights:,}",
+            f"representation            {self.representation_bytes:,.0f} bytes",
+            f"ratio of the kernels      {self.kernel_ratio:.2f}",
+            f"ratio of the network      {self.network_ratio:.2f}",
+        ]
+        return "\n".join(lines)
+
+
+def summary_table(original, predictor, permutation_bits, scales):
+    """Counts a representation.
+
+    Args:
+        original: an `original.Original`.
+        predictor: a built `KernelPredictor`.
+        permutation_bits: bits of each layer's permutation.
+        scales: number of layer scales that are kept.
+
+    Returns:
+        A `SummaryTable`.
+    """
+    layers = [
+        LayerRow(conv.name, conv.shape, conv.num_kernels, conv.num_weights, bits)
+        for conv, bits in zip(original.convolutions, permutation_bits, strict=True)
+    ]
+    represented = sum(row.weights for row in layers)
+    return SummaryTable(
+        layers=layers,
+        predictor_parameters=predictor.count_params(),
+        scales=scales,
+        kept_weights=original.base.count_params() - represented,
+    )

@@ -1,0 +1,173 @@
+"""Which kernels get gradients at a step.
+
+A step's cost follows the number of coordinates it predicts, so a step takes a batch
+of kernels, drawn with replacement:
+
+* all: every kernel, no draw;
+* uniform: each kernel with the same probability 1 / N;
+* magnitude-weighted: for a share s of the steps, kernel i with the probability
+  |w_i| / sum_j |w_j|, which lowers the error where it weighs most; uniform otherwise
+  (Ashkenazi et al., ICLR 2023, section 3.3 and appendix).
+"""
+
+import keras
+import numpy as np
+
+from keras_nern.positional_encoding import PACKAGE
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class AllKernels:
+    """Every kernel at every step.
+
+    Example:
+
+    >>> AllKernels().sample(np.ones(3), seed=keras.random.SeedGenerator(0))
+
+    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
+    """
+
+    def sample(self, cumulative, seed):
+        """Returns `None`: take them all."""
+        return None
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class UniformSampling(AllKernels):
+    """A batch of kernels, each equally likely.
+
+    Args:
+        batch_size: kernels per step, at least 1. Defaults to `4096`.
+
+    Raises:
+        ValueError: for a batch size below 1.
+
+    Example:
+
+    >>> sampling = UniformSampling(batch_size=2)
+    >>> sampling.sample(np.array([0.5, 1.0]), keras.random.SeedGenerator(0)).shape
+    TensorShape([2])
+
+    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
+    """
+
+    def __init__(self, batch_size=4096):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}")
+        self.batch_size = batch_size
+
+    def sample(self, cumulative, seed):
+        """Draws a batch.
+
+        Args:
+            cumulative: float32 `(kernels,)`, from `cumulative_magnitude`; only its
+                length counts here.
+            seed: a `keras.random.SeedGenerator`.
+
+        Returns:
+            int32 indices `(batch_size,)`.
+        """
+        return keras.random.randint((self.batch_size,), 0, cumulative.shape[0], seed=seed)
+
+    def get_config(self):
+        return {"batch_size": self.batch_size}
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class MagnitudeSampling(UniformSampling):
+    """A batch of kernels, drawn by their norm for a share of the steps.
+
+    Args:
+        batch_size: kernels per step, at least 1. Defaults to `4096`.
+        share: share of the steps, 0 to 1, that draw by norm. Defaults to `0.2`.
+
+    Raises:
+        ValueError: for a batch size below 1 or a share outside 0 to 1.
+
+    Example:
+
+    >>> sampling = MagnitudeSampling(batch_size=2, share=1.0)
+    >>> only_first = cumulative_magnitude(np.array([[1.0], [0.0]]))
+    >>> sampling.sample(only_first, keras.random.SeedGenerator(0)).numpy()
+    array([0, 0], dtype=int32)
+
+    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
+    """
+
+    def __init__(self, batch_size=4096, share=0.2):
+        super().__init__(batch_size)
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must be between 0 and 1. Received: share={share!r}")
+        self.share = share
+
+    def sample(self, cumulative, seed):
+        """Draws a batch.
+
+        Args:
+            cumulative: float32 `(kernels,)`, from `cumulative_magnitude`.
+            seed: a `keras.random.SeedGenerator`.
+
+        Returns:
+            int32 indices `(batch_size,)`.
+        """
+        uniform = super().sample(cumulative, seed)
+        # side="right" steps over kernels of norm 0, whose interval is empty; a draw
+        # that rounding puts past the end goes to the last kernel.
+        draws = keras.random.uniform((self.batch_size,), seed=seed)
+        weighted = keras.ops.searchsorted(cumulative, draws, side="right")
+        weighted = keras.ops.minimum(keras.ops.cast(weighted, "int32"), cumulative.shape[0] - 1)
+        by_norm = keras.random.uniform((), seed=seed) < self.share
+        return keras.ops.where(by_norm, weighted, uniform)
+
+    def get_config(self):
+        return {**super().get_config(), "share": self.share}
+
+
+def cumulative_magnitude(blocks):
+    """The distribution function that `MagnitudeSampling` draws from.
+
+    Args:
+        blocks: array `(kernels, k * k)`.
+
+    Returns:
+        float32 array `(kernels,)`: entry i is (|w_0| + ... + |w_i|) / sum_j |w_j|.
+        Kernels that are all zero are equally likely.
+    """
+    norms = np.linalg.norm(np.asarray(blocks, "float64"), axis=1)
+    total = np.cumsum(norms if norms.any() else np.ones_like(norms))
+    return (total / total[-1]).astype("float32")
+
+
+_BY_NAME = {"all": AllKernels, "uniform": UniformSampling, "magnitude": MagnitudeSampling}
+
+
+def get(identifier):
+    """Turns a name or a config into a sampling.
+
+    Args:
+        identifier: `"all"`, `"uniform"`, `"magnitude"`, a serialised sampling, or an
+            object with `sample(cumulative, seed)`.
+
+    Returns:
+        The sampling.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(identifier, dict):
+        return keras.saving.deserialize_keras_object(identifier)
+    if isinstance(identifier, str) and identifier in _BY_NAME:
+        return _BY_NAME[identifier]()
+    if hasattr(identifier, "sample"):
+        return identifier
+    raise ValueError(
+        f"sampling must be one of {sorted(_BY_NAME)} or have a method sample(cumulative, seed). "
+        f"Received: sampling={identifier!r}"
+    )

@@ -1,0 +1,32 @@
+"""Packaging; the version is read from the package, which need not be importable."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "keras_nern/__init__.py").read_text(), re.MULTILINE
+).group(1)
+
+EXTRAS = {
+    # tensorflow-datasets 4.9.10 imports importlib_resources without requiring it.
+    "data": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
+    "demo": ["scikit-learn>=1.4", "matplotlib>=3.8"],
+}
+EXTRAS["dev"] = [*EXTRAS["data"], *EXTRAS["demo"], "pytest>=8", "ruff==0.17.6", "pre-commit>=3"]
+
+setuptools.setup(
+    name="keras-nern",
+    version=VERSION,
+    description="Neural representations for the weights of trained convolutional networks",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["keras_nern", "keras_nern.*"]),
+    python_requires=">=3.11",
+    # keras.optimizers.Muon came with Keras 3.10; 3.12 mended its learning rate scaling.
+    install_requires=["tensorflow>=2.18", "keras>=3.12", "numpy>=1.26"],
+    extras_require=EXTRAS,
+)
