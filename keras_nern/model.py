@@ -156,7 +156,7 @@ class NeRNModel(RepresentationTrainer):
             A Keras model of the base's class and config with variables of its own:
             predicted kernels, everything else copied from the base. Not compiled.
         """
-        rebuilt = keras.models.clone_model(self.base)
+        rebuilt = keras.saving.deserialize_keras_object(self._original.architecture())
         rebuilt.set_weights(self.base.get_weights())
         convolutions = find_convolutions(rebuilt)
         for conv, kernel in zip(convolutions, self.predict_kernels().values(), strict=True):
@@ -178,7 +178,7 @@ class NeRNModel(RepresentationTrainer):
     def get_config(self):
         return {
             **super().get_config(),
-            "base": keras.saving.serialize_keras_object(self.base),
+            "base": self._original.architecture(),
             "hidden_size": self.hidden_size,
             "num_blocks": self.num_blocks,
             "permutation": self.permutation,
@@ -199,6 +199,25 @@ class NeRNModel(RepresentationTrainer):
         model.permutation = permutation
         model._base_is_own = True
         return model
+
+    def load_weights(self, filepath, **kwargs):
+        """Loads weights as `keras.Model.load_weights` does, or leaves all as it was.
+
+        Args:
+            filepath: a file that `save_weights` or `save` wrote.
+            **kwargs: as for `keras.Model.load_weights`.
+
+        Raises:
+            ValueError: where they belong to a representation of another base.
+        """
+        variables = [*self.variables, *self.base.variables, *self.optimizer.variables]
+        before = [keras.ops.convert_to_numpy(variable) for variable in variables]
+        try:
+            super().load_weights(filepath, **kwargs)
+        except Exception:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+            raise
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

@@ -49,8 +49,7 @@ class Original:
         _check_kernels(base, self.convolutions)
         self.kernel_size = block_size(self.convolutions)
         self.masks = np.stack([block_mask(shape, self.kernel_size) for shape in self.shapes])
-        feature_maps = find_feature_maps(base, self.convolutions)
-        self._observer = keras.Model(base.inputs, [*feature_maps, base.outputs[0]])
+        self._observer = _observer(base, find_feature_maps(base, self.convolutions))
         self._activation = _output_activation(base)
 
     @property
@@ -106,11 +105,11 @@ class Original:
             `(feature maps, outputs)`: a list of tensors, and `(batch, classes)`.
         """
         if kernels is None:
-            *maps, outputs = self._observer(images, training=False)
-            return maps, outputs
-        with keras.StatelessScope(state_mapping=self._stand_ins(kernels)):
-            *maps, outputs = self._observer(images, training=False)
-        return maps, outputs
+            seen = self._observer(images, training=False)
+        else:
+            with keras.StatelessScope(state_mapping=self._stand_ins(kernels)):
+                seen = self._observer(images, training=False)
+        return seen["maps"], seen["outputs"]
 
     def classify(self, images, kernels):
         """As `observe`, the outputs alone: the network runs no further than these."""
@@ -131,6 +130,12 @@ class Original:
         """The class of each image `(batch,)`; of a single output, 1 for the positive."""
         return keras.ops.argmax(self.logits(outputs), axis=-1)
 
+    def architecture(self):
+        """The base's class and config, serialised, without how it was compiled."""
+        config = keras.saving.serialize_keras_object(self.base)
+        config.pop("compile_config", None)
+        return config
+
     def digest(self):
         """SHA-256 of all weights, as 32 uint8."""
         sha = hashlib.sha256()
@@ -147,8 +152,8 @@ def find_feature_maps(base, convolutions):
         convolutions: its `kernels.Convolution` list.
 
     Returns:
-        A list of `KerasTensor`. A convolution inside a nested model, or used at
-        several places, has no single output here and is left out.
+        A list of `KerasTensor`. A convolution inside a nested model has no output
+        here and is left out; of one used at several places it is the first.
     """
     normalised = {}
     for layer in base.layers:
@@ -165,11 +170,28 @@ def find_feature_maps(base, convolutions):
     return maps
 
 
+def _observer(base, feature_maps):
+    def model(maps):
+        return keras.Model(base.inputs[0], {"maps": maps, "outputs": base.outputs[0]})
+
+    def reachable(tensor):
+        try:
+            model([tensor])
+        except ValueError:  # the layer was first used in another model
+            return False
+        return True
+
+    try:
+        return model(feature_maps)
+    except ValueError:
+        return model([tensor for tensor in feature_maps if reachable(tensor)])
+
+
 def _single(layer, side):
-    """A layer's input or output tensor, or None where it has not exactly one."""
+    """A layer's (first) input or output tensor, or None where it has none or several."""
     try:
         tensor = getattr(layer, side)
-    except (AttributeError, ValueError):  # Keras's answers for none and for several
+    except (AttributeError, ValueError):  # Keras's answers for a layer never called
         return None
     return None if isinstance(tensor, (list, tuple, dict)) else tensor
 

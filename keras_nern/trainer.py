@@ -13,6 +13,8 @@ epochs, the phases here are apart: the first is cheap and goes most of the way, 
 second needs few, small steps.
 """
 
+import types
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -120,6 +122,7 @@ class RepresentationTrainer(keras.Model):
                 exclude_layers=[OUTPUT_LAYER],
             )
         super().compile(optimizer=optimizer, **kwargs)
+        self.optimizer.build(self.trainable_variables)
         self._runtime.traced_phase = None
         self._compile_arguments = {
             **settings,
@@ -135,7 +138,6 @@ class RepresentationTrainer(keras.Model):
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
 
     def fit(
         self,
@@ -221,8 +223,8 @@ class RepresentationTrainer(keras.Model):
         self._runtime.targets = None  # the base may have been trained on meanwhile
         if x is None:  # Keras wants something to count the steps by
             x = tf.data.Dataset.from_tensors(np.int32(0)).repeat()
-        # Keras warns where a dataset comes with shuffle=True, its own default.
-        kwargs.setdefault("shuffle", not isinstance(x, tf.data.Dataset))
+        # Keras's default is True, and it warns where that has no effect.
+        kwargs.setdefault("shuffle", not isinstance(x, (tf.data.Dataset, types.GeneratorType)))
         history = super().fit(x=x, steps_per_epoch=steps_per_epoch, **kwargs)
         history.reconstruction = {}
         return history
@@ -391,7 +393,9 @@ class RepresentationTrainer(keras.Model):
     @property
     def metrics(self):
         # In place of Keras's own "loss", which has no y to be computed from.
-        return [*self._trackers.values()] + [m for m in super().metrics if m.name not in _METRICS]
+        compiled = [m for m in super().metrics if m.name not in _METRICS]
+        # Compiled metrics see outputs in an evaluation only; before, they have no result.
+        return [*self._trackers.values()] + [m for m in compiled if getattr(m, "built", True)]
 
 
 class _Runtime:

@@ -1,0 +1,231 @@
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_nern
+from keras_nern.permutations import kernel_order
+
+
+def _assert_same(a, b):
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def _slow_kernels(nern):
+    """Every kernel by its own formula, one coordinate at a time."""
+    kernels = {}
+    for index, name in enumerate(("stem", "conv", "shortcut")):
+        original = nern.base.get_layer(name).kernel.numpy()
+        kh, kw, cin, cout = original.shape
+        scale = np.std(original) if nern.normalize == "layer" else 1.0
+        order = list(kernel_order(original, nern.permutation))
+        kernels[name] = np.zeros(original.shape)
+        for f in range(cout):
+            for c in range(cin):
+                position = order.index(f * cin + c)
+                coordinate = np.array([[index, position // cin, position % cin]])
+                block = nern.predictor(coordinate).numpy().reshape(3, 3)
+                top, left = (3 - kh) // 2, (3 - kw) // 2
+                crop = block[top : top + kh, left : left + kw]
+                kernels[name][:, :, c, f] = scale * crop
+    return kernels
+
+
+@pytest.mark.parametrize("permutation", [None, "in_filter", "cross_filter"])
+@pytest.mark.parametrize("normalize", [None, "layer"])
+def test_predicts_each_kernel_from_its_coordinate(base, permutation, normalize):
+    nern = keras_nern.NeRNModel(base, 8, permutation=permutation, normalize=normalize)
+    kernels = nern.predict_kernels()
+    expected = _slow_kernels(nern)
+    assert list(kernels) == list(expected)
+    for name in expected:
+        np.testing.assert_allclose(kernels[name], expected[name], atol=1e-6)
+
+
+def test_acts_as_the_rebuilt_classifier_in_every_way(nern, images, labels):
+    nern.fit(images, epochs=1, verbose=0)
+    rebuilt = nern.reconstruct()
+    expected = rebuilt(images).numpy()
+    np.testing.assert_allclose(nern(images), expected, atol=1e-6)
+    np.testing.assert_allclose(nern.predict(images, verbose=0), expected, atol=1e-6)
+    nern.fit(images, epochs=1, verbose=0)  # predict must not answer from before
+    after = nern.reconstruct()(images).numpy()
+    assert np.abs(after - expected).max() > 1e-4
+    np.testing.assert_allclose(nern.predict(images, verbose=0), after, atol=1e-6)
+
+
+def test_reconstruct_copies_everything_but_the_kernels(nern):
+    rebuilt = nern.reconstruct()
+    assert rebuilt.get_config() == nern.base.get_config()
+    predicted = nern.predict_kernels()
+    for copy, original in zip(rebuilt.layers, nern.base.layers, strict=True):
+        for a, b in zip(copy.weights, original.weights, strict=True):
+            assert a is not b
+            if a.name == "kernel" and copy.name in predicted:
+                np.testing.assert_array_equal(a, predicted[copy.name])
+            else:
+                np.testing.assert_array_equal(a, b)
+
+
+def test_the_base_stays_as_it_is(base, images, labels, tmp_path):
+    before, trainable = base.get_weights(), [layer.trainable for layer in base.layers]
+    nern = keras_nern.NeRNModel(base, 8, permutation="cross_filter", normalize="layer")
+    nern.compile(reconstruction_steps=3)
+    nern.fit(images, labels, epochs=1, validation_data=(images, labels), verbose=0)
+    nern.trainable = False
+    nern.reconstruct().set_weights([0 * w for w in before])
+    nern.save(tmp_path / "nern.keras")
+    assert nern.base is base
+    _assert_same(before, base.get_weights())
+    assert [layer.trainable for layer in base.layers] == trainable
+
+
+def test_only_the_predictor_is_trainable(nern):
+    paths = {id(weight) for weight in nern.predictor.weights}
+    assert {id(weight) for weight in nern.trainable_variables} == paths
+    assert len(paths) == 10
+
+
+def test_a_perfect_predictor_rebuilds_the_base(base, images):
+    # The encoding hands over the row number; the output layer holds the kernels.
+    nern = keras_nern.NeRNModel(base, 52, num_blocks=2, encoding=_OneHot(base))
+    nern.predictor.hidden[0].kernel.assign(np.eye(52))
+    nern.predictor.output_layer.kernel.assign(nern._original.blocks())
+    np.testing.assert_allclose(nern(images), base(images), atol=1e-6)
+    metrics = nern.evaluate(images, return_dict=True, verbose=0)
+    assert metrics["relative_error"] == pytest.approx(0, abs=1e-10)
+    assert metrics["agreement"] == 1
+
+
+class _OneHot(keras.layers.Layer):
+    """Coordinates of `base`'s 52 kernels as one-hot rows."""
+
+    def __init__(self, base, **kwargs):
+        super().__init__(**kwargs)
+        self.start = np.array([0, 4, 28], "int32")
+        self.width = np.array([1, 4, 4], "int32")
+
+    def call(self, inputs):
+        layer, f, c = tf.unstack(tf.cast(inputs, "int32"), axis=1)
+        return tf.one_hot(tf.gather(self.start, layer) + f * tf.gather(self.width, layer) + c, 52)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], 52)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size must be .* at least 1. Received: hidden_size=0"),
+        ({"num_blocks": 1}, "num_blocks must be .* at least 2. Received: num_blocks=1"),
+        ({"permutation": "random"}, "permutation must be one of .*permutation='random'"),
+        ({"normalize": "kernel"}, "normalize must be None or \"layer\".*normalize='kernel'"),
+    ],
+)
+def test_refuses(base, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        keras_nern.NeRNModel(base, **arguments)
+
+
+SHAPES_THAT_WRAP = {
+    "even and oblong kernels, groups, dilation": lambda: [
+        keras.Input((12, 12, 4)),
+        keras.layers.Conv2D(4, (2, 5), groups=2),
+        keras.layers.Conv2D(4, 3, dilation_rate=2),
+        keras.layers.GlobalMaxPooling2D(),
+        keras.layers.Dense(2, activation="softmax"),
+    ],
+    "1x1 alone, one output": lambda: [
+        keras.Input((4, 4, 2)),
+        keras.layers.Conv2D(3, 1, activation="relu"),
+        keras.layers.Flatten(),
+        keras.layers.Dense(1, activation="sigmoid"),
+    ],
+    "a nested model": lambda: [
+        keras.Input((12, 12, 4)),
+        keras.Sequential([keras.Input((12, 12, 4)), keras.layers.Conv2D(3, 3)], name="inner"),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3),
+    ],
+}
+
+
+@pytest.mark.parametrize("layers", SHAPES_THAT_WRAP.values(), ids=SHAPES_THAT_WRAP)
+def test_wraps_other_classifiers(layers):
+    base = keras.Sequential(layers())
+    shape = base.input_shape[1:]
+    images = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
+    labels = np.array([0, 1, 0, 1])
+    nern = keras_nern.NeRNModel(base, 8, permutation="cross_filter")
+    nern.compile(reconstruction_steps=2)
+    nern.fit(images, labels, epochs=1, verbose=0)
+    metrics = nern.evaluate(images, labels, verbose=0, return_dict=True)
+    assert np.isfinite(list(metrics.values())).all()
+    predicted = nern.predict(images, verbose=0)
+    np.testing.assert_allclose(predicted, nern.reconstruct()(images), atol=1e-5)
+    classes = predicted[:, 0] > 0.5 if predicted.shape[1] == 1 else predicted.argmax(axis=1)
+    assert metrics["accuracy"] == pytest.approx(np.mean(classes == labels))
+
+
+CONTINUE = """
+import sys, keras, numpy as np, keras_nern
+path, out = sys.argv[1:]
+images = np.random.default_rng(2).normal(size=(12, 8, 8, 1)).astype("float32")
+nern = keras.models.load_model(path)
+np.savez(out, before=nern.predict(images, verbose=0), seed=nern._seed.state.numpy(),
+         history=nern.fit(images, epochs=4, initial_epoch=2, shuffle=False, verbose=0)
+         .history["loss"], after=nern.predict(images, verbose=0))
+"""
+
+
+def test_a_saved_fit_goes_on_in_a_new_process(base, images, tmp_path):
+    nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter")
+    nern.compile(reconstruction_steps=8, distillation_sampling="uniform")
+    # as a fit of four epochs that is stopped after two
+    stop = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(nern, "stop_training", epoch == 1)
+    )
+    nern.fit(images, epochs=4, shuffle=False, verbose=0, callbacks=[stop])
+    nern.save(tmp_path / "nern.keras")
+    root = pathlib.Path(keras_nern.__file__).parents[1]
+    command = [sys.executable, "-c", CONTINUE, tmp_path / "nern.keras", tmp_path / "out.npz"]
+    subprocess.run(command, check=True, cwd=root)
+    with np.load(tmp_path / "out.npz") as there:
+        np.testing.assert_allclose(there["before"], nern.predict(images, verbose=0), atol=1e-6)
+        np.testing.assert_array_equal(there["seed"], nern._seed.state.numpy())
+        here = nern.fit(images, epochs=4, initial_epoch=2, shuffle=False, verbose=0)
+        np.testing.assert_allclose(there["history"], here.history["loss"], rtol=1e-6)
+        np.testing.assert_allclose(there["after"], nern.predict(images, verbose=0), atol=1e-6)
+
+
+def test_loading_keeps_order_scales_and_settings(base, images, tmp_path):
+    nern = keras_nern.NeRNModel(base, 8, permutation="in_filter", normalize="layer")
+    nern.compile(reconstruction_steps=7, temperature=3.0, kernel_sampling="magnitude")
+    nern.save(tmp_path / "nern.keras")
+    loaded = keras.models.load_model(tmp_path / "nern.keras")
+    np.testing.assert_array_equal(loaded.coordinates, nern.coordinates)
+    np.testing.assert_array_equal(loaded.scales, nern.scales)
+    _assert_same(loaded.base.get_weights(), base.get_weights())
+    assert (loaded.permutation, loaded.reconstruction_steps) == ("in_filter", 7)
+    assert loaded.temperature == 3
+    assert isinstance(loaded.kernel_sampling, keras_nern.MagnitudeSampling)
+    assert str(loaded.summary_table()) == str(nern.summary_table())
+
+
+def test_weights_of_another_base_are_refused_and_change_nothing(base, nern, tmp_path):
+    other = keras.models.clone_model(base)
+    keras_nern.NeRNModel(other, 16).save_weights(tmp_path / "other.weights.h5")
+    before, predictor = base.get_weights(), nern.get_weights()
+    with pytest.raises(ValueError, match="Expected weights of a representation of this base"):
+        nern.load_weights(tmp_path / "other.weights.h5")
+    _assert_same(before, base.get_weights())
+    _assert_same(predictor, nern.get_weights())
+    nern.save_weights(tmp_path / "own.weights.h5")
+    nern.predictor.output_layer.kernel.assign(np.zeros((16, 9)))
+    nern.load_weights(tmp_path / "own.weights.h5")
+    _assert_same(predictor, nern.get_weights())

@@ -1,0 +1,168 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_nern.kernels import find_convolutions
+from keras_nern.original import Original, find_feature_maps
+
+
+def test_feature_maps_are_taken_after_normalisation_before_activation(base):
+    maps = find_feature_maps(base, find_convolutions(base))
+    expected = [base.get_layer(name).output for name in ("stem_bn", "conv_bn", "shortcut")]
+    assert [id(tensor) for tensor in maps] == [id(tensor) for tensor in expected]
+
+
+def test_feature_maps_of_a_sequential_model():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            keras.layers.Conv2D(2, 3, use_bias=False),
+            keras.layers.BatchNormalization(name="bn"),
+            keras.layers.ReLU(),
+            keras.layers.Conv2D(2, 3, name="last"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2),
+        ]
+    )
+    maps = find_feature_maps(model, find_convolutions(model))
+    expected = [model.get_layer("bn").output, model.get_layer("last").output]
+    assert [id(tensor) for tensor in maps] == [id(tensor) for tensor in expected]
+
+
+def test_a_convolution_used_twice_gives_its_first_feature_map():
+    conv = keras.layers.Conv2D(2, 3, padding="same")
+    inputs = keras.Input((4, 4, 2))
+    first = conv(inputs)
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(conv(first)))
+    (feature_map,) = find_feature_maps(model, find_convolutions(model))
+    assert feature_map is first
+    ones = np.ones((1, 4, 4, 2), "float32")
+    np.testing.assert_array_equal(Original(model).observe(ones)[1], model(ones))
+
+
+def test_a_convolution_first_used_in_another_model_is_not_observed():
+    conv = keras.layers.Conv2D(2, 3, padding="same")
+    conv(keras.Input((7, 7, 2)))
+    inputs = keras.Input((4, 4, 2))
+    x = keras.layers.Conv2D(2, 3, name="own")(conv(inputs))
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
+    maps, _ = Original(model).observe(np.ones((1, 4, 4, 2), "float32"))
+    assert [tuple(feature_map.shape) for feature_map in maps] == [(1, 2, 2, 2)]
+
+
+def test_observes_the_network_with_its_own_kernels(base, images):
+    maps, outputs = Original(base).observe(images)
+    np.testing.assert_array_equal(outputs, base(images, training=False))
+    reference = keras.Model(base.inputs[0], base.get_layer("conv_bn").output)
+    np.testing.assert_array_equal(maps[1], reference(images, training=False))
+
+
+def test_runs_as_if_other_kernels_had_been_assigned(base, images):
+    original = Original(base)
+    rng = np.random.default_rng(5)
+    kernels = [rng.normal(size=shape).astype("float32") for shape in original.shapes]
+    before = base.get_weights()
+    outputs = original.classify(images, [tf.constant(kernel) for kernel in kernels])
+    observed = original.observe(images, [tf.constant(kernel) for kernel in kernels])[1]
+    for a, b in zip(before, base.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    copy = keras.models.clone_model(base)
+    copy.set_weights(before)
+    for name, kernel in zip(("stem", "conv", "shortcut"), kernels, strict=True):
+        copy.get_layer(name).kernel.assign(kernel)
+    np.testing.assert_allclose(outputs, copy(images), rtol=1e-5)
+    np.testing.assert_array_equal(outputs, observed)
+
+
+def test_gradients_reach_the_kernels_and_match_finite_differences(base, images):
+    original = Original(base)
+    kernels = [tf.constant(conv.layer.kernel.numpy()) for conv in original.convolutions]
+
+    def loss(kernels):
+        return tf.reduce_sum(tf.square(original.classify(images, kernels)))
+
+    with tf.GradientTape() as tape:
+        tape.watch(kernels)
+        value = loss(kernels)
+    gradients = tape.gradient(value, kernels)
+    for i, gradient in enumerate(gradients):
+        step = 1e-3 * gradient / tf.norm(gradient)
+        change = [loss([*kernels[:i], kernels[i] + s * step, *kernels[i + 1 :]]) for s in (1, -1)]
+        slope = float(change[0] - change[1]) / 2e-3
+        assert slope == pytest.approx(float(tf.norm(gradient)), rel=0.02)
+
+
+def test_splits_its_own_blocks_into_its_own_kernels(base):
+    original = Original(base)
+    assert original.blocks().shape == (52, 9)
+    for kernel, conv in zip(original.split(original.blocks()), original.convolutions, strict=True):
+        np.testing.assert_array_equal(kernel, conv.layer.kernel)
+    assert original.masks.sum(axis=1).tolist() == [9, 9, 1]
+
+
+def test_layer_scales_are_standard_deviations(base):
+    base.get_layer("shortcut").kernel.assign(np.full((1, 1, 4, 6), 0.5))
+    expected = [np.std(base.get_layer(name).kernel.numpy()) for name in ("stem", "conv")]
+    np.testing.assert_allclose(Original(base).layer_scales(), [*expected, 1], rtol=1e-6)
+
+
+def test_digest_follows_the_weights(base):
+    before = Original(base).digest()
+    np.testing.assert_array_equal(before, Original(base).digest())
+    base.get_layer("fc").bias.assign([0.0, 0.0, 1e-6])
+    assert (Original(base).digest() != before).any()
+
+
+class _Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.conv = keras.layers.Conv2D(2, 3)
+
+    def call(self, inputs):
+        return keras.ops.mean(self.conv(inputs), axis=(1, 2))
+
+
+def _subclassed():
+    model = _Subclassed()
+    model(np.zeros((1, 4, 4, 1), "float32"))
+    return model
+
+
+def _two_outputs():
+    inputs = keras.Input((4, 4, 1))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3)(inputs))
+    return keras.Model(inputs, [x, x])
+
+
+def _broken():
+    model = keras.Sequential(
+        [keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3, name="c"), keras.layers.Flatten()]
+    )
+    kernel = model.get_layer("c").kernel.numpy()
+    kernel[0, 0, 0, 0] = np.nan
+    model.get_layer("c").kernel.assign(kernel)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: "resnet", "base must be a built .* Received: 'resnet' of type str"),
+        (lambda: keras.Sequential([keras.layers.Conv2D(2, 3)]), "which is not built: give it"),
+        (_subclassed, "Received: a subclassed _Subclassed"),
+        (_two_outputs, "one input and one output. Received: 1 inputs and 2 outputs"),
+        (
+            lambda: keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3)]),
+            r"gives \(batch, classes\). Received: an output of shape \(None, 2, 2, 2\)",
+        ),
+        (
+            lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]),
+            r"at least one Conv2D layer. Received: .* with layers \['Dense'\]",
+        ),
+        (_broken, "finite weights. Received: '.*c/kernel' with 1 of 18 entries NaN"),
+    ],
+)
+def test_refuses(make, message):
+    with pytest.raises(ValueError, match=message):
+        Original(make())

@@ -1,0 +1,287 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_nern
+from keras_nern import losses
+
+TRAINED = {
+    "loss",
+    "reconstruction_loss",
+    "relative_error",
+    "logits_loss",
+    "feature_map_loss",
+}
+
+
+def test_fits_with_no_compile_arguments_at_all(base, images):
+    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    assert isinstance(nern.optimizer, keras.optimizers.Muon)
+    nern.reconstruction_steps = 3  # only so that the test is short
+    history = nern.fit(images, verbose=0)
+    assert set(history.history) == TRAINED
+    assert set(history.reconstruction) == {"loss", "reconstruction_loss", "relative_error"}
+    assert int(nern.optimizer.iterations) == 3 + 1
+
+
+def _as_generator(images, labels):
+    while True:
+        yield images[:6], labels[:6]
+
+
+DATA = {
+    "images": lambda x, y: {"x": x},
+    "images and labels": lambda x, y: {"x": x, "y": y},
+    "tensor": lambda x, y: {"x": tf.constant(x)},
+    "dataset of images": lambda x, y: {"x": tf.data.Dataset.from_tensor_slices(x).batch(6)},
+    "dataset of pairs": lambda x, y: {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(6)},
+    "dataset of triples": lambda x, y: {
+        "x": tf.data.Dataset.from_tensor_slices((x, y, np.ones(12))).batch(6)
+    },
+    "bytes": lambda x, y: {"x": (10 * np.abs(x)).astype("uint8")},
+    "generator": lambda x, y: {"x": _as_generator(x, y), "steps_per_epoch": 2},
+}
+
+
+@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+def test_takes_data_in_every_form(nern, images, labels, data):
+    history = nern.fit(**data(images, labels), epochs=2, verbose=0)
+    assert len(history.history["loss"]) == 2
+    assert set(history.history) == TRAINED
+
+
+def test_without_images_it_reconstructs_only(nern):
+    history = nern.fit(steps_per_epoch=4, epochs=3, verbose=0)
+    assert set(history.history) == {"loss", "reconstruction_loss", "relative_error"}
+    assert len(history.history["loss"]) == 3
+    assert int(nern.optimizer.iterations) == 12
+
+
+def test_reconstruction_brings_the_error_down(base):
+    nern = keras_nern.NeRNModel(base, hidden_size=64)
+    history = nern.fit(steps_per_epoch=150, epochs=2, verbose=0)
+    assert nern.fit(steps_per_epoch=1, verbose=0).history["relative_error"][0] < 0.05
+    assert history.history["relative_error"][1] < history.history["relative_error"][0]
+
+
+def test_distillation_brings_its_losses_down(base, images, labels):
+    nern = keras_nern.NeRNModel(base, hidden_size=32)
+    nern.compile(reconstruction_steps=20, logits_weight=1.0, feature_map_weight=0.1)
+    nern.fit(images, epochs=1, verbose=0)
+    before = nern.evaluate(images, verbose=0, return_dict=True)
+    nern.fit(images, epochs=60, verbose=0)
+    after = nern.evaluate(images, verbose=0, return_dict=True)
+    assert after["logits_loss"] < 0.5 * before["logits_loss"]
+    assert after["feature_map_loss"] < before["feature_map_loss"]
+
+
+def test_the_second_fit_only_distils(nern, images):
+    first = nern.fit(images, epochs=1, verbose=0)
+    second = nern.fit(images, epochs=1, verbose=0)
+    assert len(first.reconstruction["loss"]) == 1
+    assert second.reconstruction == {}
+    assert int(nern.optimizer.iterations) == 5 + 1 + 1
+
+
+def test_the_default_schedule_is_laid_out_over_the_fit(nern, images):
+    rates = []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: rates.append(float(nern.optimizer.learning_rate))
+    )
+    nern.fit(images, epochs=2, batch_size=6, verbose=0, callbacks=[record])
+    cosine = (1 + np.cos(np.pi * np.arange(4) / 4)) / 2
+    np.testing.assert_allclose(rates, 3e-4 * cosine, rtol=1e-5)
+    rates.clear()  # another fit starts again
+    nern.fit(images, epochs=2, batch_size=6, verbose=0, callbacks=[record])
+    np.testing.assert_allclose(rates, 3e-4 * cosine, rtol=1e-5)
+    rates.clear()
+    nern.fit(steps_per_epoch=2, epochs=2, verbose=0, callbacks=[record])
+    np.testing.assert_allclose(rates, 1e-2 * cosine, rtol=1e-5)
+
+
+def test_muon_moves_the_hidden_layers_and_adamw_the_rest(nern):
+    by_adamw = {
+        variable.path
+        for variable, velocity in zip(
+            nern.trainable_variables, nern.optimizer.adam_velocities, strict=True
+        )
+        if velocity is not None
+    }
+    kernels = {layer.kernel.path for layer in nern.predictor.hidden}
+    assert by_adamw == {v.path for v in nern.trainable_variables} - kernels
+
+
+def test_evaluate_reports_every_term(nern, images, labels):
+    nern.fit(images, epochs=1, verbose=0)
+    metrics = nern.evaluate(images, labels, batch_size=5, verbose=0, return_dict=True)
+    rebuilt, base = nern.reconstruct(), nern.base
+    student, teacher = rebuilt(images).numpy(), base(images).numpy()
+    assert metrics["accuracy"] == pytest.approx(np.mean(student.argmax(1) == labels))
+    agreement = np.mean(student.argmax(1) == teacher.argmax(1))
+    assert metrics["agreement"] == pytest.approx(agreement)
+    logits = float(losses.logits_distillation_loss(teacher, student))
+    assert metrics["logits_loss"] == pytest.approx(logits, rel=1e-4)
+    original = [layer.kernel.numpy() for layer in (base.layers[1], *_convs(base)[1:])]
+    predicted = nern.predict_kernels().values()
+    error = sum(np.sum((a - b) ** 2) for a, b in zip(original, predicted, strict=True))
+    total = sum(np.sum(a**2) for a in original)
+    assert metrics["relative_error"] == pytest.approx(error / total, rel=1e-4)
+    count = sum(a.size for a in original)
+    assert metrics["reconstruction_loss"] == pytest.approx(np.sqrt(error / count), rel=1e-4)
+    weighted = (
+        metrics["reconstruction_loss"]
+        + 1e-2 * metrics["logits_loss"]
+        + 1e-3 * metrics["feature_map_loss"]
+    )
+    assert metrics["loss"] == pytest.approx(weighted, rel=1e-5)
+    assert "accuracy" not in nern.evaluate(images, verbose=0, return_dict=True)
+
+
+def _convs(base):
+    return [layer for layer in base.layers if isinstance(layer, keras.layers.Conv2D)]
+
+
+@pytest.mark.parametrize("shape", ["classes", "column", "one-hot"])
+def test_accuracy_takes_labels_in_every_form(nern, images, labels, shape):
+    forms = {"classes": labels, "column": labels[:, None], "one-hot": np.eye(3)[labels]}
+    metrics = nern.evaluate(images, forms[shape], verbose=0, return_dict=True)
+    expected = np.mean(nern.predict(images, verbose=0).argmax(1) == labels)
+    assert metrics["accuracy"] == pytest.approx(expected)
+
+
+def test_validation_and_compiled_metrics_show_in_the_history(nern, images, labels):
+    nern.compile(
+        reconstruction_steps=2,
+        metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")],
+    )
+    history = nern.fit(images, epochs=2, validation_data=(images, labels), verbose=0).history
+    for name in ("val_accuracy", "val_agreement", "val_relative_error", "val_loss", "val_top2"):
+        assert len(history[name]) == 2
+    assert history["val_accuracy"][-1] == pytest.approx(
+        np.mean(nern.predict(images, verbose=0).argmax(1) == labels)
+    )
+
+
+@pytest.mark.parametrize("sampling", ["all", "uniform", keras_nern.MagnitudeSampling(16, 0.5)])
+def test_sampled_gradients_reach_the_predictor_in_both_phases(base, images, sampling):
+    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    nern.compile(kernel_sampling=sampling, distillation_sampling=sampling, reconstruction_steps=2)
+    before = [weight.numpy() for weight in nern.trainable_variables]
+    nern.fit(images, epochs=1, verbose=0)
+    for a, b in zip(before, nern.trainable_variables, strict=True):
+        assert np.abs(a - b.numpy()).max() > 0
+
+
+def test_a_distillation_step_is_the_gradient_of_its_loss(base, images):
+    """One step of SGD against the gradient of the formula, with kernels put in by hand."""
+    nern = keras_nern.NeRNModel(base, hidden_size=8, permutation="cross_filter")
+    nern.compile(
+        optimizer=keras.optimizers.SGD(1.0),
+        reconstruction_steps=0,
+        logits_weight=0.5,
+        feature_map_weight=0.25,
+        temperature=2.0,
+    )
+    original = nern._original
+    with tf.GradientTape() as tape:
+        blocks = nern.predictor(nern.coordinates)
+        kernels = original.split(blocks)
+        teacher, student = original.observe(images), original.observe(images, kernels)
+        error = [
+            tf.reduce_sum((kernel - conv.layer.kernel) ** 2)
+            for kernel, conv in zip(kernels, original.convolutions, strict=True)
+        ]
+        loss = (
+            tf.sqrt(tf.add_n(error) / 276)
+            + 0.5 * losses.logits_distillation_loss(teacher[1], student[1], 2.0)
+            + 0.25 * losses.feature_map_distillation_loss(teacher[0], student[0])
+        )
+    variables = nern.trainable_variables
+    gradients = tape.gradient(loss, variables)
+    expected = [v.numpy() - g.numpy() for v, g in zip(variables, gradients, strict=True)]
+    history = nern.fit(images, batch_size=12, verbose=0).history
+    assert history["loss"][0] == pytest.approx(float(loss), rel=1e-5)
+    for a, b in zip(expected, variables, strict=True):
+        np.testing.assert_allclose(a, b.numpy(), atol=2e-5)
+
+
+def test_the_seed_fixes_the_result(base, images):
+    def kernels():
+        keras.utils.set_random_seed(3)
+        nern = keras_nern.NeRNModel(base, hidden_size=8)
+        nern.compile(reconstruction_steps=4, kernel_sampling=keras_nern.MagnitudeSampling(16))
+        nern.fit(images, epochs=2, batch_size=4, verbose=0)
+        return nern.predict_kernels()
+
+    first, second = kernels(), kernels()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_targets_follow_a_base_that_is_trained_on(base):
+    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    nern.fit(steps_per_epoch=2, verbose=0)
+    for layer in _convs(base):
+        layer.kernel.assign(0 * layer.kernel)
+    error = nern.fit(steps_per_epoch=1, verbose=0).history["reconstruction_loss"][0]
+    squares = sum(np.sum(kernel**2) for kernel in nern.predict_kernels().values())
+    nern.evaluate(np.zeros((1, 8, 8, 1), "float32"), verbose=0)
+    after = nern.evaluate(np.zeros((1, 8, 8, 1), "float32"), verbose=0, return_dict=True)
+    assert after["reconstruction_loss"] == pytest.approx(np.sqrt(squares / 276), rel=1e-4)
+    assert error > 0
+
+
+def test_callbacks_and_early_stopping_work(nern, images, tmp_path):
+    csv, best = tmp_path / "log.csv", tmp_path / "best.keras"
+    history = nern.fit(
+        images,
+        epochs=4,
+        validation_data=(images,),
+        verbose=0,
+        callbacks=[
+            keras.callbacks.CSVLogger(csv),
+            keras.callbacks.ModelCheckpoint(best, monitor="val_loss"),
+            keras.callbacks.EarlyStopping(monitor="val_loss", min_delta=1e9, patience=1),
+            keras.callbacks.TerminateOnNaN(),
+        ],
+    )
+    assert len(history.history["loss"]) == 2
+    assert len(csv.read_text().splitlines()) == 3
+    loaded = keras.models.load_model(best)
+    np.testing.assert_allclose(
+        loaded.predict(images, verbose=0), nern.predict(images, verbose=0), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"logits_weight": -1.0}, "logits_weight must not be negative. Received: .*=-1.0"),
+        ({"reconstruction_steps": float("nan")}, "reconstruction_steps must not be negative"),
+        ({"temperature": 0}, "temperature must be positive. Received: temperature=0"),
+        ({"kernel_sampling": "most"}, "sampling must be one of .*'most'"),
+        ({"loss": "mse"}, "NeRNModel has its own losses.*loss='mse'"),
+    ],
+)
+def test_compile_refuses(nern, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        nern.compile(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "Without images fit needs steps_per_epoch"),
+        ({"x": np.zeros((0, 8, 8, 1))}, "x must give at least one batch of images"),
+        ({"x": np.zeros((2, 9, 8, 1))}, r"x must give images of shape \(batch, 8, 8, 1\)"),
+        (
+            {"x": np.zeros((2, 8, 8, 1)), "validation_data": (np.zeros((2, 8, 8, 3)),)},
+            r"validation_data must give images of shape .*Received: \(2, 8, 8, 3\)",
+        ),
+    ],
+)
+def test_fit_refuses_before_it_trains(nern, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        nern.fit(**arguments, verbose=0)
+    assert int(nern.optimizer.iterations) == 0
