@@ -26,7 +26,7 @@ setuptools.setup(
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["keras_nern", "keras_nern.*"]),
     python_requires=">=3.11",
-    # keras.optimizers.Muon came with Keras 3.10; 3.12 mended its learning rate scaling.
-    install_requires=["tensorflow>=2.18", "keras>=3.12", "numpy>=1.26"],
+    # Keras 3.13 gave Muon rms_rate, the scale that the default learning rates are chosen for.
+    install_requires=["tensorflow>=2.18", "keras>=3.13", "numpy>=1.26"],
     extras_require=EXTRAS,
 )

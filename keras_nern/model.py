@@ -14,7 +14,12 @@ import numpy as np
 from keras_nern.coordinates import kernel_coordinates
 from keras_nern.kernels import find_convolutions
 from keras_nern.original import Original
-from keras_nern.permutations import kernel_order, permutation_bits, validate_permutation
+from keras_nern.permutations import (
+    kernel_order,
+    permutation_bits,
+    validate_metric,
+    validate_permutation,
+)
 from keras_nern.positional_encoding import PACKAGE
 from keras_nern.predictor import KernelPredictor
 from keras_nern.report import summary_table
@@ -40,6 +45,9 @@ class NeRNModel(RepresentationTrainer):
             or `"cross_filter"` (see `permutations`). Defaults to `None`.
         encoding: a Keras layer from coordinates `(n, 3)` to features; `None` for
             `PositionalEncoding()`. Defaults to `None`.
+        metric: what a permutation calls near: `"euclidean"`, or the paper's
+            `"cosine"`. Defaults to `"euclidean"`, which is easier to fit
+            (benchmarks/README.md).
         normalize: `None`, or `"layer"` to predict each layer's weights divided by
             their standard deviation, which is kept. Defaults to `None`.
         **kwargs: `keras.Model` arguments (`name`, ...).
@@ -47,7 +55,8 @@ class NeRNModel(RepresentationTrainer):
     Raises:
         ValueError: where the base has no convolution, is not built, is subclassed,
             has several inputs or outputs or weights that are not finite; for widths
-            below 1, fewer than 2 blocks, or an unknown permutation or normalisation.
+            below 1, fewer than 2 blocks, or an unknown permutation, metric or
+            normalisation.
 
     Example:
 
@@ -67,12 +76,14 @@ class NeRNModel(RepresentationTrainer):
         permutation=None,
         encoding=None,
         normalize=None,
+        metric="euclidean",
         **kwargs,
     ):
         kwargs.setdefault("dtype", "float32")
         kwargs.setdefault("name", "nern")
         super().__init__(**kwargs)
         validate_permutation(permutation)
+        validate_metric(metric)
         if normalize not in (None, "layer"):
             raise ValueError(
                 f'normalize must be None or "layer". Received: normalize={normalize!r}'
@@ -81,6 +92,7 @@ class NeRNModel(RepresentationTrainer):
         self.hidden_size = hidden_size
         self.num_blocks = num_blocks
         self.permutation = permutation
+        self.metric = metric
         self.encoding = encoding
         self.normalize = normalize
         self.predictor = KernelPredictor(
@@ -100,19 +112,16 @@ class NeRNModel(RepresentationTrainer):
             initializer="ones",
             trainable=False,
         )
-        self._place_kernels(permutation)
+        orders = [
+            kernel_order(conv.layer.kernel.numpy(), permutation, metric)
+            for conv in self._original.convolutions
+        ]
+        self.coordinates.assign(kernel_coordinates(self._original.shapes, orders))
         if normalize == "layer":
             self.scales.assign(self._original.layer_scales())
         self._base_is_own = False  # True where from_config made it
         self.built = True
         self._start_training()
-
-    def _place_kernels(self, permutation):
-        orders = [
-            kernel_order(conv.layer.kernel.numpy(), permutation)
-            for conv in self._original.convolutions
-        ]
-        self.coordinates.assign(kernel_coordinates(self._original.shapes, orders))
 
     @property
     def base(self):
@@ -182,6 +191,7 @@ class NeRNModel(RepresentationTrainer):
             "hidden_size": self.hidden_size,
             "num_blocks": self.num_blocks,
             "permutation": self.permutation,
+            "metric": self.metric,
             "encoding": keras.saving.serialize_keras_object(self.encoding),
             "normalize": self.normalize,
         }

@@ -2,19 +2,20 @@
 
 A predictor learns a smooth function of the coordinate most easily, and a trained
 network's kernels come in no order at all. NeRN therefore permutes the *coordinates*
-so that neighbouring ones belong to kernels of similar direction (Ashkenazi et al.,
-ICLR 2023, section 3.2). Similarity of two kernels u, v is the cosine
+so that neighbouring ones belong to similar kernels (Ashkenazi et al., ICLR 2023,
+section 3.2). An order is built greedily: start at index 0, go on to the nearest kernel
+not yet visited (the lowest index among equals), until none is left. Nearest is either
 
-    cos(u, v) = <u, v> / (|u| |v|),    0 where either norm is 0,
+* by *cosine*, as in the paper: the largest  <u, v> / (|u| |v|),  0 where a norm is 0;
+* by *euclidean* distance: the smallest  |u - v|,  which keeps the norms smooth as well
+  as the directions.
 
-and an order is built greedily: start at index 0, go on to the most similar kernel
-not yet visited (the lowest index among equals), until none is left.
+And what is ordered is either
 
-* *cross-filter*: one order over all cin * cout kernels of a layer. It costs
+* *cross-filter*: all cin * cout kernels of a layer together. It costs
   log2((cin * cout)!) bits to keep.
-* *in-filter*: an order of the cin kernels within each filter, then an order of the
-  filters, each compared as the vector of its reordered kernels. It costs
-  cout * log2(cin!) + log2(cout!) bits.
+* *in-filter*: the cin kernels within each filter, then the filters, each compared as
+  the vector of its reordered kernels. It costs cout * log2(cin!) + log2(cout!) bits.
 
 An order is an integer array: `order[p]` is the index of the kernel at position p.
 """
@@ -26,56 +27,70 @@ import numpy as np
 from keras_nern.kernels import kernel_to_blocks
 
 PERMUTATIONS = (None, "in_filter", "cross_filter")
+METRICS = ("cosine", "euclidean")
 
 
-def greedy_order(vectors):
-    """Orders vectors by greedy nearest neighbour in cosine similarity.
+def greedy_order(vectors, metric="cosine"):
+    """Orders vectors by greedy nearest neighbour.
 
     Args:
-        vectors: array `(n, d)`, n at least 1. Vectors of norm 0 have similarity 0
-            to every other.
+        vectors: array `(n, d)`, n at least 1.
+        metric: `"cosine"` or `"euclidean"`. Defaults to `"cosine"`.
 
     Returns:
         int64 array `(n,)`, a permutation of `range(n)` that starts with 0.
 
+    Raises:
+        ValueError: for another metric.
+
     Example:
 
-    >>> greedy_order(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]]))
+    >>> vectors = np.array([[1.0, 0.0], [0.0, 1.0], [9.0, 0.1]])
+    >>> greedy_order(vectors)
     array([0, 2, 1])
+    >>> greedy_order(vectors, metric="euclidean")
+    array([0, 1, 2])
     """
+    validate_metric(metric)
     vectors = np.asarray(vectors, "float32")
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
-    order = np.zeros(len(unit), "int64")
-    # Visited vectors are pushed below every cosine; allocated once, O(n d) a step.
-    penalty = np.zeros(len(unit), "float32")
-    similarity = np.empty(len(unit), "float32")
-    for position in range(1, len(unit)):
+    norms = np.linalg.norm(vectors, axis=1)
+    if metric == "cosine":
+        vectors = np.divide(
+            vectors, norms[:, None], out=np.zeros_like(vectors), where=norms[:, None] > 0
+        )
+        bias = np.zeros_like(norms)
+    else:  # |u - v| is smallest where <u, v> - |v|^2 / 2 is largest
+        bias = -(norms**2) / 2
+    order = np.zeros(len(vectors), "int64")
+    score = np.empty_like(bias)
+    for position in range(1, len(vectors)):
         last = order[position - 1]
-        penalty[last] = -4.0
-        np.matmul(unit, unit[last], out=similarity)
-        similarity += penalty
-        order[position] = similarity.argmax()
+        bias[last] = -np.inf  # visited
+        np.matmul(vectors, vectors[last], out=score)
+        score += bias
+        order[position] = score.argmax()
     return order
 
 
-def cross_filter_order(kernel):
+def cross_filter_order(kernel, metric="cosine"):
     """Orders all kernels of a layer together.
 
     Args:
         kernel: array `(kh, kw, cin, cout)`.
+        metric: `"cosine"` or `"euclidean"`. Defaults to `"cosine"`.
 
     Returns:
         int64 array `(cin * cout,)` of kernel indices (filter * cin + channel).
     """
-    return greedy_order(kernel_to_blocks(kernel, max(kernel.shape[:2])))
+    return greedy_order(kernel_to_blocks(kernel, max(kernel.shape[:2])), metric)
 
 
-def in_filter_order(kernel):
+def in_filter_order(kernel, metric="cosine"):
     """Orders the kernels within each filter of a layer, then its filters.
 
     Args:
         kernel: array `(kh, kw, cin, cout)`.
+        metric: `"cosine"` or `"euclidean"`. Defaults to `"cosine"`.
 
     Returns:
         int64 array `(cin * cout,)` of kernel indices (filter * cin + channel);
@@ -83,19 +98,20 @@ def in_filter_order(kernel):
     """
     _, _, cin, cout = kernel.shape
     filters = kernel_to_blocks(kernel, max(kernel.shape[:2])).reshape(cout, cin, -1)
-    channels = np.stack([greedy_order(filter_) for filter_ in filters])  # (cout, cin)
+    channels = np.stack([greedy_order(filter_, metric) for filter_ in filters])  # (cout, cin)
     ordered = np.take_along_axis(filters, channels[:, :, None], axis=1)
-    by_filter = greedy_order(ordered.reshape(cout, -1))
+    by_filter = greedy_order(ordered.reshape(cout, -1), metric)
     return (by_filter[:, None] * cin + channels[by_filter]).ravel()
 
 
-def kernel_order(kernel, permutation=None):
+def kernel_order(kernel, permutation=None, metric="cosine"):
     """The order of a layer's kernels under a named permutation.
 
     Args:
         kernel: array `(kh, kw, cin, cout)`.
         permutation: `None` (as they stand), `"in_filter"` or `"cross_filter"`.
             Defaults to `None`.
+        metric: `"cosine"` or `"euclidean"`. Defaults to `"cosine"`.
 
     Returns:
         int64 array `(cin * cout,)` of kernel indices.
@@ -104,10 +120,11 @@ def kernel_order(kernel, permutation=None):
         ValueError: for another name.
     """
     validate_permutation(permutation)
+    validate_metric(metric)
     if permutation == "cross_filter":
-        return cross_filter_order(kernel)
+        return cross_filter_order(kernel, metric)
     if permutation == "in_filter":
-        return in_filter_order(kernel)
+        return in_filter_order(kernel, metric)
     return np.arange(kernel.shape[2] * kernel.shape[3])
 
 
@@ -158,6 +175,12 @@ def validate_permutation(permutation):
         raise ValueError(
             f"permutation must be one of {PERMUTATIONS}. Received: permutation={permutation!r}"
         )
+
+
+def validate_metric(metric):
+    """Raises a ValueError unless `metric` is one of `METRICS`."""
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {METRICS}. Received: metric={metric!r}")
 
 
 def _log2_factorial(n):

@@ -23,7 +23,7 @@ def _slow_kernels(nern):
         original = nern.base.get_layer(name).kernel.numpy()
         kh, kw, cin, cout = original.shape
         scale = np.std(original) if nern.normalize == "layer" else 1.0
-        order = list(kernel_order(original, nern.permutation))
+        order = list(kernel_order(original, nern.permutation, nern.metric))
         kernels[name] = np.zeros(original.shape)
         for f in range(cout):
             for c in range(cin):
@@ -37,9 +37,11 @@ def _slow_kernels(nern):
 
 
 @pytest.mark.parametrize("permutation", [None, "in_filter", "cross_filter"])
-@pytest.mark.parametrize("normalize", [None, "layer"])
-def test_predicts_each_kernel_from_its_coordinate(base, permutation, normalize):
-    nern = keras_nern.NeRNModel(base, 8, permutation=permutation, normalize=normalize)
+@pytest.mark.parametrize(("normalize", "metric"), [(None, "cosine"), ("layer", "euclidean")])
+def test_predicts_each_kernel_from_its_coordinate(base, permutation, normalize, metric):
+    nern = keras_nern.NeRNModel(
+        base, 8, permutation=permutation, normalize=normalize, metric=metric
+    )
     kernels = nern.predict_kernels()
     expected = _slow_kernels(nern)
     assert list(kernels) == list(expected)
@@ -124,6 +126,7 @@ class _OneHot(keras.layers.Layer):
         ({"hidden_size": 0}, "hidden_size must be .* at least 1. Received: hidden_size=0"),
         ({"num_blocks": 1}, "num_blocks must be .* at least 2. Received: num_blocks=1"),
         ({"permutation": "random"}, "permutation must be one of .*permutation='random'"),
+        ({"metric": "angle"}, "metric must be one of .*metric='angle'"),
         ({"normalize": "kernel"}, "normalize must be None or \"layer\".*normalize='kernel'"),
     ],
 )

@@ -11,11 +11,18 @@ def _cosine(u, v):
     return float(u @ v / norms) if norms > 0 else 0.0
 
 
-def _slow_greedy(vectors):
+def _negative_distance(u, v):
+    return -float(np.linalg.norm(u - v))
+
+
+NEAR = {"cosine": _cosine, "euclidean": _negative_distance}
+
+
+def _slow_greedy(vectors, metric):
     order = [0]
     while len(order) < len(vectors):
         rest = [i for i in range(len(vectors)) if i not in order]
-        order.append(max(rest, key=lambda i: (_cosine(vectors[order[-1]], vectors[i]), -i)))
+        order.append(max(rest, key=lambda i: (NEAR[metric](vectors[order[-1]], vectors[i]), -i)))
     return order
 
 
@@ -24,34 +31,39 @@ def _slow_kernels(kernel):
     return [[kernel[:, :, c, f].ravel() for c in range(cin)] for f in range(cout)]
 
 
-def _slow_cross_filter(kernel):
-    return _slow_greedy([k for filter_ in _slow_kernels(kernel) for k in filter_])
+def _slow_cross_filter(kernel, metric):
+    return _slow_greedy([k for filter_ in _slow_kernels(kernel) for k in filter_], metric)
 
 
-def _slow_in_filter(kernel):
+def _slow_in_filter(kernel, metric):
     filters = _slow_kernels(kernel)
-    channels = [_slow_greedy(filter_) for filter_ in filters]
+    channels = [_slow_greedy(filter_, metric) for filter_ in filters]
     ordered = [
         np.concatenate([filter_[c] for c in order])
         for filter_, order in zip(filters, channels, strict=True)
     ]
-    return [f * len(filters[0]) + c for f in _slow_greedy(ordered) for c in channels[f]]
+    return [f * len(filters[0]) + c for f in _slow_greedy(ordered, metric) for c in channels[f]]
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 5, 7), (1, 1, 4, 3), (3, 1, 1, 6), (3, 3, 6, 1)])
 @pytest.mark.parametrize(
     ("name", "oracle"), [("cross_filter", _slow_cross_filter), ("in_filter", _slow_in_filter)]
 )
-def test_orders_match_the_definition(name, oracle, shape):
+@pytest.mark.parametrize("metric", NEAR)
+def test_orders_match_the_definition(name, oracle, shape, metric):
     kernel = np.random.default_rng(0).normal(size=shape)
     if shape[:2] == (1, 1):  # scalars have cosine 1 or -1: ties go to the lowest index
         kernel = np.sign(kernel)
-    np.testing.assert_array_equal(permutations.kernel_order(kernel, name), oracle(kernel))
+    order = permutations.kernel_order(kernel, name, metric)
+    np.testing.assert_array_equal(order, oracle(kernel, metric))
 
 
 def test_greedy_by_hand():
-    right, up, nearly_right, left = [1, 0], [0, 1], [5, 0.1], [-1, 0]
-    assert permutations.greedy_order([right, up, nearly_right, left]).tolist() == [0, 2, 1, 3]
+    right, up, far_right, left = [1, 0], [0, 1], [5, 0.1], [-1, 0]
+    vectors = [right, up, far_right, left]
+    assert permutations.greedy_order(vectors).tolist() == [0, 2, 1, 3]
+    # distances from (1, 0): sqrt 2, 4.0, 2; from (0, 1): 5.1 and sqrt 2
+    assert permutations.greedy_order(vectors, "euclidean").tolist() == [0, 1, 3, 2]
 
 
 def test_zero_vectors_have_similarity_zero():
@@ -96,3 +108,6 @@ def test_unknown_name():
         permutations.kernel_order(np.zeros((3, 3, 1, 1)), "smooth")
     with pytest.raises(ValueError, match=message):
         permutations.permutation_bits((3, 3, 1, 1), "smooth")
+    message = r"metric must be one of \('cosine', 'euclidean'\). Received: metric='angle'"
+    with pytest.raises(ValueError, match=message):
+        permutations.kernel_order(np.zeros((3, 3, 1, 1)), None, "angle")

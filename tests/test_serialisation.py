@@ -36,11 +36,12 @@ def test_model_config_keeps_every_argument(base):
         permutation="in_filter",
         encoding=keras_nern.PositionalEncoding(3, 1.5),
         normalize="layer",
+        metric="cosine",
         name="mine",
     )
     copy = assert_config_round_trip(nern)
     assert (copy.hidden_size, copy.num_blocks, copy.name) == (6, 3, "mine")
-    assert (copy.permutation, copy.normalize) == ("in_filter", "layer")
+    assert (copy.permutation, copy.normalize, copy.metric) == ("in_filter", "layer", "cosine")
     assert (copy.encoding.num_frequencies, copy.encoding.base) == (3, 1.5)
     assert copy.base is not base
     assert isinstance(copy.optimizer, keras.optimizers.Muon)

@@ -1,0 +1,25 @@
+# The two commands of the README, from nothing but Python 3.11+:
+#   make demo   the main job
+#   make test   the tests
+# VENV and PYTHON may be given: make test VENV=/tmp/venv PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test lint
+
+demo: $(VENV)/demo.stamp
+	$(VENV)/bin/python -m keras_nern.demo
+
+test: $(VENV)/dev.stamp
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/%.stamp: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable ".[$*]"
+	touch $@

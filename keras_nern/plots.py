@@ -1,0 +1,63 @@
+"""Pictures of kernels, with matplotlib (`pip install keras-nern[demo]`)."""
+
+import numpy as np
+
+
+def plot_kernels(original, predicted, title="", limit=64):
+    """Draws a layer's kernels, as they were and as they are predicted, side by side.
+
+    Both grids show the same kernels, those of largest norm, in the same order and on
+    one colour scale: red is positive, blue negative, white zero.
+
+    Args:
+        original: array `(kh, kw, cin, cout)`.
+        predicted: array of the same shape.
+        title: heading of the figure. Defaults to `""`.
+        limit: kernels to show, at most. Defaults to `64`.
+
+    Returns:
+        A `matplotlib.figure.Figure`, not attached to any window.
+
+    Raises:
+        ValueError: where the shapes differ, or are no kernel's.
+
+    Example:
+
+    >>> predicted = nern.predict_kernels()["conv1"]
+    >>> figure = plot_kernels(base.get_layer("conv1").kernel, predicted, "conv1")
+    >>> figure.savefig("conv1.png")
+    """
+    from matplotlib.figure import Figure
+
+    original, predicted = np.asarray(original), np.asarray(predicted)
+    if original.ndim != 4 or original.shape != predicted.shape:
+        raise ValueError(
+            "Expected two kernels of one shape (kh, kw, cin, cout). "
+            f"Received: {original.shape} and {predicted.shape}"
+        )
+    kh, kw, cin, cout = original.shape
+    rows = [w.transpose(3, 2, 0, 1).reshape(cin * cout, kh, kw) for w in (original, predicted)]
+    largest = np.argsort(-np.linalg.norm(rows[0].reshape(cin * cout, -1), axis=1))[:limit]
+    scale = np.abs(rows[0][largest]).max() or 1.0
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    figure.suptitle(title)
+    for axes, kernels, label in zip(
+        figure.subplots(1, 2), rows, ("original", "predicted"), strict=True
+    ):
+        image = axes.imshow(_grid(kernels[largest]), cmap="RdBu_r", vmin=-scale, vmax=scale)
+        axes.set_title(label)
+        axes.set_axis_off()
+    figure.colorbar(image, ax=figure.axes, shrink=0.7, label="weight")
+    return figure
+
+
+def _grid(kernels):
+    """Kernels `(n, kh, kw)` as one image, with a gap of one pixel between them."""
+    n, kh, kw = kernels.shape
+    columns = int(np.ceil(np.sqrt(n)))
+    lines = int(np.ceil(n / columns))
+    grid = np.full((lines * (kh + 1) - 1, columns * (kw + 1) - 1), np.nan)
+    for i, kernel in enumerate(kernels):
+        top, left = i // columns * (kh + 1), i % columns * (kw + 1)
+        grid[top : top + kh, left : left + kw] = kernel
+    return grid
