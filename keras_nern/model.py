@@ -244,4 +244,3 @@ class NeRNModel(RepresentationTrainer):
         self._seed.state.assign(np.asarray(store["sampling_seed"]))
         weights = set(store.keys()) - {"sampling_seed", "base_digest"}
         super().load_own_variables({key: store[key] for key in weights})
-        self._runtime.targets = None

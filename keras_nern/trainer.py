@@ -61,7 +61,7 @@ class RepresentationTrainer(keras.Model):
         distillation_sampling="all",
         reconstruction_weight=1.0,
         logits_weight=1e-2,
-        feature_map_weight=1e-3,
+        feature_map_weight=2e-2,
         temperature=1.0,
         **kwargs,
     ):
@@ -83,7 +83,7 @@ class RepresentationTrainer(keras.Model):
                 the others are predicted all the same. Defaults to `"all"`.
             reconstruction_weight: a_1. Defaults to `1.0`.
             logits_weight: a_2. Defaults to `1e-2`.
-            feature_map_weight: a_3. Defaults to `1e-3`.
+            feature_map_weight: a_3. Defaults to `2e-2`.
             temperature: of the logits distillation. Defaults to `1.0`.
             **kwargs: as `keras.Model.compile` takes them, `loss` excepted:
                 `metrics` are computed on the rebuilt classifier's outputs.
@@ -103,7 +103,6 @@ class RepresentationTrainer(keras.Model):
         for name, value in settings.items():
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative. Received: {name}={value!r}")
-            setattr(self, name, value)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive. Received: temperature={temperature!r}")
         if "loss" in kwargs:
@@ -111,9 +110,11 @@ class RepresentationTrainer(keras.Model):
                 "NeRNModel has its own losses; set their weights instead. "
                 f"Received: loss={kwargs['loss']!r}"
             )
-        self.temperature = temperature
-        self.kernel_sampling = sampling.get(kernel_sampling)
-        self.distillation_sampling = sampling.get(distillation_sampling)
+        settings |= {
+            "temperature": temperature,
+            "kernel_sampling": sampling.get(kernel_sampling),
+            "distillation_sampling": sampling.get(distillation_sampling),
+        }
         if optimizer == "auto":
             optimizer = keras.optimizers.Muon(
                 PhaseSchedule(),
@@ -123,17 +124,14 @@ class RepresentationTrainer(keras.Model):
             )
         super().compile(optimizer=optimizer, **kwargs)
         self.optimizer.build(self.trainable_variables)
+        for name, value in settings.items():
+            setattr(self, name, value)
         self._runtime.traced_phase = None
-        self._compile_arguments = {
-            **settings,
-            "temperature": temperature,
-            "kernel_sampling": self.kernel_sampling,
-            "distillation_sampling": self.distillation_sampling,
-            **kwargs,
-        }
+        # Kept where Keras does not track metrics, which it would then count twice.
+        self._runtime.compile_arguments = settings | kwargs
 
     def get_compile_config(self):
-        arguments = {**self._compile_arguments, "optimizer": self.optimizer}
+        arguments = self._runtime.compile_arguments | {"optimizer": self.optimizer}
         return keras.saving.serialize_keras_object(arguments)
 
     def compile_from_config(self, config):
@@ -220,7 +218,7 @@ class RepresentationTrainer(keras.Model):
 
     def _run(self, phase, steps_per_epoch, x=None, **kwargs):
         self.phase = phase
-        self._runtime.targets = None  # the base may have been trained on meanwhile
+        self._refresh_targets()  # the base may have been trained on meanwhile
         if x is None:  # Keras wants something to count the steps by
             x = tf.data.Dataset.from_tensors(np.int32(0)).repeat()
         # Keras's default is True, and it warns where that has no effect.
@@ -248,23 +246,27 @@ class RepresentationTrainer(keras.Model):
         return examine(data, self._original.image_shape, name)
 
     def make_train_function(self, force=False):
-        self._refresh_targets()
+        if self._runtime.targets is None:
+            self._refresh_targets()
         force = force or self._runtime.traced_phase != self.phase
         self._runtime.traced_phase = self.phase
         return super().make_train_function(force)
 
     def _refresh_targets(self):
+        """Reads what is to be predicted from the base as it is now."""
         runtime = self._runtime
-        if runtime.targets is not None:
-            return
         blocks = self._original.blocks()
         layer = keras.ops.convert_to_numpy(self.coordinates)[:, 0]
-        scaled = blocks / keras.ops.convert_to_numpy(self.scales)[layer][:, None]
-        with self.distribute_strategy.scope():
-            runtime.targets = _constant(scaled)
-            runtime.cumulative = _constant(sampling.cumulative_magnitude(blocks))
-            runtime.masks = _constant(self._original.masks)
-        runtime.traced_phase = None
+        targets = blocks / keras.ops.convert_to_numpy(self.scales)[layer][:, None]
+        cumulative = sampling.cumulative_magnitude(blocks)
+        if runtime.targets is None:
+            with self.distribute_strategy.scope():
+                runtime.targets = _constant(targets)
+                runtime.cumulative = _constant(cumulative)
+                runtime.masks = _constant(self._original.masks)
+        else:
+            runtime.targets.assign(targets)
+            runtime.cumulative.assign(cumulative)
 
     def train_step(self, data):
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
@@ -408,6 +410,7 @@ class _Runtime:
         self.kernels = None
         self.terms = None
         self.traced_phase = None
+        self.compile_arguments = {}
 
 
 def _constant(value):

@@ -132,7 +132,7 @@ def test_evaluate_reports_every_term(nern, images, labels):
     weighted = (
         metrics["reconstruction_loss"]
         + 1e-2 * metrics["logits_loss"]
-        + 1e-3 * metrics["feature_map_loss"]
+        + 2e-2 * metrics["feature_map_loss"]
     )
     assert metrics["loss"] == pytest.approx(weighted, rel=1e-5)
     assert "accuracy" not in nern.evaluate(images, verbose=0, return_dict=True)
@@ -232,6 +232,13 @@ def test_targets_follow_a_base_that_is_trained_on(base):
     assert error > 0
 
 
+def test_another_fit_does_not_trace_the_step_again(nern, images):
+    nern.fit(images, epochs=1, verbose=0)
+    function = nern.train_function
+    nern.fit(images, epochs=1, verbose=0)
+    assert nern.train_function is function
+
+
 def test_callbacks_and_early_stopping_work(nern, images, tmp_path):
     csv, best = tmp_path / "log.csv", tmp_path / "best.keras"
     history = nern.fit(
@@ -265,8 +272,10 @@ def test_callbacks_and_early_stopping_work(nern, images, tmp_path):
     ],
 )
 def test_compile_refuses(nern, arguments, message):
+    before = nern.get_compile_config()
     with pytest.raises(ValueError, match=message):
-        nern.compile(**arguments)
+        nern.compile(reconstruction_weight=7.0, **arguments)
+    assert nern.get_compile_config() == before
 
 
 @pytest.mark.parametrize(
