@@ -47,7 +47,7 @@ def main():
     cifar10.add_arguments(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--reconstruction-steps", type=int, default=5000)
+    parser.add_argument("--reconstruction-steps", type=int, default=6000)
     parser.add_argument("--distillation-steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64, help="images per distillation step")
     parser.add_argument("--no-mixup", action="store_true", help="flip and shift the images only")

@@ -54,9 +54,9 @@ class RepresentationTrainer(keras.Model):
     def compile(
         self,
         optimizer="auto",
-        reconstruction_steps=5000,
+        reconstruction_steps=6000,
         reconstruction_learning_rate=1e-2,
-        distillation_learning_rate=3e-4,
+        distillation_learning_rate=2.5e-4,
         kernel_sampling="uniform",
         distillation_sampling="all",
         reconstruction_weight=1.0,
@@ -73,10 +73,10 @@ class RepresentationTrainer(keras.Model):
                 per phase (`PhaseSchedule`) from the two rates below. Defaults to
                 `"auto"`.
             reconstruction_steps: length of the reconstruction phase that `fit` runs
-                before it distils. Defaults to `5000`.
+                before it distils. Defaults to `6000`.
             reconstruction_learning_rate: peak rate of the first phase under
                 `"auto"`. Defaults to `1e-2`.
-            distillation_learning_rate: peak rate of the second. Defaults to `3e-4`.
+            distillation_learning_rate: peak rate of the second. Defaults to `2.5e-4`.
             kernel_sampling: kernels per reconstruction step: `"all"`, `"uniform"`,
                 `"magnitude"` or an object of `sampling`. Defaults to `"uniform"`.
             distillation_sampling: kernels that get gradients at a distillation step;
