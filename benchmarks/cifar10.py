@@ -76,7 +76,7 @@ def augmented(images, batch_size, seed, mixup=False):
 
     dataset = tf.data.Dataset.from_tensor_slices(images)
     dataset = dataset.shuffle(len(images), seed=seed).repeat().batch(batch_size)
-    return dataset.map(augment, deterministic=True).prefetch(2)
+    return dataset.map(augment).prefetch(2)
 
 
 def accuracy_and_agreement(model, base_classes, images, labels):
