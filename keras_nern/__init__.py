@@ -13,6 +13,6 @@ from keras_nern.report import SummaryTable as SummaryTable
 from keras_nern.sampling import AllKernels as AllKernels
 from keras_nern.sampling import MagnitudeSampling as MagnitudeSampling
 from keras_nern.sampling import UniformSampling as UniformSampling
-from keras_nern.schedules import PhaseSchedule as PhaseSchedule
+from keras_nern.schedules import PlannedCosineDecay as PlannedCosineDecay
 
 __version__ = "0.1.0"

@@ -40,12 +40,15 @@ def examine(data, image_shape, name="x"):
         return _chain(first, data)
     if isinstance(data, tf.data.Dataset):
         shape = _images(data.element_spec).shape
-        if shape.rank is not None:
-            _check_shape(shape, image_shape, name)
         cardinality = int(data.cardinality())
-        unknown = cardinality == tf.data.UNKNOWN_CARDINALITY
-        if cardinality == 0 or (unknown and not any(True for _ in data.take(1))):
+        told = shape.rank is not None and None not in shape[1:]
+        if cardinality == tf.data.UNKNOWN_CARDINALITY or not told:
+            first = next(iter(data.take(1)), None)
+            cardinality = 0 if first is None else cardinality
+            shape = shape if first is None else _images(first).shape
+        if cardinality == 0:
             raise _empty(name, "a tf.data.Dataset without elements")
+        _check_shape(shape, image_shape, name)
     elif isinstance(data, keras.utils.PyDataset):
         if data.num_batches == 0:  # None where it never ends
             raise _empty(name, "a PyDataset without batches")

@@ -119,8 +119,7 @@ class NeRNModel(RepresentationTrainer):
         self.coordinates.assign(kernel_coordinates(self._original.shapes, orders))
         if normalize == "layer":
             self.scales.assign(self._original.layer_scales())
-        self._base_is_own = False  # True where from_config made it
-        self.built = True
+        self._base_is_own = False  # True where from_config made it, until it has weights
         self._start_training()
 
     @property
@@ -244,3 +243,4 @@ class NeRNModel(RepresentationTrainer):
         self._seed.state.assign(np.asarray(store["sampling_seed"]))
         weights = set(store.keys()) - {"sampling_seed", "base_digest"}
         super().load_own_variables({key: store[key] for key in weights})
+        self._base_is_own = False  # its weights come next, and are then the ones to keep

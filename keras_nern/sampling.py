@@ -41,7 +41,7 @@ class AllKernels:
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class UniformSampling(AllKernels):
-    """A batch of kernels, each equally likely.
+    """A batch of kernels, each equally likely; all of them where they are no more.
 
     Args:
         batch_size: kernels per step, at least 1. Defaults to `4096`.
@@ -52,7 +52,7 @@ class UniformSampling(AllKernels):
     Example:
 
     >>> sampling = UniformSampling(batch_size=2)
-    >>> sampling.sample(np.array([0.5, 1.0]), keras.random.SeedGenerator(0)).shape
+    >>> sampling.sample(np.array([0.5, 0.7, 1.0]), keras.random.SeedGenerator(0)).shape
     TensorShape([2])
 
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
@@ -72,8 +72,13 @@ class UniformSampling(AllKernels):
             seed: a `keras.random.SeedGenerator`.
 
         Returns:
-            int32 indices `(batch_size,)`.
+            int32 indices `(batch_size,)`, or `None` for all.
         """
+        if cumulative.shape[0] <= self.batch_size:
+            return None
+        return self._uniform(cumulative, seed)
+
+    def _uniform(self, cumulative, seed):
         return keras.random.randint((self.batch_size,), 0, cumulative.shape[0], seed=seed)
 
     def get_config(self):
@@ -117,7 +122,7 @@ class MagnitudeSampling(UniformSampling):
         Returns:
             int32 indices `(batch_size,)`.
         """
-        uniform = super().sample(cumulative, seed)
+        uniform = self._uniform(cumulative, seed)
         # side="right" steps over kernels of norm 0, whose interval is empty; a draw
         # that rounding puts past the end goes to the last kernel.
         draws = keras.random.uniform((self.batch_size,), seed=seed)

@@ -10,7 +10,9 @@ A fit has two phases (Ashkenazi et al., ICLR 2023, sections 3.1 and 3.3):
 Both networks run in inference mode, and only the predictor learns. The losses are
 those of `losses`. Where the paper trains the sum from the start for hundreds of
 epochs, the phases here are apart: the first is cheap and goes most of the way, the
-second needs few, small steps.
+second needs few, small steps. The optimizer starts afresh with each phase: the second
+loss's gradients are some 10,000 times those of the first, and AdamW's running averages
+of the one would make it take giant steps on the other.
 """
 
 import types
@@ -22,7 +24,10 @@ import tensorflow as tf
 from keras_nern import losses, sampling
 from keras_nern.inputs import examine, steps_in
 from keras_nern.predictor import OUTPUT_LAYER
-from keras_nern.schedules import PhaseSchedule
+from keras_nern.schedules import PlannedCosineDecay
+
+# The length of an epoch that cannot be told: the rate then stays at its peak.
+UNKNOWN_STEPS = 10**9
 
 # Training shows the first five; evaluation adds how the rebuilt classifier does.
 _METRICS = (
@@ -45,9 +50,18 @@ class RepresentationTrainer(keras.Model):
     """
 
     def _start_training(self):
+        self.reconstruction_iterations = self.add_weight(
+            name="reconstruction_iterations",
+            shape=(),
+            dtype="int32",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+        )
         self._seed = keras.random.SeedGenerator(name="sampling")
         self._trackers = {name: keras.metrics.Mean(name=name) for name in _METRICS}
         self._runtime = _Runtime()
+        self.built = True
         self.phase = "reconstruction"
         self.compile()
 
@@ -70,8 +84,9 @@ class RepresentationTrainer(keras.Model):
         Args:
             optimizer: a Keras optimizer, its name, or `"auto"`: Muon, the output
                 layer and the biases by AdamW, no weight decay, with half a cosine
-                per phase (`PhaseSchedule`) from the two rates below. Defaults to
-                `"auto"`.
+                per phase (`PlannedCosineDecay`) from the two rates below. Any optimizer
+                starts afresh, schedule included, where `fit` goes from
+                reconstruction to distillation. Defaults to `"auto"`.
             reconstruction_steps: length of the reconstruction phase that `fit` runs
                 before it distils. Defaults to `6000`.
             reconstruction_learning_rate: peak rate of the first phase under
@@ -115,9 +130,10 @@ class RepresentationTrainer(keras.Model):
             "kernel_sampling": sampling.get(kernel_sampling),
             "distillation_sampling": sampling.get(distillation_sampling),
         }
-        if optimizer == "auto":
+        schedule = PlannedCosineDecay() if optimizer == "auto" else None
+        if schedule:
             optimizer = keras.optimizers.Muon(
-                PhaseSchedule(),
+                schedule,
                 weight_decay=0.0,
                 adam_weight_decay=0.0,
                 exclude_layers=[OUTPUT_LAYER],
@@ -129,13 +145,24 @@ class RepresentationTrainer(keras.Model):
         self._runtime.traced_phase = None
         # Kept where Keras does not track metrics, which it would then count twice.
         self._runtime.compile_arguments = settings | kwargs
+        self._runtime.schedule = schedule
 
     def get_compile_config(self):
-        arguments = self._runtime.compile_arguments | {"optimizer": self.optimizer}
+        schedule = self._runtime.schedule
+        arguments = {
+            **self._runtime.compile_arguments,
+            "optimizer": "auto" if schedule else self.optimizer,
+            "plan": schedule and schedule.get_config(),
+            "phase": self.phase,
+        }
         return keras.saving.serialize_keras_object(arguments)
 
     def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        arguments = keras.saving.deserialize_keras_object(config)
+        plan, self.phase = arguments.pop("plan"), arguments.pop("phase")
+        self.compile(**arguments)
+        if plan:
+            self._runtime.schedule.plan(**plan)
 
     def fit(
         self,
@@ -144,8 +171,10 @@ class RepresentationTrainer(keras.Model):
         batch_size=None,
         epochs=1,
         verbose="auto",
+        callbacks=None,
         validation_split=0.0,
         validation_data=None,
+        *,
         initial_epoch=0,
         steps_per_epoch=None,
         **kwargs,
@@ -162,7 +191,7 @@ class RepresentationTrainer(keras.Model):
                 `keras.utils.PyDataset` or a generator; `None` to reconstruct only.
             y: labels, where `x` is an array.
             steps_per_epoch: required where `x` is `None`.
-            batch_size, epochs, verbose, validation_split, validation_data,
+            batch_size, epochs, verbose, callbacks, validation_split, validation_data,
                 initial_epoch, **kwargs: as for `keras.Model.fit`. Callbacks and
                 validation belong to the phase that `x` selects.
 
@@ -178,6 +207,7 @@ class RepresentationTrainer(keras.Model):
         common = {
             "epochs": epochs,
             "verbose": verbose,
+            "callbacks": callbacks,
             "initial_epoch": initial_epoch,
             "validation_data": validation_data,
         }
@@ -189,22 +219,20 @@ class RepresentationTrainer(keras.Model):
                     "Without images fit needs steps_per_epoch, the reconstruction steps of an "
                     "epoch. Received: x=None, steps_per_epoch=None"
                 )
-            self._plan(steps_per_epoch * epochs, None, resumed=initial_epoch > 0)
-            return self._run("reconstruction", steps_per_epoch, **common, **kwargs)
+            return self._run("reconstruction", steps_per_epoch, steps_per_epoch, **common, **kwargs)
 
         x = self._examine(x, "x")
-        per_epoch = steps_per_epoch or steps_in(x, batch_size, validation_split)
-        before = max(0, self.reconstruction_steps - int(self.optimizer.iterations))
-        self._plan(before, per_epoch and per_epoch * epochs, resumed=initial_epoch > 0)
+        before = max(0, self.reconstruction_steps - int(self.reconstruction_iterations))
         first = {}
         if before:
             if verbose:
                 print(f"Reconstruction, {before} steps without images:")
-            first = self._run("reconstruction", before, verbose=verbose).history
+            first = self._run("reconstruction", before, before, verbose=verbose).history
             if verbose:
                 print("Distillation:")
         history = self._run(
             "distillation",
+            steps_per_epoch or steps_in(x, batch_size, validation_split) or UNKNOWN_STEPS,
             steps_per_epoch,
             x=x,
             y=y,
@@ -216,31 +244,46 @@ class RepresentationTrainer(keras.Model):
         history.reconstruction = first
         return history
 
-    def _run(self, phase, steps_per_epoch, x=None, **kwargs):
-        self.phase = phase
+    def _run(
+        self, phase, epoch_length, steps_per_epoch, x=None, epochs=1, initial_epoch=0, **kwargs
+    ):
         self._refresh_targets()  # the base may have been trained on meanwhile
+        self._start_optimizer(phase, epoch_length * (epochs - initial_epoch), initial_epoch > 0)
+        self.phase = phase
         if x is None:  # Keras wants something to count the steps by
             x = tf.data.Dataset.from_tensors(np.int32(0)).repeat()
         # Keras's default is True, and it warns where that has no effect.
         kwargs.setdefault("shuffle", not isinstance(x, (tf.data.Dataset, types.GeneratorType)))
-        history = super().fit(x=x, steps_per_epoch=steps_per_epoch, **kwargs)
+        history = super().fit(
+            x=x,
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            **kwargs,
+        )
         history.reconstruction = {}
         return history
 
-    def _plan(self, reconstruction_steps, distillation_steps, resumed):
-        """Lays the default schedule out over the steps that are about to come."""
-        schedule = getattr(self.optimizer, "_learning_rate", None)
-        if not isinstance(schedule, PhaseSchedule):
+    def _start_optimizer(self, phase, steps, resumed):
+        """Gives a new phase a fresh optimizer, and every fit a new default schedule."""
+        switched = phase != self.phase
+        schedule = self._runtime.schedule
+        if schedule is None:  # the user's own
+            if switched and int(self.optimizer.iterations) > 0:
+                config = self.optimizer.get_config()
+                self.optimizer = type(self.optimizer).from_config(config)
+                self.optimizer.build(self.trainable_variables)
             return
-        now = int(self.optimizer.iterations)
-        start, steps, _ = schedule.distillation if distillation_steps else schedule.reconstruction
-        if resumed and start <= now < start + steps:
-            return
-        # An epoch of unknown length leaves the rate at its peak.
-        length = 10**9 if distillation_steps is None else distillation_steps
-        first = (now, max(1, reconstruction_steps), self.reconstruction_learning_rate)
-        second = (now + reconstruction_steps, length, self.distillation_learning_rate)
-        schedule.plan(first, second)
+        unfinished = int(self.optimizer.iterations) < schedule.decay_steps
+        if resumed and unfinished and not switched:
+            return  # the plan of the fit that this one resumes still holds
+        for variable in self.optimizer.variables:
+            variable.assign(keras.ops.zeros_like(variable))
+        rates = {
+            "reconstruction": self.reconstruction_learning_rate,
+            "distillation": self.distillation_learning_rate,
+        }
+        schedule.plan(rates[phase], max(1, steps))
 
     def _examine(self, data, name):
         return examine(data, self._original.image_shape, name)
@@ -283,6 +326,8 @@ class RepresentationTrainer(keras.Model):
             scaled = self.optimizer.scale_loss(loss / replicas)
         gradients = tape.gradient(scaled, self.trainable_variables)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        if not distilling:
+            self.reconstruction_iterations.assign_add(1)
         return self._track({"loss": loss, **terms})
 
     def _reconstruction_terms(self):
@@ -411,6 +456,7 @@ class _Runtime:
         self.terms = None
         self.traced_phase = None
         self.compile_arguments = {}
+        self.schedule = None  # the default optimizer's
 
 
 def _constant(value):

@@ -31,6 +31,11 @@ def _unknown(dataset):
     return dataset.filter(lambda *_: True)
 
 
+def _untold(dataset):
+    """The same elements, their shapes unknown before they are read."""
+    return dataset.map(lambda x, y: tf.py_function(lambda *xy: xy, [x, y], [x.dtype, y.dtype]))
+
+
 def _generator(count, shape=SHAPE):
     for i in range(count):
         yield np.full((2, *shape), i), np.zeros(2)
@@ -43,6 +48,7 @@ def _generator(count, shape=SHAPE):
         (_dataset(), 3),
         (_dataset(labels=False), 3),
         (_unknown(_dataset()), None),
+        (_untold(_dataset()), 3),
         (_dataset().repeat(), None),
         (_Batches(7), 7),
         ((np.zeros((2, *SHAPE)), np.zeros(2)), None),
@@ -93,6 +99,7 @@ OTHER = (5, 4, 3)
         (np.zeros((2, *OTHER)), np.zeros(2)),
         _dataset(2, OTHER),
         _dataset(2, OTHER, labels=False),
+        _untold(_dataset(2, OTHER)),
         _Batches(1, OTHER),
         _generator(1, OTHER),
     ],

@@ -188,7 +188,11 @@ np.savez(out, before=nern.predict(images, verbose=0), seed=nern._seed.state.nump
 
 def test_a_saved_fit_goes_on_in_a_new_process(base, images, tmp_path):
     nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter")
-    nern.compile(reconstruction_steps=8, distillation_sampling="uniform")
+    nern.compile(
+        reconstruction_steps=8,
+        kernel_sampling="magnitude",
+        distillation_sampling=keras_nern.UniformSampling(20),
+    )
     # as a fit of four epochs that is stopped after two
     stop = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: setattr(nern, "stop_training", epoch == 1)

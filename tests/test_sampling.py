@@ -8,15 +8,15 @@ from keras_nern.sampling import AllKernels, MagnitudeSampling, UniformSampling
 BLOCKS = np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 1.0], [0.0, 4.0]])  # norms 5, 0, 1, 4
 
 
-def _frequencies(sampler, draws=200):
+def _frequencies(sampler, draws):
     seed = keras.random.SeedGenerator(0)
     cumulative = sampling.cumulative_magnitude(BLOCKS)
     indices = np.concatenate([sampler.sample(cumulative, seed) for _ in range(draws)])
     return np.bincount(indices, minlength=4) / indices.size, indices.size
 
 
-def _assert_frequencies(sampler, expected):
-    got, n = _frequencies(sampler)
+def _assert_frequencies(sampler, expected, draws=200):
+    got, n = _frequencies(sampler, draws)
     # five standard deviations of a binomial share
     bound = 5 * np.sqrt(np.multiply(expected, np.subtract(1, expected)) / n)
     assert (np.abs(got - expected) <= bound).all(), got
@@ -35,7 +35,13 @@ def test_all_draws_nothing():
 
 
 def test_uniform_draws_each_kernel_as_often():
-    _assert_frequencies(UniformSampling(64), [0.25] * 4)
+    _assert_frequencies(UniformSampling(3), [0.25] * 4, draws=1000)
+
+
+def test_uniform_takes_all_kernels_where_they_fit_the_batch():
+    seed = keras.random.SeedGenerator(0)
+    assert UniformSampling(4).sample(np.ones(4), seed) is None
+    assert UniformSampling(3).sample(np.ones(4), seed).shape == (3,)
 
 
 def test_magnitude_draws_by_norm_and_never_a_zero_kernel():

@@ -13,7 +13,7 @@ OBJECTS = {
     "all": keras_nern.AllKernels,
     "uniform": lambda: keras_nern.UniformSampling(17),
     "magnitude": lambda: keras_nern.MagnitudeSampling(17, 0.75),
-    "schedule": lambda: keras_nern.PhaseSchedule((1, 2, 0.5), (3, 4, 0.25)),
+    "schedule": lambda: keras_nern.PlannedCosineDecay(0.5, 7),
 }
 
 

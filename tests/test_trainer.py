@@ -22,7 +22,8 @@ def test_fits_with_no_compile_arguments_at_all(base, images):
     history = nern.fit(images, verbose=0)
     assert set(history.history) == TRAINED
     assert set(history.reconstruction) == {"loss", "reconstruction_loss", "relative_error"}
-    assert int(nern.optimizer.iterations) == 3 + 1
+    assert int(nern.reconstruction_iterations) == 3
+    assert int(nern.optimizer.iterations) == 1
 
 
 def _as_generator(images, labels):
@@ -55,7 +56,7 @@ def test_without_images_it_reconstructs_only(nern):
     history = nern.fit(steps_per_epoch=4, epochs=3, verbose=0)
     assert set(history.history) == {"loss", "reconstruction_loss", "relative_error"}
     assert len(history.history["loss"]) == 3
-    assert int(nern.optimizer.iterations) == 12
+    assert int(nern.reconstruction_iterations) == 12
 
 
 def test_reconstruction_brings_the_error_down(base):
@@ -81,7 +82,7 @@ def test_the_second_fit_only_distils(nern, images):
     second = nern.fit(images, epochs=1, verbose=0)
     assert len(first.reconstruction["loss"]) == 1
     assert second.reconstruction == {}
-    assert int(nern.optimizer.iterations) == 5 + 1 + 1
+    assert int(nern.reconstruction_iterations) == 5
 
 
 def test_the_default_schedule_is_laid_out_over_the_fit(nern, images):
@@ -95,9 +96,45 @@ def test_the_default_schedule_is_laid_out_over_the_fit(nern, images):
     rates.clear()  # another fit starts again
     nern.fit(images, epochs=2, batch_size=6, verbose=0, callbacks=[record])
     np.testing.assert_allclose(rates, 2.5e-4 * cosine, rtol=1e-5)
+    rates.clear()  # the second half of a fit that is resumed without its plan
+    nern.fit(images, epochs=4, initial_epoch=2, batch_size=6, verbose=0, callbacks=[record])
+    np.testing.assert_allclose(rates, 2.5e-4 * cosine, rtol=1e-5)
+    rates.clear()  # an epoch of unknown length
+    endless = tf.data.Dataset.from_tensor_slices(images).batch(6).filter(lambda _: True)
+    nern.fit(endless, epochs=2, verbose=0, callbacks=[record])
+    np.testing.assert_allclose(rates, [2.5e-4] * 4, rtol=1e-5)
     rates.clear()
     nern.fit(steps_per_epoch=2, epochs=2, verbose=0, callbacks=[record])
     np.testing.assert_allclose(rates, 1e-2 * cosine, rtol=1e-5)
+
+
+def test_an_optimizer_of_ones_own_starts_afresh_with_the_phase_only(nern, images):
+    nern.compile(keras.optimizers.SGD(0.125, momentum=0.5), reconstruction_steps=2)
+    nern.fit(images, epochs=1, verbose=0)
+    assert float(nern.optimizer.learning_rate) == 0.125
+    assert nern.optimizer.momentum == 0.5
+    assert int(nern.optimizer.iterations) == 1
+    nern.fit(images, epochs=1, verbose=0)
+    assert int(nern.optimizer.iterations) == 2
+
+
+def test_the_default_optimizer_starts_afresh_with_the_phase(base, images):
+    """What the phase before left in the optimizer must not show in the first step."""
+
+    def change(before):
+        keras.utils.set_random_seed(5)
+        nern = keras_nern.NeRNModel(base, hidden_size=8)
+        nern.compile(reconstruction_steps=before)
+        if before:
+            start = nern.get_weights()
+            nern.fit(steps_per_epoch=before, verbose=0)
+            nern.set_weights([*start[:-1], np.array(before)])
+        weights = [weight.numpy() for weight in nern.trainable_variables]
+        nern.fit(images, batch_size=12, epochs=1, verbose=0)
+        return [a - b.numpy() for a, b in zip(weights, nern.trainable_variables, strict=True)]
+
+    for a, b in zip(change(0), change(40), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
 
 
 def test_muon_moves_the_hidden_layers_and_adamw_the_rest(nern):
@@ -163,7 +200,9 @@ def test_validation_and_compiled_metrics_show_in_the_history(nern, images, label
     )
 
 
-@pytest.mark.parametrize("sampling", ["all", "uniform", keras_nern.MagnitudeSampling(16, 0.5)])
+@pytest.mark.parametrize(
+    "sampling", ["all", keras_nern.UniformSampling(16), keras_nern.MagnitudeSampling(16, 0.5)]
+)
 def test_sampled_gradients_reach_the_predictor_in_both_phases(base, images, sampling):
     nern = keras_nern.NeRNModel(base, hidden_size=8)
     nern.compile(kernel_sampling=sampling, distillation_sampling=sampling, reconstruction_steps=2)
@@ -293,4 +332,4 @@ def test_compile_refuses(nern, arguments, message):
 def test_fit_refuses_before_it_trains(nern, arguments, message):
     with pytest.raises(ValueError, match=message):
         nern.fit(**arguments, verbose=0)
-    assert int(nern.optimizer.iterations) == 0
+    assert int(nern.optimizer.iterations) == int(nern.reconstruction_iterations) == 0
