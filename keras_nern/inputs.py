@@ -1,4 +1,4 @@
-"""What `fit` and `evaluate` are given, looked at before any work is done.
+"""What `fit` is given, looked at before any work is done.
 
 A mistake in a dataset should not cost the minutes of the reconstruction phase that
 comes before its first image is read, so one batch is examined up front.
@@ -36,28 +36,38 @@ def examine(data, image_shape, name="x"):
             first = next(data)
         except StopIteration:
             raise _empty(name, "a generator that yields nothing") from None
-        _check_shape(_images(first).shape, image_shape, name)
+        _check_shape(_images(first, name).shape, image_shape, name)
         return _chain(first, data)
     if isinstance(data, tf.data.Dataset):
-        shape = _images(data.element_spec).shape
+        shape = _images(data.element_spec, name).shape
         cardinality = int(data.cardinality())
         told = shape.rank is not None and None not in shape[1:]
         if cardinality == tf.data.UNKNOWN_CARDINALITY or not told:
             first = next(iter(data.take(1)), None)
             cardinality = 0 if first is None else cardinality
-            shape = shape if first is None else _images(first).shape
+            shape = shape if first is None else _images(first, name).shape
         if cardinality == 0:
             raise _empty(name, "a tf.data.Dataset without elements")
         _check_shape(shape, image_shape, name)
     elif isinstance(data, keras.utils.PyDataset):
         if data.num_batches == 0:  # None where it never ends
             raise _empty(name, "a PyDataset without batches")
-        _check_shape(_images(data[0]).shape, image_shape, name)
+        _check_shape(_images(data[0], name).shape, image_shape, name)
     elif hasattr(data, "shape"):
         if len(data.shape) and data.shape[0] == 0:
             raise _empty(name, f"an array of shape {tuple(data.shape)}")
         _check_shape(data.shape, image_shape, name)
     return data
+
+
+def never_ends(data):
+    """Whether an epoch of the data needs `steps_per_epoch` to end."""
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches is None
+    return (
+        isinstance(data, tf.data.Dataset)
+        and int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
+    )
 
 
 def steps_in(data, batch_size=None, validation_split=0.0):
@@ -88,9 +98,14 @@ def _chain(first, rest):
     yield from rest
 
 
-def _images(element):
-    while isinstance(element, (tuple, list, dict)):
-        element = next(iter(element.values())) if isinstance(element, dict) else element[0]
+def _images(element, name):
+    while isinstance(element, (tuple, list)):
+        element = element[0]
+    if isinstance(element, dict):
+        raise ValueError(
+            f"{name} must give images or (images, labels). Received: a dict with the keys "
+            f"{sorted(element)} (tfds.load gives pairs with as_supervised=True)"
+        )
     return element if hasattr(element, "shape") else np.asarray(element)
 
 

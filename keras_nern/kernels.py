@@ -60,6 +60,23 @@ def find_convolutions(model):
     >>> convolutions[0].shape
     (3, 3, 3, 16)
     """
+    return [
+        Convolution(path, layer, tuple(layer.kernel.shape))
+        for path, layer in walk_layers(model)
+        if isinstance(layer, keras.layers.Conv2D)
+    ]
+
+
+def walk_layers(model):
+    """Lists a model's layers and those of the models nested in it.
+
+    Args:
+        model: a `keras.Model`.
+
+    Returns:
+        A list of `(path, layer)`, each layer once, the path as in `"inner/conv1"`.
+        Nested models are entered and listed themselves.
+    """
     return list(_walk(model, prefix="", seen=set()))
 
 
@@ -68,10 +85,9 @@ def _walk(model, prefix, seen):
         if id(layer) in seen:
             continue
         seen.add(id(layer))
+        yield prefix + layer.name, layer
         if isinstance(layer, keras.Model):
             yield from _walk(layer, f"{prefix}{layer.name}/", seen)
-        elif isinstance(layer, keras.layers.Conv2D):
-            yield Convolution(prefix + layer.name, layer, tuple(layer.kernel.shape))
 
 
 def block_size(convolutions):

@@ -47,7 +47,7 @@ class NeRNModel(RepresentationTrainer):
             `PositionalEncoding()`. Defaults to `None`.
         metric: what a permutation calls near: `"euclidean"`, or the paper's
             `"cosine"`. Defaults to `"euclidean"`, which is easier to fit
-            (benchmarks/README.md).
+            (benchmarks/orders.py).
         normalize: `None`, or `"layer"` to predict each layer's weights divided by
             their standard deviation, which is kept. Defaults to `None`.
         **kwargs: `keras.Model` arguments (`name`, ...).
@@ -89,8 +89,6 @@ class NeRNModel(RepresentationTrainer):
                 f'normalize must be None or "layer". Received: normalize={normalize!r}'
             )
         self._original = Original(base)
-        self.hidden_size = hidden_size
-        self.num_blocks = num_blocks
         self.permutation = permutation
         self.metric = metric
         self.encoding = encoding
@@ -99,6 +97,8 @@ class NeRNModel(RepresentationTrainer):
             hidden_size, num_blocks, self._original.kernel_size, encoding, name="predictor"
         )
         self.predictor.build((None, 3))
+        self.hidden_size = self.predictor.hidden_size
+        self.num_blocks = self.predictor.num_blocks
         self.coordinates = self.add_weight(
             name="coordinates",
             shape=(self._original.num_kernels, 3),
@@ -164,8 +164,7 @@ class NeRNModel(RepresentationTrainer):
             A Keras model of the base's class and config with variables of its own:
             predicted kernels, everything else copied from the base. Not compiled.
         """
-        rebuilt = keras.saving.deserialize_keras_object(self._original.architecture())
-        rebuilt.set_weights(self.base.get_weights())
+        rebuilt = self._original.copy()
         convolutions = find_convolutions(rebuilt)
         for conv, kernel in zip(convolutions, self.predict_kernels().values(), strict=True):
             conv.layer.kernel.assign(kernel)

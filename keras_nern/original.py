@@ -21,6 +21,7 @@ from keras_nern.kernels import (
     blocks_to_kernel,
     find_convolutions,
     kernel_to_blocks,
+    walk_layers,
 )
 from keras_nern.losses import logits_of
 
@@ -49,7 +50,10 @@ class Original:
         _check_kernels(base, self.convolutions)
         self.kernel_size = block_size(self.convolutions)
         self.masks = np.stack([block_mask(shape, self.kernel_size) for shape in self.shapes])
-        self._observer = _observer(base, find_feature_maps(base, self.convolutions))
+        self._observer = keras.Model(
+            base.inputs[0],
+            {"maps": find_feature_maps(base, self.convolutions), "outputs": base.outputs[0]},
+        )
         self._activation = _output_activation(base)
 
     @property
@@ -136,6 +140,17 @@ class Original:
         config.pop("compile_config", None)
         return config
 
+    def copy(self):
+        """A model of the base's class and config with variables and values of its own."""
+        layers = [self.base, *(layer for _, layer in walk_layers(self.base))]
+        copy = keras.saving.deserialize_keras_object(
+            self.architecture(),
+            custom_objects={type(layer).__name__: type(layer) for layer in layers},
+            safe_mode=False,  # any Lambda in it is one that this process made or trusted
+        )
+        copy.set_weights(self.base.get_weights())
+        return copy
+
     def digest(self):
         """SHA-256 of all weights, as 32 uint8."""
         sha = hashlib.sha256()
@@ -153,56 +168,50 @@ def find_feature_maps(base, convolutions):
 
     Returns:
         A list of `KerasTensor`. A convolution inside a nested model has no output
-        here and is left out; of one used at several places it is the first.
+        in this graph and is left out; of one used at several places it is the first.
     """
-    normalised = {}
-    for layer in base.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            tensor = _single(layer, "input")
-            if tensor is not None:
-                normalised[id(tensor)] = _single(layer, "output")
-    top_level = {id(layer) for layer in base.layers}
-    maps = []
-    for conv in convolutions:
-        tensor = _single(conv.layer, "output") if id(conv.layer) in top_level else None
-        if tensor is not None:
-            maps.append(normalised.get(id(tensor), tensor))
-    return maps
+    outputs, normalised = {}, {}
+    for call in _calls(base.outputs[0]):
+        operation, tensor = call.operation, call.output_tensors[0]
+        outputs.setdefault(id(operation), tensor)
+        if isinstance(operation, keras.layers.BatchNormalization):
+            normalised.setdefault(id(call.input_tensors[0]), tensor)
+    found = [outputs[id(conv.layer)] for conv in convolutions if id(conv.layer) in outputs]
+    return [normalised.get(id(tensor), tensor) for tensor in found]
 
 
-def _observer(base, feature_maps):
-    def model(maps):
-        return keras.Model(base.inputs[0], {"maps": maps, "outputs": base.outputs[0]})
+def _calls(tensor):
+    """The calls of layers that a symbolic tensor comes from, each after its inputs'.
 
-    def reachable(tensor):
-        try:
-            model([tensor])
-        except ValueError:  # the layer was first used in another model
-            return False
-        return True
-
-    try:
-        return model(feature_maps)
-    except ValueError:
-        return model([tensor for tensor in feature_maps if reachable(tensor)])
-
-
-def _single(layer, side):
-    """A layer's (first) input or output tensor, or None where it has none or several."""
-    try:
-        tensor = getattr(layer, side)
-    except (AttributeError, ValueError):  # Keras's answers for a layer never called
-        return None
-    return None if isinstance(tensor, (list, tuple, dict)) else tensor
+    A layer's own `input` and `output` will not do: they are those of its first call,
+    which may have been in another model.
+    """
+    calls, seen, stack = [], set(), [(_call(tensor), False)]
+    while stack:
+        call, inputs_done = stack.pop()
+        if inputs_done:
+            calls.append(call)
+        elif id(call) not in seen:
+            seen.add(id(call))
+            stack.append((call, True))
+            stack.extend((_call(source), False) for source in call.input_tensors)
+    return calls
 
 
-def _output_activation(base):
-    for layer in reversed(base.layers):
-        if _single(layer, "output") is base.outputs[0]:
-            if isinstance(layer, keras.layers.Softmax):
-                return keras.activations.softmax
-            return getattr(layer, "activation", None)
-    return None
+def _call(tensor):
+    history = tensor._keras_history
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def _output_activation(model):
+    """What turns logits into outputs: softmax, sigmoid, another activation, or None."""
+    operation = _call(model.outputs[0]).operation
+    if isinstance(operation, keras.Model):
+        return _output_activation(operation)
+    # keras.layers.Softmax, and the operations behind keras.ops.softmax and sigmoid
+    by_class = {"Softmax": keras.activations.softmax, "Sigmoid": keras.activations.sigmoid}
+    known = by_class.get(type(operation).__name__)
+    return known or getattr(operation, "activation", None)
 
 
 def _check_classifier(base):

@@ -30,12 +30,12 @@ PERMUTATIONS = (None, "in_filter", "cross_filter")
 METRICS = ("cosine", "euclidean")
 
 
-def greedy_order(vectors, metric="cosine"):
+def greedy_order(vectors, metric="euclidean"):
     """Orders vectors by greedy nearest neighbour.
 
     Args:
         vectors: array `(n, d)`, n at least 1.
-        metric: `"cosine"` or `"euclidean"`. Defaults to `"cosine"`.
+        metric: `"cosine"` or `"euclidean"`. Defaults to `"euclidean"`.
 
     Returns:
         int64 array `(n,)`, a permutation of `range(n)` that starts with 0.
@@ -47,9 +47,9 @@ def greedy_order(vectors, metric="cosine"):
 
     >>> vectors = np.array([[1.0, 0.0], [0.0, 1.0], [9.0, 0.1]])
     >>> greedy_order(vectors)
-    array([0, 2, 1])
-    >>> greedy_order(vectors, metric="euclidean")
     array([0, 1, 2])
+    >>> greedy_order(vectors, metric="cosine")
+    array([0, 2, 1])
     """
     validate_metric(metric)
     vectors = np.asarray(vectors, "float32")
@@ -72,12 +72,12 @@ def greedy_order(vectors, metric="cosine"):
     return order
 
 
-def cross_filter_order(kernel, metric="cosine"):
+def cross_filter_order(kernel, metric="euclidean"):
     """Orders all kernels of a layer together.
 
     Args:
         kernel: array `(kh, kw, cin, cout)`.
-        metric: `"cosine"` or `"euclidean"`. Defaults to `"cosine"`.
+        metric: `"cosine"` or `"euclidean"`. Defaults to `"euclidean"`.
 
     Returns:
         int64 array `(cin * cout,)` of kernel indices (filter * cin + channel).
@@ -85,12 +85,12 @@ def cross_filter_order(kernel, metric="cosine"):
     return greedy_order(kernel_to_blocks(kernel, max(kernel.shape[:2])), metric)
 
 
-def in_filter_order(kernel, metric="cosine"):
+def in_filter_order(kernel, metric="euclidean"):
     """Orders the kernels within each filter of a layer, then its filters.
 
     Args:
         kernel: array `(kh, kw, cin, cout)`.
-        metric: `"cosine"` or `"euclidean"`. Defaults to `"cosine"`.
+        metric: `"cosine"` or `"euclidean"`. Defaults to `"euclidean"`.
 
     Returns:
         int64 array `(cin * cout,)` of kernel indices (filter * cin + channel);
@@ -104,14 +104,14 @@ def in_filter_order(kernel, metric="cosine"):
     return (by_filter[:, None] * cin + channels[by_filter]).ravel()
 
 
-def kernel_order(kernel, permutation=None, metric="cosine"):
+def kernel_order(kernel, permutation=None, metric="euclidean"):
     """The order of a layer's kernels under a named permutation.
 
     Args:
         kernel: array `(kh, kw, cin, cout)`.
         permutation: `None` (as they stand), `"in_filter"` or `"cross_filter"`.
             Defaults to `None`.
-        metric: `"cosine"` or `"euclidean"`. Defaults to `"cosine"`.
+        metric: `"cosine"` or `"euclidean"`. Defaults to `"euclidean"`.
 
     Returns:
         int64 array `(cin * cout,)` of kernel indices.

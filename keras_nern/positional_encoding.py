@@ -24,8 +24,8 @@ class PositionalEncoding(keras.layers.Layer):
 
     Float32 holds pi * v for v = 2,000 only to 5e-4, and the error would differ
     between devices. So b^i is split into a part of 12 bits, whose product with v is
-    exact and is reduced modulo 2 first, and a small remainder: features are right
-    to 1e-6 for every index below 4,096, on any backend.
+    exact and is reduced modulo 2 first, and a small remainder: for bases up to 1,
+    features are right to 2e-6 for every index below 4,096.
 
     Args:
         num_frequencies: F, the sine and cosine pairs per index. Defaults to `40`.

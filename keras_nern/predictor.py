@@ -7,6 +7,8 @@ width h is the knob between size and accuracy. It stays in float32 under any mix
 precision policy: the weights it predicts are small differences of large activations.
 """
 
+import numbers
+
 import keras
 
 from keras_nern.positional_encoding import PACKAGE, PositionalEncoding
@@ -64,7 +66,7 @@ class KernelPredictor(keras.layers.Layer):
             ("num_blocks", num_blocks, 2),
             ("kernel_size", kernel_size, 1),
         ):
-            if int(value) != value or value < least:
+            if not isinstance(value, numbers.Integral) or value < least:
                 raise ValueError(
                     f"{name} must be an integer of at least {least}. Received: {name}={value!r}"
                 )
@@ -74,9 +76,9 @@ class KernelPredictor(keras.layers.Layer):
                 "encoding must be a Keras layer from coordinates (n, 3) to features, or None. "
                 f"Received: encoding={encoding!r}"
             )
-        self.hidden_size = hidden_size
-        self.num_blocks = num_blocks
-        self.kernel_size = kernel_size
+        self.hidden_size = hidden_size = int(hidden_size)
+        self.num_blocks = num_blocks = int(num_blocks)
+        self.kernel_size = kernel_size = int(kernel_size)
         self.encoding = encoding
         self.activation = keras.activations.get(activation)
         self.hidden = [
@@ -90,8 +92,8 @@ class KernelPredictor(keras.layers.Layer):
         )
 
     def build(self, input_shape):
-        self.encoding.build(input_shape)
-        shape = self.encoding.compute_output_shape(input_shape)
+        # Called, as a layer of the user's own may not say its output shape otherwise.
+        shape = self.encoding(keras.KerasTensor(input_shape, "int32")).shape
         for layer in (*self.hidden, self.output_layer):
             layer.build(shape)
             shape = layer.compute_output_shape(shape)

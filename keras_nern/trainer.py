@@ -1,4 +1,4 @@
-"""How a representation learns, and how the rebuilt classifier is judged.
+"""How a representation learns.
 
 A fit has two phases (Ashkenazi et al., ICLR 2023, sections 3.1 and 3.3):
 
@@ -11,7 +11,7 @@ Both networks run in inference mode, and only the predictor learns. The losses a
 those of `losses`. Where the paper trains the sum from the start for hundreds of
 epochs, the phases here are apart: the first is cheap and goes most of the way, the
 second needs few, small steps. The optimizer starts afresh with each phase: the second
-loss's gradients are some 10,000 times those of the first, and AdamW's running averages
+loss's gradients are thousands of times those of the first, and AdamW's running averages
 of the one would make it take giant steps on the other.
 """
 
@@ -21,35 +21,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern import losses, sampling
-from keras_nern.inputs import examine, steps_in
+from keras_nern import sampling
+from keras_nern.evaluation import RepresentationEvaluator
+from keras_nern.inputs import examine, never_ends, steps_in
 from keras_nern.predictor import OUTPUT_LAYER
 from keras_nern.schedules import PlannedCosineDecay
 
 # The length of an epoch that cannot be told: the rate then stays at its peak.
 UNKNOWN_STEPS = 10**9
 
-# Training shows the first five; evaluation adds how the rebuilt classifier does.
-_METRICS = (
-    "loss",
-    "reconstruction_loss",
-    "relative_error",
-    "logits_loss",
-    "feature_map_loss",
-    "agreement",
-    "accuracy",
-)
 
-
-class RepresentationTrainer(keras.Model):
+class RepresentationTrainer(RepresentationEvaluator):
     """The training half of `NeRNModel`, as `keras.Model` keeps its own in a Trainer.
 
-    The other half owns `_original`, `predictor`, `coordinates` and `scales`, predicts
-    (`_predicted_blocks`) and scales (`_rebuilt_kernels`) all kernels, and calls
-    `_start_training` at the end of its constructor.
+    `NeRNModel` calls `_start_training` at the end of its constructor.
     """
 
     def _start_training(self):
+        self._start_evaluation()
         self.reconstruction_iterations = self.add_weight(
             name="reconstruction_iterations",
             shape=(),
@@ -59,8 +48,6 @@ class RepresentationTrainer(keras.Model):
             aggregation="only_first_replica",
         )
         self._seed = keras.random.SeedGenerator(name="sampling")
-        self._trackers = {name: keras.metrics.Mean(name=name) for name in _METRICS}
-        self._runtime = _Runtime()
         self.built = True
         self.phase = "reconstruction"
         self.compile()
@@ -211,6 +198,7 @@ class RepresentationTrainer(keras.Model):
             "initial_epoch": initial_epoch,
             "validation_data": validation_data,
         }
+        self._check_callbacks(callbacks)
         if validation_data is not None:
             common["validation_data"] = self._examine(validation_data, "validation_data")
         if x is None:
@@ -221,7 +209,13 @@ class RepresentationTrainer(keras.Model):
                 )
             return self._run("reconstruction", steps_per_epoch, steps_per_epoch, **common, **kwargs)
 
+        if isinstance(x, tuple) and y is None:
+            x, y, kwargs["sample_weight"] = keras.utils.unpack_x_y_sample_weight(x)
         x = self._examine(x, "x")
+        if steps_per_epoch is None and never_ends(x):
+            raise ValueError(
+                "fit needs steps_per_epoch where x never ends. Received: steps_per_epoch=None"
+            )
         before = max(0, self.reconstruction_steps - int(self.reconstruction_iterations))
         first = {}
         if before:
@@ -248,7 +242,7 @@ class RepresentationTrainer(keras.Model):
         self, phase, epoch_length, steps_per_epoch, x=None, epochs=1, initial_epoch=0, **kwargs
     ):
         self._refresh_targets()  # the base may have been trained on meanwhile
-        self._start_optimizer(phase, epoch_length * (epochs - initial_epoch), initial_epoch > 0)
+        self._start_optimizer(phase, epoch_length, epochs - initial_epoch)
         self.phase = phase
         if x is None:  # Keras wants something to count the steps by
             x = tf.data.Dataset.from_tensors(np.int32(0)).repeat()
@@ -264,26 +258,45 @@ class RepresentationTrainer(keras.Model):
         history.reconstruction = {}
         return history
 
-    def _start_optimizer(self, phase, steps, resumed):
-        """Gives a new phase a fresh optimizer, and every fit a new default schedule."""
-        switched = phase != self.phase
-        schedule = self._runtime.schedule
-        if schedule is None:  # the user's own
-            if switched and int(self.optimizer.iterations) > 0:
-                config = self.optimizer.get_config()
-                self.optimizer = type(self.optimizer).from_config(config)
-                self.optimizer.build(self.trainable_variables)
-            return
-        unfinished = int(self.optimizer.iterations) < schedule.decay_steps
-        if resumed and unfinished and not switched:
-            return  # the plan of the fit that this one resumes still holds
-        for variable in self.optimizer.variables:
-            variable.assign(keras.ops.zeros_like(variable))
+    def _start_optimizer(self, phase, epoch_length, epochs):
+        """Gives a new phase a fresh optimizer, and a new fit a new default schedule.
+
+        A fit that was stopped is gone on with, where what is left of its plan is what
+        is asked for now, give or take the epoch in which it was stopped.
+        """
         rates = {
             "reconstruction": self.reconstruction_learning_rate,
             "distillation": self.distillation_learning_rate,
         }
-        schedule.plan(rates[phase], max(1, steps))
+        switched = phase != self.phase
+        schedule = self._runtime.schedule
+        now = int(self.optimizer.iterations)
+        if schedule is None:  # the user's own
+            if switched and now > 0:
+                config = self.optimizer.get_config()
+                self.optimizer = type(self.optimizer).from_config(config)
+                self.optimizer.build(self.trainable_variables)
+            return
+        steps = max(1, epoch_length * epochs)
+        left = schedule.decay_steps - now
+        if not switched and now > 0 and steps - epoch_length < left <= steps:
+            steps += now
+        else:
+            for variable in self.optimizer.variables:
+                variable.assign(keras.ops.zeros_like(variable))
+        schedule.plan(rates[phase], steps)
+
+    def _check_callbacks(self, callbacks):
+        setters = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
+        if self._runtime.schedule is None:
+            return
+        for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+            if isinstance(callback, setters):
+                raise ValueError(
+                    "The default optimizer has a learning rate schedule: compile with an "
+                    "optimizer of your own to set its rate by a callback. Received: "
+                    f"{type(callback).__name__}"
+                )
 
     def _examine(self, data, name):
         return examine(data, self._original.image_shape, name)
@@ -294,22 +307,6 @@ class RepresentationTrainer(keras.Model):
         force = force or self._runtime.traced_phase != self.phase
         self._runtime.traced_phase = self.phase
         return super().make_train_function(force)
-
-    def _refresh_targets(self):
-        """Reads what is to be predicted from the base as it is now."""
-        runtime = self._runtime
-        blocks = self._original.blocks()
-        layer = keras.ops.convert_to_numpy(self.coordinates)[:, 0]
-        targets = blocks / keras.ops.convert_to_numpy(self.scales)[layer][:, None]
-        cumulative = sampling.cumulative_magnitude(blocks)
-        if runtime.targets is None:
-            with self.distribute_strategy.scope():
-                runtime.targets = _constant(targets)
-                runtime.cumulative = _constant(cumulative)
-                runtime.masks = _constant(self._original.masks)
-        else:
-            runtime.targets.assign(targets)
-            runtime.cumulative.assign(cumulative)
 
     def train_step(self, data):
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
@@ -343,133 +340,16 @@ class RepresentationTrainer(keras.Model):
             blocks = predicted
         else:
             rest = keras.ops.stop_gradient(self.predictor(self.coordinates))
-            blocks = keras.ops.scatter_update(rest, indices[:, None], predicted)
+            # A kernel drawn n times stands in n rows, each of which gets its gradient.
+            drawn = keras.ops.segment_sum(
+                keras.ops.ones_like(indices, "float32"), indices, self._original.num_kernels
+            )
+            share = 1.0 / keras.ops.take(drawn, indices, axis=0)[:, None]
+            fixed = keras.ops.stop_gradient(predicted)
+            rows = fixed + share * (predicted - fixed)
+            blocks = keras.ops.scatter_update(rest, indices[:, None], rows)
         student = self._original.observe(images, self._rebuilt_kernels(blocks))
         return {
             **self._compare(coordinates, targets, predicted),
             **self._distance(teacher, student),
         }
-
-    def _pick(self, indices):
-        """Coordinates `(n, 3)` and targets `(n, k * k)` of the drawn kernels."""
-        coordinates = keras.ops.convert_to_tensor(self.coordinates)
-        targets = keras.ops.convert_to_tensor(self._runtime.targets)
-        if indices is None:
-            return coordinates, targets
-        return (
-            keras.ops.take(coordinates, indices, axis=0),
-            keras.ops.take(targets, indices, axis=0),
-        )
-
-    def _compare(self, coordinates, targets, predicted):
-        mask = keras.ops.take(self._runtime.masks, coordinates[:, 0], axis=0)  # (n, k*k)
-        return {
-            "reconstruction_loss": losses.reconstruction_loss(targets, predicted, mask),
-            "relative_error": losses.relative_error(targets, predicted, mask),
-        }
-
-    def _distance(self, teacher, student):
-        (teacher_maps, teacher_outputs), (student_maps, student_outputs) = teacher, student
-        logits = self._original.logits
-        return {
-            "logits_loss": losses.logits_distillation_loss(
-                logits(teacher_outputs), logits(student_outputs), self.temperature
-            ),
-            "feature_map_loss": losses.feature_map_distillation_loss(teacher_maps, student_maps),
-        }
-
-    def _weighted(self, terms):
-        weights = {
-            "reconstruction_loss": self.reconstruction_weight,
-            "logits_loss": self.logits_weight,
-            "feature_map_loss": self.feature_map_weight,
-        }
-        return sum(weights[name] * terms[name] for name in weights if name in terms)
-
-    def make_test_function(self, force=False):
-        self._refresh_rebuilt()
-        return super().make_test_function(force)
-
-    def make_predict_function(self, force=False):
-        self._refresh_rebuilt()
-        return super().make_predict_function(force)
-
-    def _refresh_rebuilt(self):
-        """Predicts all kernels once for all batches of an evaluation."""
-        runtime = self._runtime
-        self._refresh_targets()
-        blocks = self._predicted_blocks()
-        kernels = self._rebuilt_kernels(blocks)
-        terms = self._compare(*self._pick(None), blocks)
-        if runtime.kernels is None:
-            with self.distribute_strategy.scope():
-                runtime.kernels = [_constant(np.zeros(kernel.shape)) for kernel in kernels]
-                runtime.terms = {name: _constant(0.0) for name in terms}
-        for variable, kernel in zip(runtime.kernels, kernels, strict=True):
-            variable.assign(kernel)
-        for name, value in terms.items():
-            runtime.terms[name].assign(value)
-
-    def predict_step(self, data):
-        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self._original.classify(images, self._runtime.kernels)
-
-    def test_step(self, data):
-        images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        kernels = [keras.ops.convert_to_tensor(kernel) for kernel in self._runtime.kernels]
-        teacher = self._original.observe(images)
-        student = self._original.observe(images, kernels)
-        terms = {name: keras.ops.convert_to_tensor(v) for name, v in self._runtime.terms.items()}
-        terms.update(self._distance(teacher, student))
-        terms["loss"] = self._weighted(terms)
-        predicted = self._original.predicted_class(student[1])
-        terms["agreement"] = _share_equal(predicted, self._original.predicted_class(teacher[1]))
-        if labels is not None:
-            terms["accuracy"] = _share_equal(predicted, _class_of(labels, predicted))
-        logs = self._track(terms, batch=keras.ops.shape(images)[0])
-        if labels is not None:
-            named = self.compute_metrics(images, labels, student[1], sample_weight)
-            logs.update({k: v for k, v in named.items() if k not in _METRICS})
-        return logs
-
-    def _track(self, terms, batch=None):
-        for name, value in terms.items():
-            self._trackers[name].update_state(value, sample_weight=batch)
-        return {name: self._trackers[name].result() for name in _METRICS if name in terms}
-
-    @property
-    def metrics(self):
-        # In place of Keras's own "loss", which has no y to be computed from.
-        compiled = [m for m in super().metrics if m.name not in _METRICS]
-        # Compiled metrics see outputs in an evaluation only; before, they have no result.
-        return [*self._trackers.values()] + [m for m in compiled if getattr(m, "built", True)]
-
-
-class _Runtime:
-    """State that is derived, so neither saved nor counted among the weights."""
-
-    def __init__(self):
-        self.targets = None
-        self.cumulative = None
-        self.masks = None
-        self.kernels = None
-        self.terms = None
-        self.traced_phase = None
-        self.compile_arguments = {}
-        self.schedule = None  # the default optimizer's
-
-
-def _constant(value):
-    return keras.Variable(np.asarray(value, "float32"), trainable=False, dtype="float32")
-
-
-def _class_of(labels, predicted):
-    """Labels `(batch,)`, `(batch, 1)` or one-hot `(batch, classes)` as classes."""
-    if len(labels.shape) == len(predicted.shape) + 1:
-        one_hot = labels.shape[-1] != 1
-        labels = keras.ops.argmax(labels, axis=-1) if one_hot else labels[..., 0]
-    return labels
-
-
-def _share_equal(a, b):
-    return keras.ops.mean(keras.ops.cast(keras.ops.equal(a, keras.ops.cast(b, a.dtype)), "float32"))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_nern.inputs import examine, steps_in
+from keras_nern.inputs import examine, never_ends, steps_in
 
 SHAPE = (4, 4, 3)
 
@@ -18,6 +18,13 @@ class _Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         return np.zeros((2, *self.shape)), np.zeros(2)
+
+
+class _Endless(keras.utils.PyDataset):
+    num_batches = None
+
+    def __getitem__(self, index):
+        return np.zeros((2, *SHAPE))
 
 
 def _dataset(count=5, shape=SHAPE, labels=True, batch=2):
@@ -108,6 +115,18 @@ def test_refuses_other_images(data):
     message = r"x must give images of shape \(batch, 4, 4, 3\).*Received: \((2|None), 5, 4, 3\)"
     with pytest.raises(ValueError, match=message):
         examine(data, SHAPE)
+
+
+def test_refuses_a_dict():
+    dataset = tf.data.Dataset.from_tensors({"label": 1, "image": np.zeros((2, *SHAPE))})
+    with pytest.raises(ValueError, match=r"a dict with the keys \['image', 'label'\].*supervised"):
+        examine(dataset, SHAPE)
+
+
+def test_tells_what_never_ends():
+    assert never_ends(_dataset().repeat())
+    assert never_ends(_Endless())
+    assert not any(map(never_ends, (_dataset(), _unknown(_dataset()), _Batches(3), np.ones(3))))
 
 
 def test_names_a_missing_batch_dimension():

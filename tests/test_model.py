@@ -116,8 +116,25 @@ class _OneHot(keras.layers.Layer):
         layer, f, c = tf.unstack(tf.cast(inputs, "int32"), axis=1)
         return tf.one_hot(tf.gather(self.start, layer) + f * tf.gather(self.width, layer) + c, 52)
 
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], 52)
+
+class _Halve(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs / 2
+
+
+def test_reconstructs_what_only_this_process_knows():
+    base = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            keras.layers.Lambda(lambda x: x / 255),
+            _Halve(),
+            keras.layers.Conv2D(2, 3),
+            keras.layers.Flatten(),
+        ]
+    )
+    nern = keras_nern.NeRNModel(base, 4)
+    images = np.ones((1, 4, 4, 1), "float32")
+    np.testing.assert_allclose(nern.reconstruct()(images), nern(images), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -177,37 +194,90 @@ def test_wraps_other_classifiers(layers):
 
 CONTINUE = """
 import sys, keras, numpy as np, keras_nern
-path, out = sys.argv[1:]
+path, out, initial_epoch = sys.argv[1:]
 images = np.random.default_rng(2).normal(size=(12, 8, 8, 1)).astype("float32")
 nern = keras.models.load_model(path)
-np.savez(out, before=nern.predict(images, verbose=0), seed=nern._seed.state.numpy(),
-         history=nern.fit(images, epochs=4, initial_epoch=2, shuffle=False, verbose=0)
-         .history["loss"], after=nern.predict(images, verbose=0))
+before = nern.predict(images, verbose=0)
+nern.fit(images, epochs=4, initial_epoch=int(initial_epoch), shuffle=False, verbose=0)
+np.savez(out, before=before, after=nern.predict(images, verbose=0))
 """
 
 
-def test_a_saved_fit_goes_on_in_a_new_process(base, images, tmp_path):
+def _sequential_base():
+    base = keras.Sequential(name="sequential")
+    for layer in (
+        keras.Input((8, 8, 1)),
+        keras.layers.Conv2D(4, 3, use_bias=False),
+        keras.layers.BatchNormalization(),
+        keras.layers.ReLU(),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3),
+    ):
+        base.add(layer)
+    return base
+
+
+@pytest.mark.parametrize("kind", ["functional", "sequential"])
+@pytest.mark.parametrize("phase", ["reconstruction", "distillation"])
+def test_a_stopped_fit_goes_on_in_a_new_process(base, images, tmp_path, phase, kind):
+    """Stopped, saved, loaded elsewhere and continued, it ends where it would have ended."""
+    base = base if kind == "functional" else _sequential_base()
+    keras.utils.set_random_seed(4)
+    whole = _a_model_for_stopping(base)
+    start = whole.get_weights()
+    whole.fit(images, epochs=4, shuffle=False, verbose=0)
+
+    keras.utils.set_random_seed(4)
+    stopped = _a_model_for_stopping(base)
+    for a, b in zip(start, stopped.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    if phase == "reconstruction":
+        _stop(stopped, at=5, images=images)
+    else:
+        stop = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: setattr(stopped, "stop_training", epoch == 1)
+        )
+        stopped.fit(images, epochs=4, shuffle=False, verbose=0, callbacks=[stop])
+    stopped.save(tmp_path / "nern.keras")
+
+    epoch = "0" if phase == "reconstruction" else "2"
+    command = [sys.executable, "-c", CONTINUE, tmp_path / "nern.keras", tmp_path / "out.npz", epoch]
+    subprocess.run(command, check=True, cwd=pathlib.Path(keras_nern.__file__).parents[1])
+    with np.load(tmp_path / "out.npz") as there:
+        np.testing.assert_allclose(there["before"], stopped.predict(images, verbose=0), atol=1e-6)
+        np.testing.assert_allclose(there["after"], whole.predict(images, verbose=0), atol=1e-5)
+
+
+def _a_model_for_stopping(base):
     nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter")
     nern.compile(
-        reconstruction_steps=8,
-        kernel_sampling="magnitude",
-        distillation_sampling=keras_nern.UniformSampling(20),
+        reconstruction_steps=9,
+        kernel_sampling=keras_nern.MagnitudeSampling(20),
+        distillation_sampling=keras_nern.UniformSampling(3),
     )
-    # as a fit of four epochs that is stopped after two
-    stop = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: setattr(nern, "stop_training", epoch == 1)
-    )
-    nern.fit(images, epochs=4, shuffle=False, verbose=0, callbacks=[stop])
-    nern.save(tmp_path / "nern.keras")
-    root = pathlib.Path(keras_nern.__file__).parents[1]
-    command = [sys.executable, "-c", CONTINUE, tmp_path / "nern.keras", tmp_path / "out.npz"]
-    subprocess.run(command, check=True, cwd=root)
-    with np.load(tmp_path / "out.npz") as there:
-        np.testing.assert_allclose(there["before"], nern.predict(images, verbose=0), atol=1e-6)
-        np.testing.assert_array_equal(there["seed"], nern._seed.state.numpy())
-        here = nern.fit(images, epochs=4, initial_epoch=2, shuffle=False, verbose=0)
-        np.testing.assert_allclose(there["history"], here.history["loss"], rtol=1e-6)
-        np.testing.assert_allclose(there["after"], nern.predict(images, verbose=0), atol=1e-6)
+    return nern
+
+
+def _stop(nern, at, images):
+    """Interrupts the reconstruction phase, as Ctrl-C does, after `at` steps."""
+    step = nern.make_train_function
+
+    def interrupted(force=False):
+        step(force)
+        function = nern.train_function
+
+        def counted(iterator):
+            if int(nern.reconstruction_iterations) == at:
+                raise KeyboardInterrupt
+            return function(iterator)
+
+        nern.train_function = counted
+
+    nern.make_train_function = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        nern.fit(images, epochs=4, shuffle=False, verbose=0)
+    assert int(nern.reconstruction_iterations) == at
+    del nern.make_train_function
 
 
 def test_loading_keeps_order_scales_and_settings(base, images, tmp_path):

@@ -13,21 +13,49 @@ def test_feature_maps_are_taken_after_normalisation_before_activation(base):
     assert [id(tensor) for tensor in maps] == [id(tensor) for tensor in expected]
 
 
-def test_feature_maps_of_a_sequential_model():
-    model = keras.Sequential(
-        [
-            keras.Input((6, 6, 1)),
-            keras.layers.Conv2D(2, 3, use_bias=False),
-            keras.layers.BatchNormalization(name="bn"),
-            keras.layers.ReLU(),
-            keras.layers.Conv2D(2, 3, name="last"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(2),
-        ]
-    )
-    maps = find_feature_maps(model, find_convolutions(model))
-    expected = [model.get_layer("bn").output, model.get_layer("last").output]
-    assert [id(tensor) for tensor in maps] == [id(tensor) for tensor in expected]
+def _sequential_layers():
+    return [
+        keras.Input((6, 6, 1)),
+        keras.layers.Conv2D(2, 3, use_bias=False),
+        keras.layers.BatchNormalization(name="bn"),
+        keras.layers.ReLU(),
+        keras.layers.Conv2D(2, 3, name="last"),
+        keras.layers.Flatten(),
+        keras.layers.Dense(2),
+    ]
+
+
+def _added():
+    model = keras.Sequential()
+    for layer in _sequential_layers():
+        model.add(layer)
+    return model
+
+
+SEQUENTIAL = {
+    "listed": lambda: keras.Sequential(_sequential_layers()),
+    "added": _added,
+    "from config": lambda: keras.Sequential.from_config(_added().get_config()),
+}
+
+
+@pytest.mark.parametrize("make", SEQUENTIAL.values(), ids=SEQUENTIAL)
+def test_feature_maps_of_a_sequential_model(make):
+    model = make()
+    for weight in model.weights:
+        weight.assign(np.random.default_rng(0).uniform(0.5, 1.5, weight.shape))
+    x = images = np.random.default_rng(1).normal(size=(2, 6, 6, 1)).astype("float32")
+    seen = {}
+    for layer in model.layers:
+        x = seen[layer.name] = layer(x)
+    original = Original(model)
+    maps, outputs = original.observe(images)
+    np.testing.assert_allclose(maps[0], seen["bn"], rtol=1e-5)
+    np.testing.assert_allclose(maps[1], seen["last"], rtol=1e-5)
+    np.testing.assert_allclose(outputs, x, rtol=1e-5)
+    # and no layer is run more often than the model itself runs it
+    convolutions = [x for x in original._observer.operations if isinstance(x, keras.layers.Conv2D)]
+    assert len(convolutions) == 2
 
 
 def test_a_convolution_used_twice_gives_its_first_feature_map():
@@ -41,14 +69,50 @@ def test_a_convolution_used_twice_gives_its_first_feature_map():
     np.testing.assert_array_equal(Original(model).observe(ones)[1], model(ones))
 
 
-def test_a_convolution_first_used_in_another_model_is_not_observed():
+def test_a_convolution_first_used_in_another_model_is_observed_in_this_one():
     conv = keras.layers.Conv2D(2, 3, padding="same")
     conv(keras.Input((7, 7, 2)))
     inputs = keras.Input((4, 4, 2))
     x = keras.layers.Conv2D(2, 3, name="own")(conv(inputs))
     model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
     maps, _ = Original(model).observe(np.ones((1, 4, 4, 2), "float32"))
-    assert [tuple(feature_map.shape) for feature_map in maps] == [(1, 2, 2, 2)]
+    assert [tuple(feature_map.shape) for feature_map in maps] == [(1, 4, 4, 2), (1, 2, 2, 2)]
+
+
+def _headed(*head):
+    layers = [keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3), keras.layers.Flatten()]
+    return keras.Sequential([*layers, *head])
+
+
+def _functional_head(operation):
+    inputs = keras.Input((4, 4, 1))
+    x = keras.layers.Flatten()(keras.layers.Conv2D(2, 3)(inputs))
+    return keras.Model(inputs, operation(keras.layers.Dense(2)(x)))
+
+
+SOFTMAX, SIGMOID = keras.activations.softmax, keras.activations.sigmoid
+HEADS = {
+    "logits": (lambda: _headed(keras.layers.Dense(2)), keras.activations.linear),
+    "softmax": (lambda: _headed(keras.layers.Dense(2, activation="softmax")), SOFTMAX),
+    "layer": (lambda: _headed(keras.layers.Dense(2), keras.layers.Softmax()), SOFTMAX),
+    "activation": (
+        lambda: _headed(keras.layers.Dense(2), keras.layers.Activation("sigmoid")),
+        SIGMOID,
+    ),
+    "operation": (lambda: _functional_head(keras.ops.softmax), SOFTMAX),
+    "sigmoid operation": (lambda: _functional_head(keras.ops.sigmoid), SIGMOID),
+    "nested": (
+        lambda: keras.Sequential(
+            [keras.Input((4, 4, 1)), _headed(keras.layers.Dense(1, activation="sigmoid"))]
+        ),
+        SIGMOID,
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "activation"), HEADS.values(), ids=HEADS)
+def test_knows_what_the_outputs_are(make, activation):
+    assert Original(make())._activation is activation
 
 
 def test_observes_the_network_with_its_own_kernels(base, images):

@@ -61,15 +61,15 @@ def test_orders_match_the_definition(name, oracle, shape, metric):
 def test_greedy_by_hand():
     right, up, far_right, left = [1, 0], [0, 1], [5, 0.1], [-1, 0]
     vectors = [right, up, far_right, left]
-    assert permutations.greedy_order(vectors).tolist() == [0, 2, 1, 3]
+    assert permutations.greedy_order(vectors, "cosine").tolist() == [0, 2, 1, 3]
     # distances from (1, 0): sqrt 2, 4.0, 2; from (0, 1): 5.1 and sqrt 2
     assert permutations.greedy_order(vectors, "euclidean").tolist() == [0, 1, 3, 2]
 
 
 def test_zero_vectors_have_similarity_zero():
     # From (1, 0): the zero vector (0) comes before (-1, 0) (-1); no NaN on the way.
-    assert permutations.greedy_order([[1, 0], [-1, 0], [0, 0]]).tolist() == [0, 2, 1]
-    assert permutations.greedy_order(np.zeros((3, 2))).tolist() == [0, 1, 2]
+    assert permutations.greedy_order([[1, 0], [-1, 0], [0, 0]], "cosine").tolist() == [0, 2, 1]
+    assert permutations.greedy_order(np.zeros((3, 2)), "cosine").tolist() == [0, 1, 2]
 
 
 def test_in_filter_keeps_filters_together():
@@ -83,7 +83,7 @@ def test_cross_filter_is_smoother_than_no_order():
     kernel = np.random.default_rng(0).normal(size=(3, 3, 16, 16))
     rows = kernel.transpose(3, 2, 0, 1).reshape(256, 9)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    ordered = rows[permutations.cross_filter_order(kernel)]
+    ordered = rows[permutations.cross_filter_order(kernel, "cosine")]
     before, after = (np.mean(np.sum(r[1:] * r[:-1], axis=1)) for r in (rows, ordered))
     assert after > before + 0.5
 

@@ -47,11 +47,36 @@ def test_takes_any_layer_as_encoding():
     assert predictor.output_layer.name == OUTPUT_LAYER
 
 
+class _Plain(keras.layers.Layer):
+    """An encoding as a user writes it: `call`, and a sublayer that builds itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(5)
+
+    def call(self, inputs):
+        return self.dense(keras.ops.cast(inputs, "float32"))
+
+
+def test_takes_an_encoding_that_only_has_a_call():
+    predictor = KernelPredictor(hidden_size=4, encoding=_Plain())
+    predictor.build((None, 3))
+    assert predictor.hidden[0].kernel.shape == (5, 4)
+    assert len(predictor.weights) == 2 + 2 * 5
+
+
+def test_takes_integers_of_numpy():
+    predictor = KernelPredictor(hidden_size=np.int64(4), num_blocks=np.int32(3))
+    assert predictor(np.zeros((1, 3), "int32")).shape == (1, 9)
+    assert type(predictor.get_config()["hidden_size"]) is int
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"hidden_size": 0}, "hidden_size must be an integer of at least 1. .*hidden_size=0"),
         ({"hidden_size": 2.5}, "hidden_size must be an integer of at least 1. .*hidden_size=2.5"),
+        ({"hidden_size": "wide"}, "hidden_size must be an integer .*hidden_size='wide'"),
         ({"hidden_size": 4, "num_blocks": 1}, "num_blocks must be .* at least 2.*num_blocks=1"),
         ({"hidden_size": 4, "kernel_size": 0}, "kernel_size must be .* at least 1"),
         ({"hidden_size": 4, "encoding": "sines"}, "encoding must be a Keras layer .*'sines'"),

@@ -34,6 +34,7 @@ def _as_generator(images, labels):
 DATA = {
     "images": lambda x, y: {"x": x},
     "images and labels": lambda x, y: {"x": x, "y": y},
+    "a pair": lambda x, y: {"x": (x, y)},
     "tensor": lambda x, y: {"x": tf.constant(x)},
     "dataset of images": lambda x, y: {"x": tf.data.Dataset.from_tensor_slices(x).batch(6)},
     "dataset of pairs": lambda x, y: {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(6)},
@@ -100,12 +101,27 @@ def test_the_default_schedule_is_laid_out_over_the_fit(nern, images):
     nern.fit(images, epochs=4, initial_epoch=2, batch_size=6, verbose=0, callbacks=[record])
     np.testing.assert_allclose(rates, 2.5e-4 * cosine, rtol=1e-5)
     rates.clear()  # an epoch of unknown length
-    endless = tf.data.Dataset.from_tensor_slices(images).batch(6).filter(lambda _: True)
-    nern.fit(endless, epochs=2, verbose=0, callbacks=[record])
-    np.testing.assert_allclose(rates, [2.5e-4] * 4, rtol=1e-5)
+    untold = tf.data.Dataset.from_tensor_slices(images).batch(6).filter(lambda _: True)
+    with pytest.warns(UserWarning, match="ran out of data"):  # Keras's own
+        nern.fit(untold, epochs=2, verbose=0, callbacks=[record])
+    np.testing.assert_allclose(rates, 2.5e-4, rtol=1e-5)
     rates.clear()
     nern.fit(steps_per_epoch=2, epochs=2, verbose=0, callbacks=[record])
     np.testing.assert_allclose(rates, 1e-2 * cosine, rtol=1e-5)
+
+
+def test_a_new_compile_or_a_longer_fit_never_trains_at_rate_zero(nern, images):
+    rates = []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: rates.append(float(nern.optimizer.learning_rate))
+    )
+    nern.fit(images, epochs=2, verbose=0)
+    nern.compile()
+    nern.reconstruction_steps = 5
+    nern.fit(images, epochs=4, initial_epoch=2, verbose=0, callbacks=[record])
+    nern.fit(images, epochs=8, initial_epoch=4, verbose=0, callbacks=[record])
+    assert len(rates) == 6
+    assert min(rates) > 0
 
 
 def test_an_optimizer_of_ones_own_starts_afresh_with_the_phase_only(nern, images):
@@ -126,9 +142,9 @@ def test_the_default_optimizer_starts_afresh_with_the_phase(base, images):
         nern = keras_nern.NeRNModel(base, hidden_size=8)
         nern.compile(reconstruction_steps=before)
         if before:
-            start = nern.get_weights()
+            start = nern.predictor.get_weights()
             nern.fit(steps_per_epoch=before, verbose=0)
-            nern.set_weights([*start[:-1], np.array(before)])
+            nern.predictor.set_weights(start)
         weights = [weight.numpy() for weight in nern.trainable_variables]
         nern.fit(images, batch_size=12, epochs=1, verbose=0)
         return [a - b.numpy() for a, b in zip(weights, nern.trainable_variables, strict=True)]
@@ -149,7 +165,10 @@ def test_muon_moves_the_hidden_layers_and_adamw_the_rest(nern):
     assert by_adamw == {v.path for v in nern.trainable_variables} - kernels
 
 
-def test_evaluate_reports_every_term(nern, images, labels):
+@pytest.mark.parametrize("normalize", [None, "layer"])
+def test_evaluate_reports_every_term(base, images, labels, normalize):
+    nern = keras_nern.NeRNModel(base, hidden_size=16, normalize=normalize)
+    nern.compile(reconstruction_steps=5)
     nern.fit(images, epochs=1, verbose=0)
     metrics = nern.evaluate(images, labels, batch_size=5, verbose=0, return_dict=True)
     rebuilt, base = nern.reconstruct(), nern.base
@@ -164,6 +183,12 @@ def test_evaluate_reports_every_term(nern, images, labels):
     error = sum(np.sum((a - b) ** 2) for a, b in zip(original, predicted, strict=True))
     total = sum(np.sum(a**2) for a in original)
     assert metrics["relative_error"] == pytest.approx(error / total, rel=1e-4)
+    # the loss is in units of the scales, the error in those of the weights
+    scales = [np.std(a) if normalize else 1.0 for a in original]
+    error = sum(
+        np.sum((a - b) ** 2) / scale**2
+        for a, b, scale in zip(original, predicted, scales, strict=True)
+    )
     count = sum(a.size for a in original)
     assert metrics["reconstruction_loss"] == pytest.approx(np.sqrt(error / count), rel=1e-4)
     weighted = (
@@ -212,6 +237,35 @@ def test_sampled_gradients_reach_the_predictor_in_both_phases(base, images, samp
         assert np.abs(a - b.numpy()).max() > 0
 
 
+class _Drawn(keras_nern.AllKernels):
+    """Always these kernels, two of them more than once."""
+
+    indices = np.array([3, 9, 3, 30, 9, 3], "int32")
+
+    def sample(self, cumulative, seed):
+        return keras.ops.convert_to_tensor(self.indices)
+
+
+def test_a_kernel_drawn_twice_gets_its_gradient_once(base, images):
+    def change(sampling):
+        keras.utils.set_random_seed(2)
+        nern = keras_nern.NeRNModel(base, hidden_size=8)
+        nern.compile(
+            optimizer=keras.optimizers.SGD(1.0),
+            reconstruction_steps=0,
+            reconstruction_weight=0.0,
+            distillation_sampling=sampling,
+        )
+        before = [weight.numpy() for weight in nern.trainable_variables]
+        nern.fit(images, batch_size=12, verbose=0)
+        return [a - b.numpy() for a, b in zip(before, nern.trainable_variables, strict=True)]
+
+    once = _Drawn()
+    once.indices = np.unique(_Drawn.indices)
+    for a, b in zip(change(_Drawn()), change(once), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
+
+
 def test_a_distillation_step_is_the_gradient_of_its_loss(base, images):
     """One step of SGD against the gradient of the formula, with kernels put in by hand."""
     nern = keras_nern.NeRNModel(base, hidden_size=8, permutation="cross_filter")
@@ -258,17 +312,21 @@ def test_the_seed_fixes_the_result(base, images):
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_targets_follow_a_base_that_is_trained_on(base):
+def test_targets_follow_a_base_that_is_trained_on(base, images):
     nern = keras_nern.NeRNModel(base, hidden_size=8)
     nern.fit(steps_per_epoch=2, verbose=0)
     for layer in _convs(base):
         layer.kernel.assign(0 * layer.kernel)
-    error = nern.fit(steps_per_epoch=1, verbose=0).history["reconstruction_loss"][0]
     squares = sum(np.sum(kernel**2) for kernel in nern.predict_kernels().values())
-    nern.evaluate(np.zeros((1, 8, 8, 1), "float32"), verbose=0)
-    after = nern.evaluate(np.zeros((1, 8, 8, 1), "float32"), verbose=0, return_dict=True)
-    assert after["reconstruction_loss"] == pytest.approx(np.sqrt(squares / 276), rel=1e-4)
-    assert error > 0
+    expected = pytest.approx(np.sqrt(squares / 276), rel=1e-4)
+    evaluated = nern.evaluate(images, verbose=0, return_dict=True)
+    assert evaluated["reconstruction_loss"] == expected
+    for layer in _convs(base):
+        layer.kernel.assign(layer.kernel + 1)
+    squares = sum(np.sum((kernel - 1) ** 2) for kernel in nern.predict_kernels().values())
+    expected = pytest.approx(np.sqrt(squares / 276), rel=1e-4)
+    # all 52 kernels are in the batch of the one step
+    assert nern.fit(steps_per_epoch=1, verbose=0).history["reconstruction_loss"][0] == expected
 
 
 def test_another_fit_does_not_trace_the_step_again(nern, images):
@@ -321,6 +379,14 @@ def test_compile_refuses(nern, arguments, message):
     ("arguments", "message"),
     [
         ({}, "Without images fit needs steps_per_epoch"),
+        (
+            {"x": tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 1))).repeat()},
+            "fit needs steps_per_epoch where x never ends",
+        ),
+        (
+            {"x": np.zeros((2, 8, 8, 1)), "callbacks": [keras.callbacks.ReduceLROnPlateau()]},
+            "compile with an optimizer of your own .*Received: ReduceLROnPlateau",
+        ),
         ({"x": np.zeros((0, 8, 8, 1))}, "x must give at least one batch of images"),
         ({"x": np.zeros((2, 9, 8, 1))}, r"x must give images of shape \(batch, 8, 8, 1\)"),
         (
