@@ -40,6 +40,7 @@ def plot_kernels(original, predicted, title="", limit=64):
     largest = np.argsort(-np.linalg.norm(rows[0].reshape(cin * cout, -1), axis=1))[:limit]
     scale = np.abs(rows[0][largest]).max() or 1.0
     figure = Figure(figsize=(10, 5.4), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.08)
     figure.suptitle(title)
     for axes, kernels, label in zip(
         figure.subplots(1, 2), rows, ("original", "predicted"), strict=True
