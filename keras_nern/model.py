@@ -46,8 +46,8 @@ class NeRNModel(RepresentationTrainer):
         encoding: a Keras layer from coordinates `(n, 3)` to features; `None` for
             `PositionalEncoding()`. Defaults to `None`.
         metric: what a permutation calls near: `"euclidean"`, or the paper's
-            `"cosine"`. Defaults to `"euclidean"`, which is easier to fit
-            (benchmarks/orders.py).
+            `"cosine"`. Defaults to `"euclidean"`, which is easier to fit across
+            filters (benchmarks/README.md).
         normalize: `None`, or `"layer"` to predict each layer's weights divided by
             their standard deviation, which is kept. Defaults to `None`.
         **kwargs: `keras.Model` arguments (`name`, ...).
