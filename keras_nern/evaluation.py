@@ -159,7 +159,8 @@ class _Runtime:
         self.kernels = None
         self.terms = None
         self.traced_phase = None
-        self.compile_arguments = {}
+        self.compile_arguments = {}  # those that Keras keeps
+        self.settings = []  # names of ours
         self.schedule = None  # the default optimizer's
 
 

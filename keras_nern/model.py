@@ -8,6 +8,10 @@ normalisation, biases, Dense layers) as it was. How the predictor learns is in
 `trainer`, how the base is read and run in `original`.
 """
 
+import contextlib
+import os
+import pathlib
+
 import keras
 import numpy as np
 
@@ -208,6 +212,16 @@ class NeRNModel(RepresentationTrainer):
         model._base_is_own = True
         return model
 
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        """Saves as `keras.Model.save` does; a file that is there stays until all is written."""
+        with _whole_file(filepath, overwrite and zipped in (None, True)) as path:
+            super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
+
+    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+        """Saves as `keras.Model.save_weights` does; see `save`."""
+        with _whole_file(filepath, overwrite and max_shard_size is None) as path:
+            super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
+
     def load_weights(self, filepath, **kwargs):
         """Loads weights as `keras.Model.load_weights` does, or leaves all as it was.
 
@@ -230,6 +244,10 @@ class NeRNModel(RepresentationTrainer):
     def save_own_variables(self, store):
         super().save_own_variables(store)
         store["sampling_seed"] = self._seed.state.numpy()
+        store["phase"] = np.array(self.phase == "distillation")
+        if self._runtime.schedule:
+            plan = self._runtime.schedule.get_config()
+            store["plan"] = np.array([plan["initial_learning_rate"], plan["decay_steps"]])
         store["base_digest"] = self._original.digest()
 
     def load_own_variables(self, store):
@@ -240,6 +258,25 @@ class NeRNModel(RepresentationTrainer):
                 f"other weights than {self.base.name!r} has (their SHA-256 differ)."
             )
         self._seed.state.assign(np.asarray(store["sampling_seed"]))
-        weights = set(store.keys()) - {"sampling_seed", "base_digest"}
+        self.phase = "distillation" if np.asarray(store["phase"]) else "reconstruction"
+        if self._runtime.schedule and "plan" in set(store.keys()):
+            rate, steps = np.asarray(store["plan"]).tolist()
+            self._runtime.schedule.plan(rate, int(steps))
+        weights = set(store.keys()) - {"sampling_seed", "base_digest", "phase", "plan"}
         super().load_own_variables({key: store[key] for key in weights})
         self._base_is_own = False  # its weights come next, and are then the ones to keep
+
+
+@contextlib.contextmanager
+def _whole_file(filepath, applies):
+    """A path to write to that takes the place of `filepath` when all is written."""
+    if not applies or "://" in str(filepath):
+        yield filepath
+        return
+    final = pathlib.Path(filepath)
+    partial = final.with_name(f"partial.{final.name}")
+    try:
+        yield partial
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)

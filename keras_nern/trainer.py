@@ -24,6 +24,7 @@ import tensorflow as tf
 from keras_nern import sampling
 from keras_nern.evaluation import RepresentationEvaluator
 from keras_nern.inputs import examine, never_ends, steps_in
+from keras_nern.lifecycle import BeforeTheEpochs, FitCallbacks
 from keras_nern.predictor import OUTPUT_LAYER
 from keras_nern.schedules import PlannedCosineDecay
 
@@ -39,18 +40,22 @@ class RepresentationTrainer(RepresentationEvaluator):
 
     def _start_training(self):
         self._start_evaluation()
-        self.reconstruction_iterations = self.add_weight(
-            name="reconstruction_iterations",
+        self.reconstruction_iterations = self._counter("reconstruction_iterations")
+        self.phase_iterations = self._counter("phase_iterations")
+        self._seed = keras.random.SeedGenerator(name="sampling")
+        self.built = True
+        self.phase = "reconstruction"
+        self.compile()
+
+    def _counter(self, name):
+        return self.add_weight(
+            name=name,
             shape=(),
             dtype="int32",
             initializer="zeros",
             trainable=False,
             aggregation="only_first_replica",
         )
-        self._seed = keras.random.SeedGenerator(name="sampling")
-        self.built = True
-        self.phase = "reconstruction"
-        self.compile()
 
     def compile(
         self,
@@ -131,25 +136,20 @@ class RepresentationTrainer(RepresentationEvaluator):
             setattr(self, name, value)
         self._runtime.traced_phase = None
         # Kept where Keras does not track metrics, which it would then count twice.
-        self._runtime.compile_arguments = settings | kwargs
+        self._runtime.compile_arguments = kwargs
+        self._runtime.settings = list(settings)
         self._runtime.schedule = schedule
 
     def get_compile_config(self):
-        schedule = self._runtime.schedule
         arguments = {
+            **{name: getattr(self, name) for name in self._runtime.settings},
             **self._runtime.compile_arguments,
-            "optimizer": "auto" if schedule else self.optimizer,
-            "plan": schedule and schedule.get_config(),
-            "phase": self.phase,
+            "optimizer": "auto" if self._runtime.schedule else self.optimizer,
         }
         return keras.saving.serialize_keras_object(arguments)
 
     def compile_from_config(self, config):
-        arguments = keras.saving.deserialize_keras_object(config)
-        plan, self.phase = arguments.pop("plan"), arguments.pop("phase")
-        self.compile(**arguments)
-        if plan:
-            self._runtime.schedule.plan(**plan)
+        self.compile(**keras.saving.deserialize_keras_object(config))
 
     def fit(
         self,
@@ -191,72 +191,111 @@ class RepresentationTrainer(RepresentationEvaluator):
             ValueError: before any training, where `x` is empty or its images do
                 not fit the base, or `steps_per_epoch` is missing.
         """
-        common = {
-            "epochs": epochs,
-            "verbose": verbose,
-            "callbacks": callbacks,
-            "initial_epoch": initial_epoch,
-            "validation_data": validation_data,
-        }
         self._check_callbacks(callbacks)
         if validation_data is not None:
-            common["validation_data"] = self._examine(validation_data, "validation_data")
-        if x is None:
-            if steps_per_epoch is None:
-                raise ValueError(
-                    "Without images fit needs steps_per_epoch, the reconstruction steps of an "
-                    "epoch. Received: x=None, steps_per_epoch=None"
-                )
-            return self._run("reconstruction", steps_per_epoch, steps_per_epoch, **common, **kwargs)
-
+            validation_data = self._examine(validation_data, "validation_data")
+        if x is None and steps_per_epoch is None:
+            raise ValueError(
+                "Without images fit needs steps_per_epoch, the reconstruction steps of an "
+                "epoch. Received: x=None, steps_per_epoch=None"
+            )
         if isinstance(x, tuple) and y is None:
             x, y, kwargs["sample_weight"] = keras.utils.unpack_x_y_sample_weight(x)
-        x = self._examine(x, "x")
-        if steps_per_epoch is None and never_ends(x):
-            raise ValueError(
-                "fit needs steps_per_epoch where x never ends. Received: steps_per_epoch=None"
-            )
-        before = max(0, self.reconstruction_steps - int(self.reconstruction_iterations))
+        if x is not None:
+            x = self._examine(x, "x")
+            if steps_per_epoch is None and never_ends(x):
+                raise ValueError(
+                    "fit needs steps_per_epoch where x never ends. Received: steps_per_epoch=None"
+                )
+        self._refresh_targets()  # the base may have been trained on meanwhile
+        steps = steps_per_epoch or steps_in(x, batch_size, validation_split)
+        callbacks = FitCallbacks(callbacks, self, verbose=verbose, epochs=epochs, steps=steps)
+        self.phase_iterations.assign(0)
+        restored = callbacks.begin() is not None
         first = {}
-        if before:
-            if verbose:
-                print(f"Reconstruction, {before} steps without images:")
-            first = self._run("reconstruction", before, before, verbose=verbose).history
-            if verbose:
-                print("Distillation:")
-        history = self._run(
-            "distillation",
-            steps_per_epoch or steps_in(x, batch_size, validation_split) or UNKNOWN_STEPS,
-            steps_per_epoch,
+        if x is not None and not (restored and self.phase == "distillation"):
+            first = self._reconstruct_first(callbacks, verbose, restored)
+            if self._reconstruction_steps_left():  # a callback stopped it
+                callbacks.end()
+                callbacks.history.reconstruction = first
+                return callbacks.history
+        phase = "reconstruction" if x is None else "distillation"
+        if restored and self.phase == phase:
+            callbacks.drop(int(self.phase_iterations))
+        else:
+            self.phase_iterations.assign(0)
+            restored = False
+        kwargs["validation_freq"] = callbacks.validation_epochs(
+            kwargs.get("validation_freq", 1), epochs
+        )
+        self._run(
+            phase,
+            steps or UNKNOWN_STEPS,
+            restored,
             x=x,
             y=y,
             batch_size=batch_size,
+            epochs=epochs,
+            callbacks=callbacks,
             validation_split=validation_split,
-            **common,
+            validation_data=validation_data,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
             **kwargs,
         )
-        history.reconstruction = first
-        return history
+        callbacks.end()
+        callbacks.history.reconstruction = first
+        self.history = callbacks.history
+        return callbacks.history
+
+    def _reconstruction_steps_left(self):
+        return max(0, self.reconstruction_steps - int(self.reconstruction_iterations))
+
+    def _reconstruct_first(self, callbacks, verbose, restored):
+        """Runs what is left of the reconstruction; returns its history's dict."""
+        left = self._reconstruction_steps_left()
+        if not left:
+            return {}
+        if verbose:
+            print(f"Reconstruction, {left} steps without images:")
+        history = self._run(
+            "reconstruction",
+            left,
+            restored,
+            steps_per_epoch=left,
+            verbose=verbose,
+            callbacks=[BeforeTheEpochs(callbacks, int(self.phase_iterations))],
+        )
+        if verbose and not self._reconstruction_steps_left():
+            print("Distillation:")
+        return history.history
 
     def _run(
-        self, phase, epoch_length, steps_per_epoch, x=None, epochs=1, initial_epoch=0, **kwargs
+        self,
+        phase,
+        epoch_length,
+        restored,
+        x=None,
+        epochs=1,
+        initial_epoch=0,
+        steps_per_epoch=None,
+        **kwargs,
     ):
-        self._refresh_targets()  # the base may have been trained on meanwhile
-        self._start_optimizer(phase, epoch_length, epochs - initial_epoch)
+        if not restored:  # else optimizer and plan are those of the fit that goes on
+            self._start_optimizer(phase, epoch_length, epochs - initial_epoch)
         self.phase = phase
         if x is None:  # Keras wants something to count the steps by
-            x = tf.data.Dataset.from_tensors(np.int32(0)).repeat()
+            x = tf.data.Dataset.from_tensors(np.int32(0)).repeat(steps_per_epoch)
+            steps_per_epoch = None
         # Keras's default is True, and it warns where that has no effect.
         kwargs.setdefault("shuffle", not isinstance(x, (tf.data.Dataset, types.GeneratorType)))
-        history = super().fit(
+        return super().fit(
             x=x,
             epochs=epochs,
             initial_epoch=initial_epoch,
             steps_per_epoch=steps_per_epoch,
             **kwargs,
         )
-        history.reconstruction = {}
-        return history
 
     def _start_optimizer(self, phase, epoch_length, epochs):
         """Gives a new phase a fresh optimizer, and a new fit a new default schedule.
@@ -323,6 +362,7 @@ class RepresentationTrainer(RepresentationEvaluator):
             scaled = self.optimizer.scale_loss(loss / replicas)
         gradients = tape.gradient(scaled, self.trainable_variables)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        self.phase_iterations.assign_add(1)
         if not distilling:
             self.reconstruction_iterations.assign_add(1)
         return self._track({"loss": loss, **terms})

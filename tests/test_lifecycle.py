@@ -1,0 +1,256 @@
+"""What callbacks see of a fit, and fits that are killed."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_nern
+
+
+class _Record(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.events = []
+
+    def on_train_begin(self, logs=None):
+        self.events.append("train begin")
+
+    def on_train_end(self, logs=None):
+        self.events.append("train end")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.events.append(f"epoch {epoch} begin")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.events.append(f"epoch {epoch} end")
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.events.append(f"{self.model.phase} {batch} begin")
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.events.append(f"{self.model.phase} {batch} end")
+
+
+def _batches(phase, count):
+    return [f"{phase} {batch} {what}" for batch in range(count) for what in ("begin", "end")]
+
+
+def test_callbacks_live_once_through_both_phases(nern, images):
+    record = _Record()
+    history = nern.fit(
+        images, epochs=3, initial_epoch=1, batch_size=6, verbose=0, callbacks=[record]
+    )
+    assert record.events == [
+        "train begin",
+        *_batches("reconstruction", 5),
+        "epoch 1 begin",
+        *_batches("distillation", 2),
+        "epoch 1 end",
+        "epoch 2 begin",
+        *_batches("distillation", 2),
+        "epoch 2 end",
+        "train end",
+    ]
+    assert history.epoch == [1, 2]
+    assert nern.history is history
+    assert record.params == {"verbose": 0, "epochs": 3, "steps": 2}
+
+
+def test_each_phase_alone_keeps_keras_contract(nern, images):
+    record = _Record()
+    nern.fit(steps_per_epoch=2, epochs=2, verbose=0, callbacks=record)
+    epochs = [
+        [f"epoch {epoch} begin", *_batches("reconstruction", 2), f"epoch {epoch} end"]
+        for epoch in range(2)
+    ]
+    assert record.events == ["train begin", *epochs[0], *epochs[1], "train end"]
+    nern.compile(reconstruction_steps=0)
+    record.events.clear()
+    nern.fit(images, batch_size=6, verbose=0, callbacks=keras.callbacks.CallbackList([record]))
+    batches = _batches("distillation", 2)
+    assert record.events == ["train begin", "epoch 0 begin", *batches, "epoch 0 end", "train end"]
+
+
+def test_both_phases_show_their_progress(nern, images, capsys):
+    nern.fit(images, epochs=2, batch_size=6, verbose=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert lines[0] == "Reconstruction, 5 steps without images:"
+    assert lines[1].startswith("5/5 - ")
+    assert lines[2:4] == ["Distillation:", "Epoch 1/2"]
+    assert lines[4].startswith("2/2 - ")
+
+
+def test_a_callback_that_stops_the_reconstruction_stops_the_fit(base, images):
+    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    nern.compile(reconstruction_steps=50, optimizer=keras.optimizers.SGD(1e20))
+    history = nern.fit(images, verbose=0, callbacks=[keras.callbacks.TerminateOnNaN()])
+    assert history.history == {}
+    assert 0 < int(nern.reconstruction_iterations) < 50
+    assert nern.phase == "reconstruction"
+
+
+def test_steps_per_execution_does_the_steps_that_were_asked_for(base, images):
+    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    nern.compile(reconstruction_steps=5, steps_per_execution=3)
+    nern.fit(images, batch_size=3, epochs=2, verbose=0)
+    assert int(nern.reconstruction_iterations) == 5
+    assert int(nern.phase_iterations) == int(nern.optimizer.iterations) == 8
+
+
+def test_a_file_that_is_there_stays_until_all_is_written(nern, tmp_path, monkeypatch):
+    for name, save in (("a.weights.h5", nern.save_weights), ("a.keras", nern.save)):
+        save(tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+
+        def full(store):
+            raise OSError("no space left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(nern, "save_own_variables", full)
+            with pytest.raises(OSError, match="no space left"):
+                save(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.keras", "a.weights.h5"]
+
+
+# Fits that are killed. Each is a process of its own, as a user would start it twice.
+
+FIT = """
+import sys
+import keras, numpy as np, tensorflow as tf, keras_nern
+
+folder, data, frequency = sys.argv[1:]
+keras.utils.set_random_seed(4)
+images = np.random.default_rng(2).normal(size=(24, 8, 8, 1)).astype("float32")
+base = keras.Sequential([
+    keras.Input((8, 8, 1)),
+    keras.layers.Conv2D(6, 3, use_bias=False),
+    keras.layers.BatchNormalization(),
+    keras.layers.ReLU(),
+    keras.layers.Conv2D(5, 3),
+    keras.layers.Flatten(),
+    keras.layers.Dense(3),
+])
+nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter")
+nern.compile(
+    reconstruction_steps=40,
+    distillation_learning_rate=1e-2,  # so that the images and their order count
+    kernel_sampling=keras_nern.MagnitudeSampling(20),
+    distillation_sampling=keras_nern.UniformSampling(9),
+)
+
+def count(batch, logs):
+    with open(folder + "/steps", "a") as file:
+        file.write("x")
+
+arguments = {"x": images, "batch_size": 4}
+if data == "dataset":
+    generator = tf.random.Generator.from_seed(1)
+    dataset = tf.data.Dataset.from_tensor_slices(images).shuffle(24, seed=5).batch(4)
+    arguments = {"x": dataset.map(lambda x: x + generator.normal(tf.shape(x)))}
+if data == "endless":
+    dataset = tf.data.Dataset.from_tensor_slices(images).shuffle(24, seed=5).repeat().batch(5)
+    arguments = {"x": dataset, "steps_per_epoch": 6}
+nern.fit(
+    **arguments,
+    epochs=8,
+    verbose=0,
+    validation_data=(images,),
+    callbacks=[
+        keras.callbacks.BackupAndRestore(
+            folder + "/backup", save_freq=frequency if frequency == "epoch" else int(frequency)
+        ),
+        keras.callbacks.LambdaCallback(on_train_batch_end=count),
+        keras.callbacks.CSVLogger(folder + "/log.csv", append=True),
+    ],
+)
+np.savez(folder + "/kernels.npz", **nern.predict_kernels())
+"""
+
+
+def _start(folder, data, frequency):
+    root = pathlib.Path(keras_nern.__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, "-c", FIT, str(folder), data, str(frequency)], cwd=root
+    )
+
+
+def _steps(folder):
+    path = folder / "steps"
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("data", "frequency", "kills"),
+    [("array", 7, (25, 60)), ("dataset", "epoch", (61, 20)), ("endless", 1, (50,))],
+)
+def test_a_killed_fit_ends_where_an_undisturbed_one_does(tmp_path, data, frequency, kills):
+    """Kills come that many steps after a start; 40 + 8 * 6 steps are a whole fit."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    assert _start(whole, data, frequency).wait() == 0
+    assert _steps(whole) == 88
+    for kill in kills:
+        process, before = _start(killed, data, frequency), _steps(killed)
+        while _steps(killed) < before + kill:
+            assert process.poll() is None, "the fit ended before it was killed"
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert not (killed / "kernels.npz").exists()
+    before = _steps(killed)
+    assert _start(killed, data, frequency).wait() == 0
+    if frequency != "epoch" or kills[0] > 46:
+        assert _steps(killed) - before < 88  # not from the start again
+    with np.load(whole / "kernels.npz") as a, np.load(killed / "kernels.npz") as b:
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-7)
+    if frequency == "epoch":  # every epoch is told of once
+        assert (killed / "log.csv").read_text() == (whole / "log.csv").read_text()
+    assert not (killed / "backup").exists()
+
+
+def test_a_restored_fit_in_one_process(base, images, tmp_path):
+    """As in a notebook: interrupted, and the cell run again."""
+
+    def fit(folder, interrupt=None):
+        def stop(batch, logs):
+            if nern.phase == "distillation" and int(nern.phase_iterations) == interrupt:
+                raise KeyboardInterrupt
+
+        dataset = tf.data.Dataset.from_tensor_slices(images).batch(4)
+        return nern.fit(
+            dataset,
+            epochs=3,
+            verbose=0,
+            callbacks=[
+                keras.callbacks.BackupAndRestore(tmp_path / folder, save_freq=2),
+                keras.callbacks.LambdaCallback(on_train_batch_end=stop),
+            ],
+        )
+
+    keras.utils.set_random_seed(4)
+    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    nern.compile(reconstruction_steps=4, distillation_learning_rate=1e-2)
+    start = nern.get_weights(), nern._seed.state.numpy()
+    fit("whole")
+    whole = nern.predict_kernels()
+
+    nern.compile(reconstruction_steps=4, distillation_learning_rate=1e-2)
+    nern.set_weights(start[0])
+    nern._seed.state.assign(start[1])
+    with pytest.raises(KeyboardInterrupt):
+        fit("again", interrupt=5)
+    history = fit("again")
+    assert history.epoch == [1, 2]
+    for name, kernel in nern.predict_kernels().items():
+        np.testing.assert_allclose(kernel, whole[name], rtol=1e-5, atol=1e-7)
