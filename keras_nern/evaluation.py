@@ -12,6 +12,11 @@ import numpy as np
 
 from keras_nern import losses, sampling
 
+# The losses that need images.
+DISTILLED = ("logits_loss", "feature_map_loss")
+
+_WEIGHTED = ("reconstruction_loss", *DISTILLED)
+
 # Training shows the first five; evaluation adds how the rebuilt classifier does.
 _METRICS = (
     "loss",
@@ -36,6 +41,36 @@ class RepresentationEvaluator(keras.Model):
         self._trackers = {name: keras.metrics.Mean(name=name) for name in _METRICS}
         self._runtime = _Runtime()
 
+    def relative_error(self):
+        """The squared error of all represented weights, relative to their squares.
+
+        Returns:
+            A float: sum (W - W^)^2 / sum W^2, of the predictor and the base as they
+            are now.
+        """
+        self._refresh_targets()
+        terms = self._compare(*self._pick(None), self._predicted_blocks())
+        return float(terms["relative_error"])
+
+    def scale_losses(self, **multipliers):
+        """Multiplies the losses' weights in training; evaluation keeps the full ones.
+
+        Args:
+            **multipliers: by loss, `reconstruction_loss`, `logits_loss` or
+                `feature_map_loss`, at least 0; 1 for those not named.
+
+        Raises:
+            ValueError: for another name or a negative multiplier.
+        """
+        unknown = sorted(set(multipliers) - set(_WEIGHTED))
+        if unknown or not all(value >= 0 for value in multipliers.values()):
+            raise ValueError(
+                f"Expected multipliers of at least 0 for {_WEIGHTED}. Received: {multipliers}"
+            )
+        if self._runtime.multipliers is None:
+            self._refresh_targets()
+        self._runtime.multipliers.assign([multipliers.get(name, 1.0) for name in _WEIGHTED])
+
     def _refresh_targets(self):
         """Reads what is to be predicted from the base as it is now."""
         runtime = self._runtime
@@ -48,6 +83,7 @@ class RepresentationEvaluator(keras.Model):
                 runtime.targets = _constant(targets)
                 runtime.cumulative = _constant(cumulative)
                 runtime.masks = _constant(self._original.masks)
+                runtime.multipliers = _constant(np.ones(len(_WEIGHTED)))
         else:
             runtime.targets.assign(targets)
             runtime.cumulative.assign(cumulative)
@@ -82,13 +118,13 @@ class RepresentationEvaluator(keras.Model):
             "feature_map_loss": losses.feature_map_distillation_loss(teacher_maps, student_maps),
         }
 
-    def _weighted(self, terms):
-        weights = {
-            "reconstruction_loss": self.reconstruction_weight,
-            "logits_loss": self.logits_weight,
-            "feature_map_loss": self.feature_map_weight,
-        }
-        return sum(weights[name] * terms[name] for name in weights if name in terms)
+    def _weighted(self, terms, multipliers=(1.0, 1.0, 1.0)):
+        weights = (self.reconstruction_weight, self.logits_weight, self.feature_map_weight)
+        return sum(
+            multipliers[i] * weights[i] * terms[name]
+            for i, name in enumerate(_WEIGHTED)
+            if name in terms
+        )
 
     def make_test_function(self, force=False):
         self._refresh_rebuilt()
@@ -156,6 +192,7 @@ class _Runtime:
         self.targets = None
         self.cumulative = None
         self.masks = None
+        self.multipliers = None
         self.kernels = None
         self.terms = None
         self.traced_phase = None

@@ -54,13 +54,16 @@ class NeRNModel(RepresentationTrainer):
             filters (benchmarks/README.md).
         normalize: `None`, or `"layer"` to predict each layer's weights divided by
             their standard deviation, which is kept. Defaults to `None`.
+        feature_maps: where distillation compares the two networks: `"convolutions"`,
+            `"additions"` (of residual branches) or `"both"` (see
+            `original.find_feature_maps`). Defaults to `"convolutions"`.
         **kwargs: `keras.Model` arguments (`name`, ...).
 
     Raises:
         ValueError: where the base has no convolution, is not built, is subclassed,
             has several inputs or outputs or weights that are not finite; for widths
-            below 1, fewer than 2 blocks, or an unknown permutation, metric or
-            normalisation.
+            below 1, fewer than 2 blocks, or an unknown permutation, metric,
+            normalisation or kind of feature maps.
 
     Example:
 
@@ -81,6 +84,7 @@ class NeRNModel(RepresentationTrainer):
         encoding=None,
         normalize=None,
         metric="euclidean",
+        feature_maps="convolutions",
         **kwargs,
     ):
         kwargs.setdefault("dtype", "float32")
@@ -92,7 +96,8 @@ class NeRNModel(RepresentationTrainer):
             raise ValueError(
                 f'normalize must be None or "layer". Received: normalize={normalize!r}'
             )
-        self._original = Original(base)
+        self._original = Original(base, feature_maps)
+        self.feature_maps = feature_maps
         self.permutation = permutation
         self.metric = metric
         self.encoding = encoding
@@ -196,6 +201,7 @@ class NeRNModel(RepresentationTrainer):
             "metric": self.metric,
             "encoding": keras.saving.serialize_keras_object(self.encoding),
             "normalize": self.normalize,
+            "feature_maps": self.feature_maps,
         }
 
     @classmethod

@@ -7,7 +7,8 @@ a `keras.StatelessScope` that stands the predicted tensors in for the kernel
 variables, so gradients reach the predictor and no variable is ever assigned.
 
 A convolution's feature map is taken after the batch normalisation that follows it
-and before the activation; without one, it is the convolution's own output.
+and before the activation; without one, it is the convolution's own output. Feature maps
+can also be taken where a residual network adds its branches.
 """
 
 import hashlib
@@ -25,6 +26,9 @@ from keras_nern.kernels import (
 )
 from keras_nern.losses import logits_of
 
+# Where the two networks can be compared, see `find_feature_maps`.
+FEATURE_MAPS = ("convolutions", "additions", "both")
+
 
 class Original:
     """A built classifier and its convolutions.
@@ -32,6 +36,8 @@ class Original:
     Args:
         base: a built functional or Sequential `keras.Model` with one input, one
             output `(batch, classes)` and at least one `Conv2D`.
+        feature_maps: which to observe, of `FEATURE_MAPS`. Defaults to
+            `"convolutions"`.
 
     Attributes:
         base: the same object.
@@ -40,20 +46,19 @@ class Original:
         masks: float32 `(layers, k * k)`, 1 where a layer's blocks carry weights.
 
     Raises:
-        ValueError: where `base` is no such model, or its kernels hold NaN or infinity.
+        ValueError: where `base` is no such model, or its kernels hold NaN or infinity;
+            for unknown feature maps, or where there are no additions to take them at.
     """
 
-    def __init__(self, base):
+    def __init__(self, base, feature_maps="convolutions"):
         _check_classifier(base)
         self.base = base
         self.convolutions = find_convolutions(base)
         _check_kernels(base, self.convolutions)
         self.kernel_size = block_size(self.convolutions)
         self.masks = np.stack([block_mask(shape, self.kernel_size) for shape in self.shapes])
-        self._observer = keras.Model(
-            base.inputs[0],
-            {"maps": find_feature_maps(base, self.convolutions), "outputs": base.outputs[0]},
-        )
+        maps = find_feature_maps(base, self.convolutions, feature_maps)
+        self._observer = keras.Model(base.inputs[0], {"maps": maps, "outputs": base.outputs[0]})
         self._activation = _output_activation(base)
 
     @property
@@ -159,25 +164,49 @@ class Original:
         return np.frombuffer(sha.digest(), "uint8")
 
 
-def find_feature_maps(base, convolutions):
-    """The symbolic feature map of each convolution: after its batch normalisation.
+def find_feature_maps(base, convolutions, kind="convolutions"):
+    """The symbolic tensors at which original and rebuilt network are compared.
 
     Args:
         base: a built functional or Sequential model.
         convolutions: its `kernels.Convolution` list.
+        kind: `"convolutions"`: the output of each, after its batch normalisation;
+            `"additions"`: the sums at which a residual network's branches meet;
+            `"both"`. Defaults to `"convolutions"`.
 
     Returns:
         A list of `KerasTensor`. A convolution inside a nested model has no output
         in this graph and is left out; of one used at several places it is the first.
+
+    Raises:
+        ValueError: for another kind, or additions in a network without.
     """
-    outputs, normalised = {}, {}
+    if kind not in FEATURE_MAPS:
+        raise ValueError(
+            f"feature_maps must be one of {FEATURE_MAPS}. Received: feature_maps={kind!r}"
+        )
+    outputs, normalised, sums = {}, {}, []
     for call in _calls(base.outputs[0]):
         operation, tensor = call.operation, call.output_tensors[0]
         outputs.setdefault(id(operation), tensor)
         if isinstance(operation, keras.layers.BatchNormalization):
             normalised.setdefault(id(call.input_tensors[0]), tensor)
+        # keras.layers.Add, and what is behind keras.ops.add and x + y
+        if type(operation).__name__ == "Add" and _joins_maps(call):
+            sums.append(tensor)
     found = [outputs[id(conv.layer)] for conv in convolutions if id(conv.layer) in outputs]
-    return [normalised.get(id(tensor), tensor) for tensor in found]
+    found = [normalised.get(id(tensor), tensor) for tensor in found]
+    if kind != "convolutions" and not sums:
+        raise ValueError(
+            "Expected a base that adds feature maps, as residual networks do. Received: "
+            f"feature_maps={kind!r} for {base.name!r}, which adds none"
+        )
+    return {"convolutions": found, "additions": sums, "both": found + sums}[kind]
+
+
+def _joins_maps(call):
+    shapes = [tuple(tensor.shape) for tensor in call.input_tensors]
+    return len(shapes) > 1 and len(shapes[0]) == 4 and len(set(shapes)) == 1
 
 
 def _calls(tensor):

@@ -357,7 +357,8 @@ class RepresentationTrainer(RepresentationEvaluator):
                 terms = self._distillation_terms(images, teacher)
             else:
                 terms = self._reconstruction_terms()
-            loss = self._weighted(terms)
+            multipliers = keras.ops.convert_to_tensor(self._runtime.multipliers)
+            loss = self._weighted(terms, multipliers)
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
         gradients = tape.gradient(scaled, self.trainable_variables)

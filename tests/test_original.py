@@ -230,3 +230,34 @@ def _broken():
 def test_refuses(make, message):
     with pytest.raises(ValueError, match=message):
         Original(make())
+
+
+def test_feature_maps_can_be_taken_at_additions(base):
+    """At layers and operators alike, but not where a bias is added."""
+    convolutions = find_convolutions(base)
+    (added,) = find_feature_maps(base, convolutions, "additions")
+    assert added is base.layers[-4].output
+    both = find_feature_maps(base, convolutions, "both")
+    assert [id(x) for x in both] == [
+        *(id(x) for x in find_feature_maps(base, convolutions)),
+        id(added),
+    ]
+    inputs = keras.Input((4, 4, 2))
+    x = keras.layers.Conv2D(2, 3, padding="same")(inputs) + np.ones(2, "float32")
+    x = x + inputs
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
+    (added,) = find_feature_maps(model, find_convolutions(model), "additions")
+    assert added is x
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("all", "feature_maps must be one of .* Received: feature_maps='all'"),
+        ("additions", "Expected a base that adds feature maps.*feature_maps='additions'"),
+        ("both", "Expected a base that adds feature maps"),
+    ],
+)
+def test_refuses_feature_maps_that_are_not_there(kind, message):
+    with pytest.raises(ValueError, match=message):
+        Original(_headed(), kind)

@@ -1,0 +1,205 @@
+"""How well, how fast and in how much memory are real networks represented?
+
+    python benchmarks/accuracy.py
+
+Prints one row per network, width, permutation and recipe: the accuracy of the rebuilt
+classifier on all 10,000 CIFAR-10 test images, its drop against the original, the
+agreement of the two, the seconds from the start of the process to the rebuilt
+classifier (imports, data, permutations and both phases included), the peak of the
+process's memory, and how much of it came in the second half of the last phase. Mean and
+standard deviation over seeds; each run is a process of its own. No fit sees a test
+image, and none is chosen by them. With `--curve`, the test accuracy on the way is
+printed too; the time that takes is not counted.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+START = time.perf_counter()
+BATCH_SIZE = 64
+
+
+@dataclasses.dataclass
+class Row:
+    """What is represented and how; steps are those of reconstruction and distillation."""
+
+    depth: int
+    hidden_size: int
+    steps: tuple[int, int]
+    permutation: str = "cross_filter"
+    images: str = "mixed-up"  # or "shifted"
+
+
+ROWS = {
+    "ResNet20, h=140": Row(20, 140, (24_000, 4_000)),
+    "ResNet20, h=160": Row(20, 160, (24_000, 4_000)),
+    "ResNet20, h=180": Row(20, 180, (24_000, 4_000)),
+    "ResNet20, h=160, short": Row(20, 160, (6_000, 1_000)),
+    "ResNet20, h=180, short": Row(20, 180, (6_000, 1_000)),
+    "ResNet20, h=160, short, in-filter": Row(20, 160, (6_000, 1_000), "in_filter"),
+    "ResNet56, h=280": Row(56, 280, (16_000, 2_000)),
+    "ResNet56, h=320": Row(56, 320, (16_000, 2_000)),
+}
+COLUMNS = {
+    "accuracy, %": ("accuracy", 2),
+    "drop, points": ("drop", 2),
+    "agreement, %": ("agreement", 2),
+    "seconds": ("seconds", 0),
+    "peak MB": ("peak_mb", 0),
+    "growth MB": ("growth_mb", 0),
+}
+
+
+def main():
+    """Runs all rows, or with --run the one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    sys.path.insert(0, str(pathlib.Path(__file__).parent))
+    import cifar10
+
+    cifar10.add_arguments(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--jit-compile", action="store_true", help="compile the steps by XLA")
+    parser.add_argument(
+        "--curve",
+        type=int,
+        metavar="STEPS",
+        help="test accuracy every so many steps of distillation",
+    )
+    parser.add_argument(
+        "--results", type=pathlib.Path, help="append each run to this JSON lines file"
+    )
+    parser.add_argument(
+        "--print", action="store_true", help="only print the table of the runs in --results"
+    )
+    parser.add_argument("--run", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        row, seed = options.run
+        print(json.dumps(run(cifar10, options, row, int(seed))))
+    else:
+        table(options)
+
+
+def table(options):
+    """Runs every row with every seed and prints the table as it grows."""
+    header = ["row", "predictor", "steps", "n", *COLUMNS]
+    print("| " + " | ".join(header) + " |")
+    print("|" + " --- |" * len(header), flush=True)
+    kept = []
+    if options.print:
+        kept = [json.loads(line) for line in options.results.read_text().splitlines()]
+    for row in options.rows:
+        if options.print:
+            runs = [one for one in kept if one["row"] == row and one["seed"] in options.seeds]
+        else:
+            runs = [_subprocess(options, row, seed) for seed in options.seeds]
+        if runs:
+            print(_line(row, runs), flush=True)
+            for seconds, step, accuracy in sorted(sum((one["curve"] for one in runs), [])):
+                print(f"    {seconds:5.0f} s, step {step}: {accuracy:.2f} %", flush=True)
+
+
+def _line(row, runs):
+    steps = " + ".join(f"{count:,}" for count in runs[0]["steps"])
+    cells = [row, f"{runs[0]['predictor_parameters']:,}", steps, str(len(runs))]
+    for name, digits in COLUMNS.values():
+        values = [one[name] for one in runs]
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def _subprocess(options, row, seed):
+    command = [sys.executable, __file__, *sys.argv[1:], "--run", row, str(seed)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    if options.results:
+        with options.results.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+    return result
+
+
+def run(cifar10, options, name, seed):
+    """One fit from nothing, and its figures."""
+    import keras
+
+    import keras_nern
+
+    row = ROWS[name]
+    keras.utils.set_random_seed(seed)
+    images, _ = cifar10.load(options.data_dir, "train")
+    test_images, labels = cifar10.load(options.data_dir, "test")
+    dataset = cifar10.augmented(images, BATCH_SIZE, seed, mixup=row.images == "mixed-up")
+    base = keras_nern.models.resnet_cifar(row.depth)
+    weights = options.weights / f"cifar10_resnet{row.depth}.npz"
+    keras_nern.models.load_torch_weights(base, weights)
+    nern = keras_nern.NeRNModel(base, row.hidden_size, permutation=row.permutation)
+    reconstruction_steps, distillation_steps = row.steps
+    nern.compile(
+        reconstruction_steps=reconstruction_steps, jit_compile=options.jit_compile or "auto"
+    )
+    memory, curve, aside = [], [], 0.0
+
+    def note(batch, logs):
+        nonlocal aside
+        memory.append(_resident_mb())
+        done = nern.phase == "distillation" and batch + 1
+        if options.curve and done and done % options.curve == 0:
+            start = time.perf_counter()
+            classes = nern.predict(test_images, batch_size=500, verbose=0).argmax(axis=1)
+            curve.append([start - START - aside, done, 100 * float((classes == labels).mean())])
+            aside += time.perf_counter() - start
+
+    nern.fit(
+        dataset,
+        steps_per_epoch=distillation_steps,
+        verbose=0,
+        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=note)],
+    )
+    rebuilt = nern.reconstruct()
+    seconds = time.perf_counter() - START - aside
+
+    peak = _peak_mb()
+    base_classes = base.predict(test_images, batch_size=500, verbose=0).argmax(axis=1)
+    accuracy, agreement = cifar10.accuracy_and_agreement(rebuilt, base_classes, test_images, labels)
+    original = (base_classes == labels).mean()
+    return {
+        "row": name,
+        "seed": seed,
+        "steps": row.steps,
+        "predictor_parameters": nern.predictor.count_params(),
+        "relative_error": nern.relative_error(),
+        "accuracy": 100 * accuracy,
+        "drop": 100 * (original - accuracy),
+        "agreement": 100 * agreement,
+        "seconds": seconds,
+        "peak_mb": peak,
+        "growth_mb": memory[-1] - memory[-(distillation_steps // 2)],
+        "curve": curve,
+    }
+
+
+def _resident_mb():
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _peak_mb():
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Callbacks for what Keras's own do not know: phases, losses, the rebuilt classifier.
+
+All of Keras's callbacks work beside them; what they see of the two phases is told in
+`lifecycle`. Each of these depends on the model's counters alone, so a fit that
+`keras.callbacks.BackupAndRestore` brings back finds it in the state it had.
+"""
+
+import keras
+
+from keras_nern.evaluation import DISTILLED
+
+
+class EvaluateRebuilt(keras.callbacks.Callback):
+    """Evaluates the rebuilt classifier every so many steps, in both phases.
+
+    The results join the step's logs as `val_...`, for callbacks that come after this
+    one: `ModelCheckpoint(..., monitor="val_agreement", save_freq=frequency)` keeps
+    the best. What is chosen by these results must not be judged by the same images:
+    give it validation images, never the test set.
+
+    Args:
+        x: images, as `NeRNModel.evaluate` takes them.
+        y: labels, for the accuracy. Defaults to `None`.
+        frequency: steps of either phase between evaluations. Defaults to `500`.
+        **kwargs: further arguments of `evaluate` (`batch_size`, `steps`, ...).
+
+    Attributes:
+        history: a list of dicts: `"phase"`, `"step"` of that phase, and the results.
+
+    Raises:
+        ValueError: for a frequency below 1.
+
+    Example:
+
+    >>> watch = keras_nern.callbacks.EvaluateRebuilt(images, labels, frequency=100)
+    >>> history = nern.fit(images, epochs=5, callbacks=[watch])
+    >>> [(result["phase"], result["step"]) for result in watch.history]
+    """
+
+    def __init__(self, x, y=None, frequency=500, **kwargs):
+        super().__init__()
+        _check_at_least_one("frequency", frequency)
+        self.data = (x, y)
+        self.frequency = frequency
+        self.arguments = {"verbose": 0, **kwargs}
+        self.history = []
+        self._every = _Every(frequency)
+
+    def on_train_begin(self, logs=None):
+        self.history = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self._every.reached(self.model):
+            return
+        # An evaluation starts Keras's running means anew, which the epoch goes on with.
+        variables = self.model.metrics_variables
+        means = [keras.ops.convert_to_numpy(variable) for variable in variables]
+        results = self.model.evaluate(*self.data, return_dict=True, **self.arguments)
+        for variable, mean in zip(variables, means, strict=True):
+            variable.assign(mean)
+        step = int(self.model.phase_iterations)
+        self.history.append({"phase": self.model.phase, "step": step, **results})
+        if logs is not None:
+            logs.update({f"val_{name}": value for name, value in results.items()})
+
+
+class LossWarmup(keras.callbacks.Callback):
+    """Lets losses of the distillation grow from nothing to their weights, in equal steps.
+
+    Args:
+        steps: at this step of the distillation they have their full weights, at
+            least 1.
+        losses: which, of `"logits_loss"`, `"feature_map_loss"` and
+            `"reconstruction_loss"`. Defaults to the first two.
+
+    Raises:
+        ValueError: for fewer steps than one, or an unknown loss.
+
+    Example:
+
+    >>> history = nern.fit(images, callbacks=[keras_nern.callbacks.LossWarmup(100)])
+    """
+
+    def __init__(self, steps, losses=DISTILLED):
+        super().__init__()
+        _check_at_least_one("steps", steps)
+        known = ("reconstruction_loss", *DISTILLED)
+        if not set(losses) <= set(known):
+            raise ValueError(f"losses must be among {known}. Received: losses={losses!r}")
+        self.steps = steps
+        self.losses = tuple(losses)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        share = 1.0
+        if self.model.phase == "distillation":
+            share = min(1.0, (int(self.model.phase_iterations) + 1) / self.steps)
+        self.model.scale_losses(**dict.fromkeys(self.losses, share))
+
+    def on_train_end(self, logs=None):
+        self.model.scale_losses()
+
+
+class SwitchPhase(keras.callbacks.Callback):
+    """Ends the reconstruction when the kernels are near enough, and lets `fit` distil.
+
+    The default learning rate falls over the whole of `reconstruction_steps`, and its
+    end brings much of the fit: with it, a shorter phase is better than one cut short.
+
+    Args:
+        relative_error: the relative squared error of all weights that is enough.
+        frequency: steps between looks at it. Defaults to `100`.
+
+    Raises:
+        ValueError: for a negative error or a frequency below 1.
+
+    Example:
+
+    >>> enough = keras_nern.callbacks.SwitchPhase(relative_error=0.05)
+    >>> history = nern.fit(images, callbacks=[enough])
+    """
+
+    def __init__(self, relative_error, frequency=100):
+        super().__init__()
+        if not relative_error >= 0:
+            raise ValueError(
+                f"relative_error must not be negative. Received: relative_error={relative_error!r}"
+            )
+        _check_at_least_one("frequency", frequency)
+        self.relative_error = relative_error
+        self.frequency = frequency
+        self._every = _Every(frequency)
+
+    def on_train_batch_end(self, batch, logs=None):
+        model = self.model
+        if model.phase != "reconstruction" or not self._every.reached(model):
+            return
+        if model.relative_error() <= self.relative_error:
+            model.reconstruction_steps = int(model.reconstruction_iterations)
+            model.stop_training = True
+
+
+class _Every:
+    """Tells when a phase has come by another multiple of so many steps."""
+
+    def __init__(self, frequency):
+        self._frequency = frequency
+        self._last = ("", 0)
+
+    def reached(self, model):
+        now = (model.phase, int(model.phase_iterations) // self._frequency)
+        before, self._last = self._last, now
+        return now[1] > 0 and now != before
+
+
+def _check_at_least_one(name, value):
+    if not value >= 1:
+        raise ValueError(f"{name} must be at least 1. Received: {name}={value!r}")
