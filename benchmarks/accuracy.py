@@ -104,8 +104,9 @@ def table(options):
             runs = [_subprocess(options, row, seed) for seed in options.seeds]
         if runs:
             print(_line(row, runs), flush=True)
-            for seconds, step, accuracy in sorted(sum((one["curve"] for one in runs), [])):
-                print(f"    {seconds:5.0f} s, step {step}: {accuracy:.2f} %", flush=True)
+        for one in runs:
+            for seconds, step, accuracy in one["curve"]:
+                print(f"    seed {one['seed']}, step {step}, {seconds:.0f} s: {accuracy:.2f} %")
 
 
 def _line(row, runs):

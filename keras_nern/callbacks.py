@@ -7,7 +7,7 @@ All of Keras's callbacks work beside them; what they see of the two phases is to
 
 import keras
 
-from keras_nern.evaluation import DISTILLED
+from keras_nern.evaluation import DISTILLED, count
 
 
 class EvaluateRebuilt(keras.callbacks.Callback):
@@ -58,7 +58,7 @@ class EvaluateRebuilt(keras.callbacks.Callback):
         results = self.model.evaluate(*self.data, return_dict=True, **self.arguments)
         for variable, mean in zip(variables, means, strict=True):
             variable.assign(mean)
-        step = int(self.model.phase_iterations)
+        step = count(self.model.phase_iterations)
         self.history.append({"phase": self.model.phase, "step": step, **results})
         if logs is not None:
             logs.update({f"val_{name}": value for name, value in results.items()})
@@ -93,7 +93,7 @@ class LossWarmup(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         share = 1.0
         if self.model.phase == "distillation":
-            share = min(1.0, (int(self.model.phase_iterations) + 1) / self.steps)
+            share = min(1.0, (count(self.model.phase_iterations) + 1) / self.steps)
         self.model.scale_losses(**dict.fromkeys(self.losses, share))
 
     def on_train_end(self, logs=None):
@@ -135,7 +135,7 @@ class SwitchPhase(keras.callbacks.Callback):
         if model.phase != "reconstruction" or not self._every.reached(model):
             return
         if model.relative_error() <= self.relative_error:
-            model.reconstruction_steps = int(model.reconstruction_iterations)
+            model.reconstruction_steps = count(model.reconstruction_iterations)
             model.stop_training = True
 
 
@@ -147,7 +147,7 @@ class _Every:
         self._last = ("", 0)
 
     def reached(self, model):
-        now = (model.phase, int(model.phase_iterations) // self._frequency)
+        now = (model.phase, count(model.phase_iterations) // self._frequency)
         before, self._last = self._last, now
         return now[1] > 0 and now != before
 

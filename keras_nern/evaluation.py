@@ -9,6 +9,7 @@ and the losses of `losses`. An evaluation predicts all kernels once, not once a 
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_nern import losses, sampling
 
@@ -169,13 +170,13 @@ class RepresentationEvaluator(keras.Model):
         logs = self._track(terms, batch=keras.ops.shape(images)[0])
         if labels is not None:
             named = self.compute_metrics(images, labels, student[1], sample_weight)
-            logs.update({k: v for k, v in named.items() if k not in _METRICS})
+            logs.update({k: _log(v) for k, v in named.items() if k not in _METRICS})
         return logs
 
     def _track(self, terms, batch=None):
         for name, value in terms.items():
             self._trackers[name].update_state(value, sample_weight=batch)
-        return {name: self._trackers[name].result() for name in _METRICS if name in terms}
+        return {name: _log(self._trackers[name].result()) for name in _METRICS if name in terms}
 
     @property
     def metrics(self):
@@ -198,7 +199,23 @@ class _Runtime:
         self.traced_phase = None
         self.compile_arguments = {}  # those that Keras keeps
         self.settings = []  # names of ours
+        self.unbuilt_metrics = False
         self.schedule = None  # the default optimizer's
+
+
+def count(variable):
+    """A counter's value; `int` knows no variable that several devices share."""
+    return int(keras.ops.convert_to_numpy(variable))
+
+
+def _log(result):
+    """A metric's result as a step returns it.
+
+    Between workers Keras (3.15) takes the mean of the logs over their first axis, which
+    a scalar has not (https://github.com/tensorflow/tensorflow/issues/72388).
+    """
+    workers = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    return keras.ops.reshape(result, (1,)) if workers else result
 
 
 def _constant(value):

@@ -76,6 +76,11 @@ class Original:
         """Kernels in all layers together."""
         return sum(conv.num_kernels for conv in self.convolutions)
 
+    @property
+    def computes_in_float16(self):
+        """Whether any layer does: its gradients may then be too small to be told from 0."""
+        return any(layer.compute_dtype == "float16" for _, layer in walk_layers(self.base))
+
     def layer_scales(self):
         """The standard deviation of each layer's weights.
 

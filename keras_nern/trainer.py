@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nern import sampling
-from keras_nern.evaluation import RepresentationEvaluator
+from keras_nern.evaluation import RepresentationEvaluator, count
 from keras_nern.inputs import examine, never_ends, steps_in
 from keras_nern.lifecycle import BeforeTheEpochs, FitCallbacks
 from keras_nern.predictor import OUTPUT_LAYER
@@ -93,7 +93,8 @@ class RepresentationTrainer(RepresentationEvaluator):
             feature_map_weight: a_3. Defaults to `2e-2`.
             temperature: of the logits distillation. Defaults to `1.0`.
             **kwargs: as `keras.Model.compile` takes them, `loss` excepted:
-                `metrics` are computed on the rebuilt classifier's outputs.
+                `metrics` are computed on the rebuilt classifier's outputs;
+                `auto_scale_loss` scales the loss where the base computes in float16.
 
         Raises:
             ValueError: for a negative weight, step count or rate, a temperature
@@ -130,6 +131,14 @@ class RepresentationTrainer(RepresentationEvaluator):
                 adam_weight_decay=0.0,
                 exclude_layers=[OUTPUT_LAYER],
             )
+        optimizer = keras.optimizers.get(optimizer)
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if (
+            self._original.computes_in_float16
+            and kwargs.get("auto_scale_loss", True)
+            and not scaled
+        ):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer=optimizer, **kwargs)
         self.optimizer.build(self.trainable_variables)
         for name, value in settings.items():
@@ -137,6 +146,9 @@ class RepresentationTrainer(RepresentationEvaluator):
         self._runtime.traced_phase = None
         # Kept where Keras does not track metrics, which it would then count twice.
         self._runtime.compile_arguments = kwargs
+        self._runtime.unbuilt_metrics = bool(
+            kwargs.get("metrics") or kwargs.get("weighted_metrics")
+        )
         self._runtime.settings = list(settings)
         self._runtime.schedule = schedule
 
@@ -207,6 +219,7 @@ class RepresentationTrainer(RepresentationEvaluator):
                 raise ValueError(
                     "fit needs steps_per_epoch where x never ends. Received: steps_per_epoch=None"
                 )
+        self._build_metrics((x, y) if validation_data is None else validation_data)
         self._refresh_targets()  # the base may have been trained on meanwhile
         steps = steps_per_epoch or steps_in(x, batch_size, validation_split)
         callbacks = FitCallbacks(callbacks, self, verbose=verbose, epochs=epochs, steps=steps)
@@ -221,7 +234,7 @@ class RepresentationTrainer(RepresentationEvaluator):
                 return callbacks.history
         phase = "reconstruction" if x is None else "distillation"
         if restored and self.phase == phase:
-            callbacks.drop(int(self.phase_iterations))
+            callbacks.drop(count(self.phase_iterations))
         else:
             self.phase_iterations.assign(0)
             restored = False
@@ -248,8 +261,20 @@ class RepresentationTrainer(RepresentationEvaluator):
         self.history = callbacks.history
         return callbacks.history
 
+    def _build_metrics(self, data):
+        """Lets Keras build compiled metrics on data that have labels.
+
+        Under a distribution strategy it does so before the first step, but the
+        reconstruction's steps have neither images nor labels.
+        """
+        data = data if isinstance(data, (tuple, list)) else (data,)
+        compiled = self._runtime.unbuilt_metrics
+        if compiled and data[0] is not None and not isinstance(data[0], types.GeneratorType):
+            self.evaluate(*data, steps=1, verbose=0)
+            self._runtime.unbuilt_metrics = False
+
     def _reconstruction_steps_left(self):
-        return max(0, self.reconstruction_steps - int(self.reconstruction_iterations))
+        return max(0, self.reconstruction_steps - count(self.reconstruction_iterations))
 
     def _reconstruct_first(self, callbacks, verbose, restored):
         """Runs what is left of the reconstruction; returns its history's dict."""
@@ -264,7 +289,7 @@ class RepresentationTrainer(RepresentationEvaluator):
             restored,
             steps_per_epoch=left,
             verbose=verbose,
-            callbacks=[BeforeTheEpochs(callbacks, int(self.phase_iterations))],
+            callbacks=[BeforeTheEpochs(callbacks, count(self.phase_iterations))],
         )
         if verbose and not self._reconstruction_steps_left():
             print("Distillation:")
@@ -284,8 +309,9 @@ class RepresentationTrainer(RepresentationEvaluator):
         if not restored:  # else optimizer and plan are those of the fit that goes on
             self._start_optimizer(phase, epoch_length, epochs - initial_epoch)
         self.phase = phase
-        if x is None:  # Keras wants something to count the steps by
-            x = tf.data.Dataset.from_tensors(np.int32(0)).repeat(steps_per_epoch)
+        if x is None:  # Keras wants something to count the steps by, one for each replica
+            replicas = self.distribute_strategy.num_replicas_in_sync
+            x = tf.data.Dataset.from_tensors(np.zeros(replicas)).repeat(steps_per_epoch)
             steps_per_epoch = None
         # Keras's default is True, and it warns where that has no effect.
         kwargs.setdefault("shuffle", not isinstance(x, (tf.data.Dataset, types.GeneratorType)))
@@ -309,7 +335,7 @@ class RepresentationTrainer(RepresentationEvaluator):
         }
         switched = phase != self.phase
         schedule = self._runtime.schedule
-        now = int(self.optimizer.iterations)
+        now = count(self.optimizer.iterations)
         if schedule is None:  # the user's own
             if switched and now > 0:
                 config = self.optimizer.get_config()
@@ -321,7 +347,9 @@ class RepresentationTrainer(RepresentationEvaluator):
         if not switched and now > 0 and steps - epoch_length < left <= steps:
             steps += now
         else:
-            for variable in self.optimizer.variables:
+            # around it may be a loss scale, which is no matter of the phase
+            optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+            for variable in optimizer.variables:
                 variable.assign(keras.ops.zeros_like(variable))
         schedule.plan(rates[phase], steps)
 

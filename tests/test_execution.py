@@ -1,0 +1,250 @@
+"""One fit on other devices, in other precisions, compiled otherwise."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_nern
+
+
+def _base():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(6, 3, use_bias=False),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Conv2D(5, 3),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+def _fit(images, policy="float32", **compile_arguments):
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        keras.utils.set_random_seed(4)
+        nern = keras_nern.NeRNModel(_base(), 16, permutation="cross_filter")
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    nern.compile(
+        **{
+            "reconstruction_steps": 6,
+            "kernel_sampling": keras_nern.UniformSampling(20),
+            "distillation_learning_rate": 1e-2,
+            **compile_arguments,
+        }
+    )
+    history = nern.fit(images, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    return nern, history
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_base_in_mixed_precision_is_fitted_in_float32(images, policy, jit_compile):
+    full, expected = _fit(images)
+    nern, history = _fit(images, policy, jit_compile=jit_compile)
+    assert {weight.dtype for weight in nern.trainable_variables} == {"float32"}
+    assert all(layer.compute_dtype == "float32" for layer in nern.predictor.hidden)
+    assert nern.base.layers[0].compute_dtype == policy.removeprefix("mixed_")
+    scaled = isinstance(nern.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (policy == "mixed_float16")
+    # without images, precision is that of the predictor
+    for name, values in expected.reconstruction.items():
+        np.testing.assert_allclose(history.reconstruction[name], values, rtol=1e-4)
+    tolerance = 2e-2 if policy == "mixed_bfloat16" else 4e-3
+    for name in ("loss", "feature_map_loss", "relative_error"):
+        np.testing.assert_allclose(history.history[name], expected.history[name], rtol=tolerance)
+    rebuilt = nern.reconstruct()
+    assert rebuilt.layers[0].compute_dtype == nern.base.layers[0].compute_dtype
+    np.testing.assert_allclose(rebuilt(images), nern.predict(images, verbose=0), atol=1e-2)
+    np.testing.assert_allclose(
+        nern.predict(images, verbose=0), full.predict(images, verbose=0), atol=0.02
+    )
+
+
+def test_the_loss_scale_is_the_users_to_refuse_and_outlives_the_phase(images):
+    plain, _ = _fit(images, "mixed_float16", auto_scale_loss=False)
+    assert isinstance(plain.optimizer, keras.optimizers.Muon)
+    own = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=64.0)
+    nern, _ = _fit(images, "mixed_float16", optimizer=own)
+    assert isinstance(nern.optimizer.inner_optimizer, keras.optimizers.SGD)
+    nern, _ = _fit(images, "mixed_float16")
+    assert float(nern.optimizer.dynamic_scale) > 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 4}],
+    ids=["compiled by XLA", "eager", "four steps at once"],
+)
+def test_kernels_do_not_depend_on_how_steps_are_executed(images, arguments):
+    plain, _ = _fit(images, jit_compile=False)
+    other, _ = _fit(images, **arguments)
+    kernels = plain.predict_kernels().values(), other.predict_kernels().values()
+    for a, b in zip(*kernels, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_gradients_are_clipped_by_keras(images):
+    optimizer = keras.optimizers.SGD(1.0, global_clipnorm=1e-3)
+    nern = keras_nern.NeRNModel(_base(), 16)
+    before = [weight.numpy() for weight in nern.trainable_variables]
+    nern.compile(optimizer=optimizer, reconstruction_steps=0)
+    nern.fit(images, batch_size=12, verbose=0)
+    change = [a - b.numpy() for a, b in zip(before, nern.trainable_variables, strict=True)]
+    norm = np.sqrt(sum(np.sum(np.square(part)) for part in change))
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_moving_averages_are_kept_by_keras(images):
+    """Of two steps to w1 and w2, with momentum 0.5, the average is w1 / 2 + w2 / 2."""
+    steps = []
+
+    def fit(**arguments):
+        keras.utils.set_random_seed(4)
+        nern = keras_nern.NeRNModel(_base(), 16)
+        nern.compile(optimizer=keras.optimizers.SGD(0.1, **arguments), reconstruction_steps=0)
+        record = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: steps.append(_flat(nern))
+        )
+        nern.fit(images, batch_size=6, shuffle=False, verbose=0, callbacks=[record])
+        return _flat(nern)
+
+    np.testing.assert_array_equal(fit(), steps[1])
+    averaged = fit(use_ema=True, ema_momentum=0.5)
+    np.testing.assert_allclose(averaged, (steps[0] + steps[1]) / 2, atol=1e-6)
+
+
+def _flat(nern):
+    return np.concatenate([weight.numpy().ravel() for weight in nern.trainable_variables])
+
+
+# Several devices: TensorFlow fixes them when it starts, so each fit is a process.
+
+FIT = """
+import json, sys
+import keras, numpy as np, tensorflow as tf
+
+kind, out = sys.argv[1:]
+if kind == "mirrored":
+    cpu, = tf.config.list_physical_devices("CPU")
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(cpu, two)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+elif kind == "workers":
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+else:
+    strategy = tf.distribute.get_strategy()
+import keras_nern
+
+keras.utils.set_random_seed(0)
+images = np.random.default_rng(2).normal(size=(24, 8, 8, 1)).astype("float32")
+labels = np.arange(24) % 3
+with strategy.scope():
+    base = keras.Sequential([
+        keras.Input((8, 8, 1)),
+        keras.layers.Conv2D(6, 3, use_bias=False),
+        keras.layers.BatchNormalization(),
+        keras.layers.ReLU(),
+        keras.layers.Conv2D(5, 3),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(3),
+    ])
+    nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter")
+    nern.compile(
+        reconstruction_steps=20,
+        kernel_sampling=keras_nern.MagnitudeSampling(9),
+        distillation_learning_rate=1e-2,
+        # Keras (3.15) cannot build compiled metrics between workers
+        metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")]
+        if kind != "workers" else None,
+    )
+dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+watch = keras_nern.callbacks.EvaluateRebuilt(dataset, frequency=5)
+history = nern.fit(
+    dataset,
+    epochs=3,
+    verbose=0,
+    validation_data=dataset,
+    callbacks=[watch, keras_nern.callbacks.LossWarmup(4)],
+)
+logs = {"first": history.reconstruction, **history.history, "watched": watch.history[-1]["loss"]}
+with open(out, "w") as file:
+    json.dump({
+        "replicas": strategy.num_replicas_in_sync,
+        "logs": logs,
+        "kernels": [kernel.tolist() for kernel in nern.predict_kernels().values()],
+    }, file)
+"""
+
+
+def _start(kind, out, environment=None):
+    return subprocess.Popen(
+        [sys.executable, "-c", FIT, kind, str(out)],
+        cwd=pathlib.Path(keras_nern.__file__).parents[1],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
+    )
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory):
+    out = tmp_path_factory.mktemp("one") / "one.json"
+    assert _start("one", out).wait() == 0
+    return json.loads(out.read_text())
+
+
+def _assert_same(result, expected):
+    assert (expected["replicas"], result["replicas"]) == (1, 2)
+    for name in result["logs"]:
+        values = expected["logs"][name]
+        if name == "first":
+            for loss, mean in values.items():
+                np.testing.assert_allclose(result["logs"][name][loss], mean, rtol=1e-5)
+        else:
+            np.testing.assert_allclose(result["logs"][name], values, rtol=2e-5, atol=1e-6)
+    for a, b in zip(result["kernels"], expected["kernels"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_two_replicas_fit_as_one_device_does(on_one_device, tmp_path):
+    assert _start("mirrored", tmp_path / "out.json").wait() == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    _assert_same(result, on_one_device)
+    assert "val_top2" in result["logs"]
+
+
+def test_two_workers_fit_as_one_device_does(on_one_device, tmp_path):
+    workers = [f"127.0.0.1:{port}" for port in _free_ports(2)]
+    processes = []
+    for index in range(2):
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        out = tmp_path / f"{index}.json"
+        processes.append(_start("workers", out, {"TF_CONFIG": json.dumps(task)}))
+    try:
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    for index in range(2):
+        result = json.loads((tmp_path / f"{index}.json").read_text())
+        _assert_same(result, on_one_device)
+        assert {"loss", "val_accuracy", "val_agreement", "watched"} <= set(result["logs"])
+
+
+def _free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
