@@ -47,6 +47,7 @@ class EvaluateRebuilt(keras.callbacks.Callback):
         self._every = _Every(frequency)
 
     def on_train_begin(self, logs=None):
+        self.model.examine(*self.data)
         self.history = []
 
     def on_train_batch_end(self, batch, logs=None):

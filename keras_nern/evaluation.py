@@ -214,8 +214,13 @@ def _log(result):
     Between workers Keras (3.15) takes the mean of the logs over their first axis, which
     a scalar has not (https://github.com/tensorflow/tensorflow/issues/72388).
     """
-    workers = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    workers = is_between_workers(tf.distribute.get_strategy())
     return keras.ops.reshape(result, (1,)) if workers else result
+
+
+def is_between_workers(strategy):
+    """Whether a `tf.distribute.Strategy` spans several processes."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def _constant(value):

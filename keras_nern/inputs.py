@@ -60,6 +60,12 @@ def examine(data, image_shape, name="x"):
     return data
 
 
+def is_pair(data):
+    """Whether the data, or the elements of a dataset, hold more than images."""
+    element = data.element_spec if isinstance(data, tf.data.Dataset) else data
+    return isinstance(element, (tuple, list)) and len(element) > 1
+
+
 def never_ends(data):
     """Whether an epoch of the data needs `steps_per_epoch` to end."""
     if isinstance(data, keras.utils.PyDataset):

@@ -22,8 +22,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nern import sampling
-from keras_nern.evaluation import RepresentationEvaluator, count
-from keras_nern.inputs import examine, never_ends, steps_in
+from keras_nern.evaluation import RepresentationEvaluator, count, is_between_workers
+from keras_nern.inputs import examine, is_pair, never_ends, steps_in
 from keras_nern.lifecycle import BeforeTheEpochs, FitCallbacks
 from keras_nern.predictor import OUTPUT_LAYER
 from keras_nern.schedules import PlannedCosineDecay
@@ -205,7 +205,7 @@ class RepresentationTrainer(RepresentationEvaluator):
         """
         self._check_callbacks(callbacks)
         if validation_data is not None:
-            validation_data = self._examine(validation_data, "validation_data")
+            validation_data = self.examine(validation_data, name="validation_data")
         if x is None and steps_per_epoch is None:
             raise ValueError(
                 "Without images fit needs steps_per_epoch, the reconstruction steps of an "
@@ -214,7 +214,7 @@ class RepresentationTrainer(RepresentationEvaluator):
         if isinstance(x, tuple) and y is None:
             x, y, kwargs["sample_weight"] = keras.utils.unpack_x_y_sample_weight(x)
         if x is not None:
-            x = self._examine(x, "x")
+            x = self.examine(x, y)
             if steps_per_epoch is None and never_ends(x):
                 raise ValueError(
                     "fit needs steps_per_epoch where x never ends. Received: steps_per_epoch=None"
@@ -365,8 +365,27 @@ class RepresentationTrainer(RepresentationEvaluator):
                     f"{type(callback).__name__}"
                 )
 
-    def _examine(self, data, name):
-        return examine(data, self._original.image_shape, name)
+    def examine(self, x, y=None, name="x"):
+        """Checks what `fit` or `evaluate` is to be given, before any work is done.
+
+        Args:
+            x: images or (images, labels), as `fit` takes them.
+            y: labels, where `x` is an array. Defaults to `None`.
+            name: the argument's name, for messages. Defaults to `"x"`.
+
+        Returns:
+            `x`, or for a generator one that still yields everything.
+
+        Raises:
+            ValueError: where `x` is empty, its images do not fit the base, or it has
+                labels under a strategy that takes none.
+        """
+        if is_between_workers(self.distribute_strategy) and (y is not None or is_pair(x)):
+            raise ValueError(
+                f"Between workers {name} must give images without labels, as Keras (3.15) reduces "
+                "no pairs. Received: images and labels"
+            )
+        return examine(x, self._original.image_shape, name)
 
     def make_train_function(self, force=False):
         if self._runtime.targets is None:

@@ -169,6 +169,12 @@ with strategy.scope():
         if kind != "workers" else None,
     )
 dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+if kind == "workers":
+    try:
+        nern.fit(dataset)
+    except ValueError as error:
+        assert "Between workers x must give images without labels" in str(error)
+        dataset = dataset.map(lambda image, label: image)
 watch = keras_nern.callbacks.EvaluateRebuilt(dataset, frequency=5)
 history = nern.fit(
     dataset,
@@ -237,7 +243,7 @@ def test_two_workers_fit_as_one_device_does(on_one_device, tmp_path):
     for index in range(2):
         result = json.loads((tmp_path / f"{index}.json").read_text())
         _assert_same(result, on_one_device)
-        assert {"loss", "val_accuracy", "val_agreement", "watched"} <= set(result["logs"])
+        assert {"loss", "val_agreement", "watched"} <= set(result["logs"])
 
 
 def _free_ports(count):
