@@ -8,6 +8,7 @@ from keras_nern import permutations as permutations
 from keras_nern import sampling as sampling
 from keras_nern.coordinates import kernel_coordinates as kernel_coordinates
 from keras_nern.model import NeRNModel as NeRNModel
+from keras_nern.noise import NoiseDataset as NoiseDataset
 from keras_nern.positional_encoding import PositionalEncoding as PositionalEncoding
 from keras_nern.predictor import KernelPredictor as KernelPredictor
 from keras_nern.report import SummaryTable as SummaryTable

@@ -209,6 +209,27 @@ def find_feature_maps(base, convolutions, kind="convolutions"):
     return {"convolutions": found, "additions": sums, "both": found + sums}[kind]
 
 
+def first_normalisation(base):
+    """The batch normalisation that comes first in a network.
+
+    Args:
+        base: a built functional or Sequential model.
+
+    Returns:
+        `(layer, tensor)`: the layer and its symbolic input.
+
+    Raises:
+        ValueError: where the network has none, outside the models nested in it.
+    """
+    for call in _calls(base.outputs[0]):
+        if isinstance(call.operation, keras.layers.BatchNormalization):
+            return call.operation, call.input_tensors[0]
+    raise ValueError(
+        "Expected a base with a BatchNormalization layer of its own. Received: "
+        f"{base.name!r} with layers {[type(layer).__name__ for layer in base.layers]}"
+    )
+
+
 def _joins_maps(call):
     shapes = [tuple(tensor.shape) for tensor in call.input_tensors]
     return len(shapes) > 1 and len(shapes[0]) == 4 and len(set(shapes)) == 1

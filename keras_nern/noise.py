@@ -1,0 +1,269 @@
+"""Noise in place of images, for a network whose data are not at hand.
+
+Distillation asks original and rebuilt network the same questions; the questions need not
+be photographs (Ashkenazi et al., ICLR 2023, section 4.3, "data-free training"). Noise
+comes in three kinds:
+
+* uniform, each value between two limits;
+* gaussian, each value of a mean and a standard deviation;
+* batch_norm: Gaussian with the statistics that the network itself remembers. Its first
+  batch normalisation holds mean and variance of what the training images brought it.
+  Before it lie as a rule a convolution and fixed scalings, all affine, so the means m
+  and covariances S of the input channels that would bring it the same follow from
+
+      mean_j     = a_j + sum_c A_jc m_c,
+      variance_j = sum_cc' B_jcc' S_cc',
+
+  where a, A and B are read off the network's answers to constant and to random images;
+  m solves the first by least squares, and S those of the logarithms of the second.
+  Neighbouring pixels of an image are alike, and B depends on how much, so the noise has
+  a spectrum 1 / f^e whose exponent e, 0 for white noise, is the one that fits best.
+"""
+
+import math
+
+import keras
+import numpy as np
+
+from keras_nern.original import first_normalisation
+
+KINDS = ("uniform", "gaussian", "batch_norm")
+
+# Spectra tried for "batch_norm": from white noise to what is smoother than photographs.
+EXPONENTS = np.arange(0.0, 2.51, 0.25)
+
+# Pixels of random images from which a spectrum's answers are read, in batches of so many.
+PROBED_PIXELS = 2**18
+PIXELS_AT_ONCE = 2**16
+
+
+class NoiseDataset(keras.utils.PyDataset):
+    """An epoch of noise images that a network takes, other ones in every epoch.
+
+    Args:
+        base: the classifier, for its input shape and its statistics.
+        kind: `"uniform"`, `"gaussian"` or `"batch_norm"`. Defaults to `"batch_norm"`.
+        batch_size: images per batch. Defaults to `64`.
+        steps: batches per epoch. Defaults to `100`.
+        limits: lowest and highest value of the uniform kind, in units of the base's
+            input. Defaults to `(0.0, 1.0)`.
+        mean, stddev: of the gaussian kind, in the same units, numbers or one per
+            channel. Default to `0.0` and `1.0`.
+        image_size: `(height, width)` where the base takes any. Defaults to `None`.
+        seed: fixes the images. Defaults to `0`.
+        **kwargs: `keras.utils.PyDataset` arguments (`workers`, ...).
+
+    Attributes:
+        mean: m, float64 `(channels,)`, of the Gaussian kinds.
+        mixing: float64 `(channels, channels)`, a root of their covariance S.
+        exponent: e, of their spectrum.
+
+    Raises:
+        ValueError: for an unknown kind, a size that the base leaves open, sizes below
+            1, a negative deviation, limits in the wrong order, or `"batch_norm"` with
+            a base that has no batch normalisation.
+
+    Example:
+
+    >>> noise = keras_nern.NoiseDataset(base, steps=200)
+    >>> history = nern.fit(noise, epochs=5)
+
+    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
+    """
+
+    def __init__(
+        self,
+        base,
+        kind="batch_norm",
+        batch_size=64,
+        steps=100,
+        limits=(0.0, 1.0),
+        mean=0.0,
+        stddev=1.0,
+        image_size=None,
+        seed=0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}. Received: kind={kind!r}")
+        for name, value in (("batch_size", batch_size), ("steps", steps)):
+            if not value >= 1:
+                raise ValueError(f"{name} must be at least 1. Received: {name}={value!r}")
+        if not limits[0] <= limits[1]:
+            raise ValueError(f"limits must be (lowest, highest). Received: limits={limits!r}")
+        if not np.all(np.asarray(stddev) >= 0):
+            raise ValueError(f"stddev must not be negative. Received: stddev={stddev!r}")
+        self.image_shape = _image_shape(base, image_size)
+        self.kind = kind
+        self.batch_size = batch_size
+        self.steps = steps
+        self.limits = limits
+        self.seed = seed
+        self.exponent = 0.0
+        channels = self.image_shape[-1]
+        self.mean = np.broadcast_to(np.asarray(mean, "float64"), (channels,))
+        self.mixing = np.diag(np.broadcast_to(np.asarray(stddev, "float64"), (channels,)))
+        if kind == "batch_norm":
+            self.mean, self.mixing, self.exponent = match_statistics(base, self.image_shape)
+        self._epoch = 0
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, index):
+        """Returns batch `index`: float32 `(batch_size, height, width, channels)`."""
+        rng = np.random.default_rng((self.seed, self._epoch, index))
+        shape = (self.batch_size, *self.image_shape)
+        if self.kind == "uniform":
+            return rng.uniform(*self.limits, shape).astype("float32")
+        noise = coloured_noise(rng, shape, self.exponent)
+        return (self.mean + noise @ self.mixing.T).astype("float32")
+
+    def on_epoch_end(self):
+        self._epoch += 1
+
+
+def coloured_noise(rng, shape, exponent):
+    """Gaussian noise of mean 0 and variance 1 with the amplitude spectrum 1 / f^exponent.
+
+    Args:
+        rng: a `numpy.random.Generator`.
+        shape: `(batch, height, width, channels)`.
+        exponent: 0 for white noise; photographs have about 1 (Field, "Relations
+            between the statistics of natural images and the response properties of
+            cortical cells", JOSA A 1987).
+
+    Returns:
+        float64 array of that shape; its variance is that over all images, of which a
+        smooth one has less within it.
+    """
+    noise = rng.normal(size=shape)
+    if exponent == 0:
+        return noise
+    height, width = shape[1:3]
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+    frequency[0, 0] = 1.0 / max(height, width)  # the mean of an image varies as its slowest wave
+    gain = frequency**-exponent
+    # rfft2 leaves out the columns that mirror others: count those twice
+    twice = np.full(gain.shape[1], 2.0)
+    twice[0] = 1.0
+    if width % 2 == 0:
+        twice[-1] = 1.0
+    gain /= np.sqrt(np.sum(gain**2 * twice) / (height * width))
+    spectrum = np.fft.rfft2(noise, axes=(1, 2)) * gain[None, :, :, None]
+    return np.fft.irfft2(spectrum, s=(height, width), axes=(1, 2))
+
+
+def match_statistics(base, image_shape):
+    """Finds the noise whose answers the first batch normalisation takes for images'.
+
+    Args:
+        base: a classifier with a batch normalisation.
+        image_shape: `(height, width, channels)`.
+
+    Returns:
+        `(mean, mixing, exponent)`: see `NoiseDataset`.
+
+    Raises:
+        ValueError: where there is no batch normalisation.
+    """
+    layer, tensor = first_normalisation(base)
+    probe = keras.Model(base.inputs[0], tensor)
+    wanted_mean = np.asarray(keras.ops.convert_to_numpy(layer.moving_mean), "float64")
+    wanted_variance = np.asarray(keras.ops.convert_to_numpy(layer.moving_variance), "float64")
+
+    def answers(images):
+        seen = keras.ops.convert_to_numpy(probe(images.astype("float32"), training=False))
+        return seen.astype("float64").reshape(-1, len(wanted_mean))
+
+    channels = image_shape[-1]
+    constant = np.zeros((channels + 1, *image_shape))
+    for c in range(channels):
+        constant[c + 1, ..., c] = 1.0
+    offset, *rest = [answers(image[None]).mean(axis=0) for image in constant]
+    slopes = np.stack(rest, axis=1) - offset[:, None]  # (filters, channels)
+    # in units of the standard deviation, so that no filter counts for its size
+    unit = np.sqrt(wanted_variance) + 1e-12
+    mean, *_ = np.linalg.lstsq(slopes / unit[:, None], (wanted_mean - offset) / unit, rcond=None)
+
+    fits = []
+    for exponent in EXPONENTS:
+        gains = _gains(answers, mean, image_shape, exponent)
+        fits.append((*_fit_covariance(gains, wanted_variance), exponent))
+    _, mixing, exponent = min(fits, key=lambda fit: fit[0])
+    return mean, mixing, float(exponent)
+
+
+def _gains(answers, mean, image_shape, exponent):
+    """B: what noise of variance 1 in the channels brings the filters.
+
+    It is measured as a change of a grey image, whose own border is no part of it.
+
+    Returns:
+        float64 array `(filters, channels, channels)`.
+    """
+    rng = np.random.default_rng(0)
+    *size, channels = image_shape
+    batch = max(1, PIXELS_AT_ONCE // math.prod(size))
+    batches = max(1, PROBED_PIXELS // math.prod(size) // batch)
+    grey = answers(np.broadcast_to(mean, (batch, *image_shape)))
+    gains = 0.0
+    for _ in range(batches):
+        noise = coloured_noise(rng, (batch, *size, 1), exponent)
+        changed = [answers(mean + noise * one) for one in np.eye(channels)]
+        seen = np.stack(changed, axis=-1) - grey[..., None]  # (positions, filters, channels)
+        gains = gains + np.einsum("pjc,pjd->jcd", seen, seen) / len(seen) / batches
+    return gains
+
+
+def _fit_covariance(gains, wanted, steps=100):
+    """Finds L with log tr(B_j L L^T) = log wanted_j in the sense of least squares.
+
+    By Gauss-Newton with Levenberg's damping (Levenberg, 1944) on the entries of L.
+
+    Args:
+        gains: B, `(filters, channels, channels)`.
+        wanted: `(filters,)`.
+
+    Returns:
+        `(error, L)`: the mean squared error of the logarithms, and `(channels, channels)`.
+    """
+    alive = (wanted > 0) & (np.trace(gains, axis1=1, axis2=2) > 0)
+    gains, wanted = gains[alive], wanted[alive]
+
+    def residuals(root):
+        variances = np.einsum("jcd,ce,de->j", gains, root, root)
+        return np.log(np.maximum(variances, 1e-30) / wanted), variances
+
+    channels = gains.shape[1]
+    # Where all channels vary alike, filters that compare them would see nothing.
+    root = np.eye(channels) * np.sqrt(np.median(wanted / np.trace(gains, axis1=1, axis2=2)))
+    error, variances = residuals(root)
+    damping = 1e-2
+    for _ in range(steps):
+        slopes = 2 * np.einsum("jcd,de->jce", gains, root) / variances[:, None, None]
+        slopes = slopes.reshape(len(wanted), -1)
+        normal = slopes.T @ slopes
+        normal += damping * (np.diag(np.diag(normal)) + 1e-12 * np.eye(len(normal)))
+        step = np.linalg.lstsq(normal, slopes.T @ error, rcond=None)[0].reshape(root.shape)
+        trial = root - step
+        trial_error, trial_variances = residuals(trial)
+        if np.sum(trial_error**2) < np.sum(error**2):
+            root, error, variances, damping = trial, trial_error, trial_variances, damping / 3
+        else:
+            damping *= 4
+    return float(np.mean(error**2)), root
+
+
+def _image_shape(base, image_size):
+    *size, channels = base.inputs[0].shape[1:]
+    given = list(image_size or ())
+    if None in size:
+        if len(given) != len(size):
+            raise ValueError(
+                "Expected image_size=(height, width) for a base that takes images of any size. "
+                f"Received: image_size={image_size!r}, with an input of {base.inputs[0].shape}"
+            )
+        size = [known or asked for known, asked in zip(size, given, strict=True)]
+    return (*size, channels)
