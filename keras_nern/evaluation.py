@@ -16,15 +16,16 @@ from keras_nern import losses, sampling
 # The losses that need images.
 DISTILLED = ("logits_loss", "feature_map_loss")
 
-_WEIGHTED = ("reconstruction_loss", *DISTILLED)
+_WEIGHTED = ("reconstruction_loss", *DISTILLED, "layer_output_loss")
 
-# Training shows the first five; evaluation adds how the rebuilt classifier does.
+# Training shows the losses and the error; evaluation, how the rebuilt classifier does.
 _METRICS = (
     "loss",
     "reconstruction_loss",
     "relative_error",
     "logits_loss",
     "feature_map_loss",
+    "layer_output_loss",
     "agreement",
     "accuracy",
 )
@@ -57,8 +58,9 @@ class RepresentationEvaluator(keras.Model):
         """Multiplies the losses' weights in training; evaluation keeps the full ones.
 
         Args:
-            **multipliers: by loss, `reconstruction_loss`, `logits_loss` or
-                `feature_map_loss`, at least 0; 1 for those not named.
+            **multipliers: by loss (`reconstruction_loss`, `logits_loss`,
+                `feature_map_loss`, `layer_output_loss`), at least 0; 1 for those not
+                named.
 
         Raises:
             ValueError: for another name or a negative multiplier.
@@ -81,10 +83,10 @@ class RepresentationEvaluator(keras.Model):
         cumulative = sampling.cumulative_magnitude(blocks)
         if runtime.targets is None:
             with self.distribute_strategy.scope():
-                runtime.targets = _constant(targets)
-                runtime.cumulative = _constant(cumulative)
-                runtime.masks = _constant(self._original.masks)
-                runtime.multipliers = _constant(np.ones(len(_WEIGHTED)))
+                runtime.targets = constant(targets)
+                runtime.cumulative = constant(cumulative)
+                runtime.masks = constant(self._original.masks)
+                runtime.multipliers = constant(np.ones(len(_WEIGHTED)))
         else:
             runtime.targets.assign(targets)
             runtime.cumulative.assign(cumulative)
@@ -119,8 +121,13 @@ class RepresentationEvaluator(keras.Model):
             "feature_map_loss": losses.feature_map_distillation_loss(teacher_maps, student_maps),
         }
 
-    def _weighted(self, terms, multipliers=(1.0, 1.0, 1.0)):
-        weights = (self.reconstruction_weight, self.logits_weight, self.feature_map_weight)
+    def _weighted(self, terms, multipliers=(1.0, 1.0, 1.0, 1.0)):
+        weights = (
+            self.reconstruction_weight,
+            self.logits_weight,
+            self.feature_map_weight,
+            self.layer_output_weight,
+        )
         return sum(
             multipliers[i] * weights[i] * terms[name]
             for i, name in enumerate(_WEIGHTED)
@@ -144,8 +151,8 @@ class RepresentationEvaluator(keras.Model):
         terms = self._compare(*self._pick(None), blocks)
         if runtime.kernels is None:
             with self.distribute_strategy.scope():
-                runtime.kernels = [_constant(np.zeros(kernel.shape)) for kernel in kernels]
-                runtime.terms = {name: _constant(0.0) for name in terms}
+                runtime.kernels = [constant(np.zeros(kernel.shape)) for kernel in kernels]
+                runtime.terms = {name: constant(0.0) for name in terms}
         for variable, kernel in zip(runtime.kernels, kernels, strict=True):
             variable.assign(kernel)
         for name, value in terms.items():
@@ -196,6 +203,8 @@ class _Runtime:
         self.multipliers = None
         self.kernels = None
         self.terms = None
+        self.moments = None  # one variable or None per layer
+        self.output_scales = None
         self.traced_phase = None
         self.compile_arguments = {}  # those that Keras keeps
         self.settings = []  # names of ours
@@ -223,7 +232,7 @@ def is_between_workers(strategy):
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def _constant(value):
+def constant(value):
     return keras.Variable(np.asarray(value, "float32"), trainable=False, dtype="float32")
 
 

@@ -98,6 +98,30 @@ def steps_in(data, batch_size=None, validation_split=0.0):
     return None
 
 
+def image_batches(data, count, batch_size):
+    """Yields the first images of what `fit` takes.
+
+    Args:
+        data: as for `examine`; it should have passed it.
+        count: images in all, fewer where there are fewer.
+        batch_size: images at once, where `data` is an array.
+    """
+    if isinstance(data, (tuple, list)):
+        data = data[0]
+    batches = data
+    if hasattr(data, "shape"):
+        batches = (data[start : start + batch_size] for start in range(0, len(data), batch_size))
+    elif isinstance(data, keras.utils.PyDataset):
+        batches = (data[index] for index in range(data.num_batches or count))
+    left = count
+    for element in batches:
+        images = _images(element, "x")[:left]
+        yield images
+        left -= len(images)
+        if left <= 0:
+            return
+
+
 def _chain(first, rest):
     # A generator function: Keras takes generators, but not every iterator.
     yield first

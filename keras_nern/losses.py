@@ -1,4 +1,4 @@
-"""The three losses a representation is trained on.
+"""The losses a representation is trained on.
 
 With W the original weights, W^ the predicted ones, a_l and a^_l the feature maps of
 convolution l in the original and the rebuilt network, and z, z^ their logits
@@ -7,6 +7,11 @@ convolution l in the original and the rebuilt network, and z, z^ their logits
     reconstruction        sqrt( sum (W - W^)^2 / #W )                 over all layers
     logits distillation   KL( softmax(z / T) || softmax(z^ / T) ) T^2  mean over images
     feature maps          sum_l | a_l / |a_l| - a^_l / |a^_l| |^2      mean over images
+
+and, not the paper's, what an error does to each layer's outputs without running the
+network, from the second moments C_l of its inputs (see `moments`):
+
+    layer outputs         sum_l tr(D_l^T C_l D_l) / tr(W_l^T C_l W_l),  D = W - W^
 
 All are computed in float32, whatever the networks run in.
 """
@@ -90,6 +95,44 @@ def feature_map_distillation_loss(teacher, student):
         distance = ops.square(_unit(original) - _unit(rebuilt))
         total += ops.mean(ops.sum(distance, axis=-1))
     return total
+
+
+def layer_output_loss(original, predicted, moments, scales):
+    """Relative squared error of each layer's outputs, were its inputs right; summed.
+
+    Args:
+        original: list of kernels, each `(kh, kw, cin, cout)`.
+        predicted: list of kernels of the same shapes.
+        moments: for each kernel its `moments.second_moments`; a layer of `None` is
+            left out.
+        scales: for each kernel the scale of its outputs, `(cout,)`.
+
+    Returns:
+        A scalar: 0 for a perfect fit, the number of layers for kernels of all zeros.
+    """
+    total = ops.zeros((), "float32")
+    for kernel, guess, moment, scale in zip(original, predicted, moments, scales, strict=True):
+        if moment is not None:
+            whole = output_error(kernel, moment, scale)
+            total += output_error(kernel - guess, moment, scale) / ops.maximum(whole, EPSILON)
+    return total
+
+
+def output_error(error, moments, scale):
+    """tr(S D^T C D S): mean squared change of a layer's scaled outputs, summed over filters.
+
+    Args:
+        error: D, `(kh, kw, cin, cout)`.
+        moments: C, `(groups, kh kw cin, kh kw cin)`.
+        scale: the diagonal of S, `(cout,)`.
+
+    Returns:
+        A scalar tensor.
+    """
+    groups, patch, _ = moments.shape
+    matrix = ops.reshape(error * scale, (patch, groups, -1))
+    matrix = ops.transpose(matrix, (1, 0, 2))  # (groups, patch, filters of the group)
+    return ops.sum(matrix * ops.matmul(moments, matrix))
 
 
 def logits_of(outputs, activation):

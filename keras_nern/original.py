@@ -99,6 +99,10 @@ class Original:
             ]
         ).astype("float32")
 
+    def kernels(self):
+        """The kernel variables, each `(kh, kw, cin, cout)`."""
+        return [conv.layer.kernel for conv in self.convolutions]
+
     def split(self, blocks):
         """Turns rows `(kernels, k * k)` into one kernel tensor per layer."""
         kernels, start = [], 0
@@ -190,23 +194,35 @@ def find_feature_maps(base, convolutions, kind="convolutions"):
         raise ValueError(
             f"feature_maps must be one of {FEATURE_MAPS}. Received: feature_maps={kind!r}"
         )
-    outputs, normalised, sums = {}, {}, []
-    for call in _calls(base.outputs[0]):
+    outputs, sums = {}, []
+    calls = calls_of(base.outputs[0])
+    following = normalisations(calls)
+    for call in calls:
         operation, tensor = call.operation, call.output_tensors[0]
         outputs.setdefault(id(operation), tensor)
-        if isinstance(operation, keras.layers.BatchNormalization):
-            normalised.setdefault(id(call.input_tensors[0]), tensor)
         # keras.layers.Add, and what is behind keras.ops.add and x + y
         if type(operation).__name__ == "Add" and _joins_maps(call):
             sums.append(tensor)
     found = [outputs[id(conv.layer)] for conv in convolutions if id(conv.layer) in outputs]
-    found = [normalised.get(id(tensor), tensor) for tensor in found]
+    found = [
+        following[id(tensor)].output_tensors[0] if id(tensor) in following else tensor
+        for tensor in found
+    ]
     if kind != "convolutions" and not sums:
         raise ValueError(
             "Expected a base that adds feature maps, as residual networks do. Received: "
             f"feature_maps={kind!r} for {base.name!r}, which adds none"
         )
     return {"convolutions": found, "additions": sums, "both": found + sums}[kind]
+
+
+def normalisations(calls):
+    """The calls of batch normalisations, by the id of the symbolic tensor they take."""
+    found = {}
+    for call in calls:
+        if isinstance(call.operation, keras.layers.BatchNormalization):
+            found.setdefault(id(call.input_tensors[0]), call)
+    return found
 
 
 def first_normalisation(base):
@@ -221,7 +237,7 @@ def first_normalisation(base):
     Raises:
         ValueError: where the network has none, outside the models nested in it.
     """
-    for call in _calls(base.outputs[0]):
+    for call in calls_of(base.outputs[0]):
         if isinstance(call.operation, keras.layers.BatchNormalization):
             return call.operation, call.input_tensors[0]
     raise ValueError(
@@ -235,7 +251,7 @@ def _joins_maps(call):
     return len(shapes) > 1 and len(shapes[0]) == 4 and len(set(shapes)) == 1
 
 
-def _calls(tensor):
+def calls_of(tensor):
     """The calls of layers that a symbolic tensor comes from, each after its inputs'.
 
     A layer's own `input` and `output` will not do: they are those of its first call,

@@ -21,10 +21,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern import sampling
-from keras_nern.evaluation import RepresentationEvaluator, count, is_between_workers
-from keras_nern.inputs import examine, is_pair, never_ends, steps_in
+from keras_nern import losses, sampling
+from keras_nern.evaluation import RepresentationEvaluator, constant, count, is_between_workers
+from keras_nern.inputs import examine, image_batches, is_pair, never_ends, steps_in
 from keras_nern.lifecycle import BeforeTheEpochs, FitCallbacks
+from keras_nern.moments import convolution_inputs, second_moments
 from keras_nern.predictor import OUTPUT_LAYER
 from keras_nern.schedules import PlannedCosineDecay
 
@@ -68,6 +69,7 @@ class RepresentationTrainer(RepresentationEvaluator):
         reconstruction_weight=1.0,
         logits_weight=1e-2,
         feature_map_weight=2e-2,
+        layer_output_weight=0.0,
         temperature=1.0,
         **kwargs,
     ):
@@ -91,6 +93,9 @@ class RepresentationTrainer(RepresentationEvaluator):
             reconstruction_weight: a_1. Defaults to `1.0`.
             logits_weight: a_2. Defaults to `1e-2`.
             feature_map_weight: a_3. Defaults to `2e-2`.
+            layer_output_weight: a_4, of what the kernels' errors do to their layers'
+                outputs; it needs `gather_second_moments` before `fit`. Defaults to
+                `0.0`, which leaves it out.
             temperature: of the logits distillation. Defaults to `1.0`.
             **kwargs: as `keras.Model.compile` takes them, `loss` excepted:
                 `metrics` are computed on the rebuilt classifier's outputs;
@@ -107,6 +112,7 @@ class RepresentationTrainer(RepresentationEvaluator):
             "reconstruction_weight": reconstruction_weight,
             "logits_weight": logits_weight,
             "feature_map_weight": feature_map_weight,
+            "layer_output_weight": layer_output_weight,
         }
         for name, value in settings.items():
             if not value >= 0:
@@ -204,6 +210,12 @@ class RepresentationTrainer(RepresentationEvaluator):
                 not fit the base, or `steps_per_epoch` is missing.
         """
         self._check_callbacks(callbacks)
+        if self.layer_output_weight and self._runtime.moments is None:
+            raise ValueError(
+                "layer_output_weight needs the second moments of the layers' inputs: call "
+                "gather_second_moments(images) before fit. Received: "
+                f"layer_output_weight={self.layer_output_weight!r}"
+            )
         if validation_data is not None:
             validation_data = self.examine(validation_data, name="validation_data")
         if x is None and steps_per_epoch is None:
@@ -365,6 +377,27 @@ class RepresentationTrainer(RepresentationEvaluator):
                     f"{type(callback).__name__}"
                 )
 
+    def gather_second_moments(self, x, images=2000, batch_size=64):
+        """Learns from images which errors of the kernels would show, see `moments`.
+
+        Args:
+            x: images or (images, labels), as `fit` takes them; noise will do.
+            images: how many of them to use. Defaults to `2000`.
+            batch_size: how many to take at once where `x` is an array. Defaults to
+                `64`.
+
+        Raises:
+            ValueError: where `x` is empty, or its images do not fit the base.
+        """
+        batches = image_batches(self.examine(x), images, batch_size)
+        original = self._original
+        moments = second_moments(original.base, original.convolutions, batches)
+        inputs = convolution_inputs(original.base, original.convolutions)
+        with self.distribute_strategy.scope():
+            self._runtime.moments = [m if m is None else constant(m) for m in moments]
+            self._runtime.output_scales = [i if i is None else constant(i[1]) for i in inputs]
+        self._runtime.traced_phase = None
+
     def examine(self, x, y=None, name="x"):
         """Checks what `fit` or `evaluate` is to be given, before any work is done.
 
@@ -418,26 +451,39 @@ class RepresentationTrainer(RepresentationEvaluator):
     def _reconstruction_terms(self):
         indices = self.kernel_sampling.sample(self._runtime.cumulative, self._seed)
         coordinates, targets = self._pick(indices)
-        return self._compare(coordinates, targets, self.predictor(coordinates))
+        predicted = self.predictor(coordinates)
+        terms = self._compare(coordinates, targets, predicted)
+        if self.layer_output_weight:
+            kernels = self._rebuilt_kernels(self._all_blocks(indices, predicted))
+            terms["layer_output_loss"] = losses.layer_output_loss(
+                [keras.ops.convert_to_tensor(k) for k in self._original.kernels()],
+                kernels,
+                self._runtime.moments,
+                self._runtime.output_scales,
+            )
+        return terms
 
     def _distillation_terms(self, images, teacher):
         indices = self.distillation_sampling.sample(self._runtime.cumulative, self._seed)
         coordinates, targets = self._pick(indices)
         predicted = self.predictor(coordinates)
-        if indices is None:
-            blocks = predicted
-        else:
-            rest = keras.ops.stop_gradient(self.predictor(self.coordinates))
-            # A kernel drawn n times stands in n rows, each of which gets its gradient.
-            drawn = keras.ops.segment_sum(
-                keras.ops.ones_like(indices, "float32"), indices, self._original.num_kernels
-            )
-            share = 1.0 / keras.ops.take(drawn, indices, axis=0)[:, None]
-            fixed = keras.ops.stop_gradient(predicted)
-            rows = fixed + share * (predicted - fixed)
-            blocks = keras.ops.scatter_update(rest, indices[:, None], rows)
-        student = self._original.observe(images, self._rebuilt_kernels(blocks))
+        kernels = self._rebuilt_kernels(self._all_blocks(indices, predicted))
+        student = self._original.observe(images, kernels)
         return {
             **self._compare(coordinates, targets, predicted),
             **self._distance(teacher, student),
         }
+
+    def _all_blocks(self, indices, predicted):
+        """All kernels as rows `(kernels, k * k)`, with gradients to those drawn."""
+        if indices is None:
+            return predicted
+        rest = keras.ops.stop_gradient(self.predictor(self.coordinates))
+        # A kernel drawn n times stands in n rows, each of which gets its gradient.
+        drawn = keras.ops.segment_sum(
+            keras.ops.ones_like(indices, "float32"), indices, self._original.num_kernels
+        )
+        share = 1.0 / keras.ops.take(drawn, indices, axis=0)[:, None]
+        fixed = keras.ops.stop_gradient(predicted)
+        rows = fixed + share * (predicted - fixed)
+        return keras.ops.scatter_update(rest, indices[:, None], rows)

@@ -1,0 +1,140 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_nern
+from keras_nern import losses
+from keras_nern.kernels import find_convolutions
+from keras_nern.moments import convolution_inputs, second_moments
+
+RNG = np.random.default_rng(0)
+
+LAYERS = {
+    "plain": lambda: keras.layers.Conv2D(4, 3, use_bias=False),
+    "strided, same": lambda: keras.layers.Conv2D(4, 3, strides=2, padding="same"),
+    "dilated": lambda: keras.layers.Conv2D(4, 3, dilation_rate=2, padding="same"),
+    "in groups": lambda: keras.layers.Conv2D(4, 3, groups=2),
+    "oblong": lambda: keras.layers.Conv2D(4, (1, 5), padding="same"),
+    "1x1": lambda: keras.layers.Conv2D(4, 1, strides=2),
+}
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_error_is_that_of_the_layers_outputs(make, normalised):
+    """Against the convolution run with the error in place of its kernel."""
+    layer = make()
+    layer.bias_initializer = keras.initializers.Constant(7.0)  # a bias does not change
+    bn = keras.layers.BatchNormalization(epsilon=0.1)
+    tail = [bn] if normalised else []
+    base = keras.Sequential([keras.Input((9, 8, 2)), layer, *tail, keras.layers.Flatten()])
+    scale = np.ones(4)
+    if normalised:
+        bn.gamma.assign([0.5, -2.0, 1.0, 3.0])
+        bn.moving_variance.assign([1.0, 2.0, 0.5, 4.0])
+        scale = np.array([0.5, -2.0, 1.0, 3.0]) / np.sqrt(np.array([1.0, 2.0, 0.5, 4.0]) + 0.1)
+    images = RNG.normal(size=(10, 9, 8, 2)).astype("float32")
+    convolutions = find_convolutions(base)
+    (moments,) = second_moments(base, convolutions, [images[:6], images[6:]])
+    ((_, found),) = convolution_inputs(base, convolutions)
+    np.testing.assert_allclose(found, scale, rtol=1e-5)
+
+    original = layer.kernel.numpy()
+    error = RNG.normal(size=original.shape).astype("float32")
+    layer.kernel.assign(error)
+    changes = layer(images).numpy() - (7.0 if layer.use_bias else 0.0)
+    expected = np.mean(np.sum((scale * changes) ** 2, axis=-1))
+    got = losses.output_error(error, moments, found)
+    assert float(got) == pytest.approx(expected, rel=1e-4)
+
+    layer.kernel.assign(original)
+    whole = np.mean(
+        np.sum((scale * (layer(images) - (layer.bias if layer.use_bias else 0))) ** 2, -1)
+    )
+    loss = losses.layer_output_loss([original], [original - error], [moments], [found])
+    assert float(loss) == pytest.approx(expected / whole, rel=1e-4)
+
+
+def test_the_loss_sums_over_layers_and_leaves_out_those_without_moments():
+    kernel = np.ones((1, 1, 1, 1), "float32")
+    moments, scale = np.ones((1, 1, 1), "float32"), np.ones(1, "float32")
+    one = losses.layer_output_loss([kernel], [0 * kernel], [moments], [scale])
+    assert float(one) == 1
+    two = losses.layer_output_loss(
+        [kernel] * 3, [0 * kernel] * 3, [moments, None, moments], [scale] * 3
+    )
+    assert float(two) == 2
+
+
+def test_reconstruction_follows_the_layers_outputs(base, images):
+    nern = keras_nern.NeRNModel(base, hidden_size=24)
+    nern.compile(reconstruction_weight=0.0, layer_output_weight=1.0, kernel_sampling="all")
+    with pytest.raises(ValueError, match=r"call gather_second_moments\(images\) before fit"):
+        nern.fit(steps_per_epoch=1)
+    nern.gather_second_moments(images)
+    history = nern.fit(steps_per_epoch=100, epochs=2, verbose=0).history
+    assert set(history) == {"loss", "reconstruction_loss", "relative_error", "layer_output_loss"}
+    np.testing.assert_allclose(history["loss"], history["layer_output_loss"], rtol=1e-6)
+    # the loss is the layers' own, run side by side
+    expected = 0.0
+    kernels = nern.predict_kernels()
+    inputs = convolution_inputs(base, nern._original.convolutions)
+    for (tensor, scale), (name, kernel) in zip(inputs, kernels.items(), strict=True):
+        given = keras.Model(base.input, tensor)(images)
+        original = base.get_layer(name).kernel
+        change, whole = (
+            tf.nn.conv2d(given, weights, 1, "SAME") * scale
+            for weights in (kernel - original, original)
+        )
+        expected += float(tf.reduce_sum(change**2) / tf.reduce_sum(whole**2))
+    last = nern.fit(steps_per_epoch=1, verbose=0).history["layer_output_loss"][0]
+    assert last == pytest.approx(expected, rel=1e-3)
+    assert last < 0.1 * history["layer_output_loss"][0]
+
+
+def test_a_drawn_kernel_gets_the_gradient_it_has_among_all(base, images):
+    """With a batch that draws every kernel, as with all of them."""
+
+    class Every(keras_nern.AllKernels):
+        def sample(self, cumulative, seed):
+            return keras.ops.arange(52)
+
+    def change(sampling):
+        keras.utils.set_random_seed(2)
+        nern = keras_nern.NeRNModel(base, hidden_size=8)
+        nern.gather_second_moments(images)
+        nern.compile(
+            optimizer=keras.optimizers.SGD(1.0), layer_output_weight=1.0, kernel_sampling=sampling
+        )
+        before = [weight.numpy() for weight in nern.trainable_variables]
+        nern.fit(steps_per_epoch=1, verbose=0)
+        return [a - b.numpy() for a, b in zip(before, nern.trainable_variables, strict=True)]
+
+    for a, b in zip(change(Every()), change("all"), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["array", "pair", "dataset", "noise", "generator"])
+def test_moments_are_gathered_from_what_fit_takes(base, images, labels, kind):
+    data = {
+        "array": images,
+        "pair": (images, labels),
+        "dataset": tf.data.Dataset.from_tensor_slices((images, labels)).batch(5).repeat(),
+        "noise": keras_nern.NoiseDataset(base, steps=2, batch_size=6),
+        "generator": (images[start : start + 4] for start in (0, 4, 8)),
+    }[kind]
+    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    nern.gather_second_moments(data, images=11, batch_size=5)
+    seen = images if kind != "noise" else np.concatenate([data[0], data[1]])
+    convolutions = nern._original.convolutions
+    expected = second_moments(base, convolutions, [seen[:11]])
+    for got, wanted in zip(nern._runtime.moments, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_refuses_images_that_do_not_fit(nern):
+    with pytest.raises(ValueError, match=r"x must give images of shape \(batch, 8, 8, 1\)"):
+        nern.gather_second_moments(np.zeros((3, 9, 8, 1)))
+    with pytest.raises(ValueError, match="Expected at least one batch of images"):
+        second_moments(nern.base, nern._original.convolutions, [])
