@@ -27,24 +27,38 @@ BATCH_SIZE = 64
 
 @dataclasses.dataclass
 class Row:
-    """What is represented and how; steps are those of reconstruction and distillation."""
+    """What is represented and how; steps are those of the two phases."""
 
     depth: int
     hidden_size: int
     steps: tuple[int, int]
     permutation: str = "cross_filter"
-    images: str = "mixed-up"  # or "shifted"
+    images: str = "mixed-up"  # or a kind of `keras_nern.NoiseDataset`
+    second_phase: str = "distillation"  # or "layer outputs", which runs no network
 
+
+QUICK = (2_000, 300)
 
 ROWS = {
     "ResNet20, h=140": Row(20, 140, (24_000, 4_000)),
     "ResNet20, h=160": Row(20, 160, (24_000, 4_000)),
     "ResNet20, h=180": Row(20, 180, (24_000, 4_000)),
+    "ResNet56, h=280": Row(56, 280, (16_000, 2_000)),
+    "ResNet56, h=320": Row(56, 320, (16_000, 2_000)),
     "ResNet20, h=160, short": Row(20, 160, (6_000, 1_000)),
     "ResNet20, h=180, short": Row(20, 180, (6_000, 1_000)),
     "ResNet20, h=160, short, in-filter": Row(20, 160, (6_000, 1_000), "in_filter"),
-    "ResNet56, h=280": Row(56, 280, (16_000, 2_000)),
-    "ResNet56, h=320": Row(56, 320, (16_000, 2_000)),
+    # What the second phase runs on, at equal steps:
+    "quick: mixed-up images": Row(20, 160, QUICK),
+    "quick: noise, batch_norm": Row(20, 160, QUICK, images="batch_norm"),
+    "quick: noise, gaussian": Row(20, 160, QUICK, images="gaussian"),
+    "quick: noise, uniform": Row(20, 160, QUICK, images="uniform"),
+    # Other second phases, in about the time of the first of these:
+    "quick: no second phase": Row(20, 160, (6_000, 0)),
+    "quick: layer outputs": Row(20, 160, (2_000, 650), second_phase="layer outputs"),
+    "quick: layer outputs, noise": Row(
+        20, 160, (2_000, 650), "cross_filter", "batch_norm", "layer outputs"
+    ),
 }
 COLUMNS = {
     "accuracy, %": ("accuracy", 2),
@@ -139,15 +153,26 @@ def run(cifar10, options, name, seed):
     keras.utils.set_random_seed(seed)
     images, _ = cifar10.load(options.data_dir, "train")
     test_images, labels = cifar10.load(options.data_dir, "test")
-    dataset = cifar10.augmented(images, BATCH_SIZE, seed, mixup=row.images == "mixed-up")
     base = keras_nern.models.resnet_cifar(row.depth)
     weights = options.weights / f"cifar10_resnet{row.depth}.npz"
     keras_nern.models.load_torch_weights(base, weights)
+    if row.images == "mixed-up":
+        dataset = cifar10.augmented(images, BATCH_SIZE, seed, mixup=True)
+    else:  # pixels are 0 to 255; nothing more is known of the images
+        dataset = keras_nern.NoiseDataset(
+            base,
+            row.images,
+            BATCH_SIZE,
+            max(1, row.steps[1]),
+            limits=(0.0, 255.0),
+            mean=127.5,
+            stddev=255 / 12**0.5,  # the uniform kind's
+            seed=seed,
+        )
     nern = keras_nern.NeRNModel(base, row.hidden_size, permutation=row.permutation)
-    reconstruction_steps, distillation_steps = row.steps
-    nern.compile(
-        reconstruction_steps=reconstruction_steps, jit_compile=options.jit_compile or "auto"
-    )
+    first_steps, second_steps = row.steps
+    jit_compile = options.jit_compile or "auto"
+    nern.compile(reconstruction_steps=first_steps, jit_compile=jit_compile)
     memory, curve, aside = [], [], 0.0
 
     def note(batch, logs):
@@ -160,12 +185,21 @@ def run(cifar10, options, name, seed):
             curve.append([start - START - aside, done, 100 * float((classes == labels).mean())])
             aside += time.perf_counter() - start
 
-    nern.fit(
-        dataset,
-        steps_per_epoch=distillation_steps,
-        verbose=0,
-        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=note)],
-    )
+    watch = keras.callbacks.LambdaCallback(on_train_batch_end=note)
+    if row.second_phase == "distillation" and second_steps:
+        nern.fit(dataset, steps_per_epoch=second_steps, verbose=0, callbacks=[watch])
+    else:
+        nern.fit(steps_per_epoch=first_steps, verbose=0, callbacks=[watch])
+    if row.second_phase == "layer outputs":
+        nern.gather_second_moments(dataset)
+        nern.compile(
+            kernel_sampling="all",
+            reconstruction_weight=0.0,
+            reconstruction_learning_rate=3e-3,
+            layer_output_weight=1.0,
+            jit_compile=jit_compile,
+        )
+        nern.fit(steps_per_epoch=second_steps, verbose=0, callbacks=[watch])
     rebuilt = nern.reconstruct()
     seconds = time.perf_counter() - START - aside
 
@@ -184,7 +218,7 @@ def run(cifar10, options, name, seed):
         "agreement": 100 * agreement,
         "seconds": seconds,
         "peak_mb": peak,
-        "growth_mb": memory[-1] - memory[-(distillation_steps // 2)],
+        "growth_mb": memory[-1] - memory[-max(1, (second_steps or first_steps) // 2)],
         "curve": curve,
     }
 
