@@ -7,7 +7,7 @@ All of Keras's callbacks work beside them; what they see of the two phases is to
 
 import keras
 
-from keras_nern.evaluation import DISTILLED, count
+from keras_nern.objective import DISTILLED, count
 
 
 class EvaluateRebuilt(keras.callbacks.Callback):

@@ -11,12 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern import losses, sampling
-
-# The losses that need images.
-DISTILLED = ("logits_loss", "feature_map_loss")
-
-_WEIGHTED = ("reconstruction_loss", *DISTILLED, "layer_output_loss")
+from keras_nern.objective import RepresentationObjective, constant, is_between_workers
 
 # Training shows the losses and the error; evaluation, how the rebuilt classifier does.
 _METRICS = (
@@ -31,108 +26,12 @@ _METRICS = (
 )
 
 
-class RepresentationEvaluator(keras.Model):
-    """What `NeRNModel` needs to evaluate and predict as the rebuilt classifier.
-
-    `NeRNModel` owns `_original`, `predictor`, `coordinates` and `scales`, predicts
-    (`_predicted_blocks`) and scales (`_rebuilt_kernels`) all kernels; `compile` sets the
-    losses' weights.
-    """
+class RepresentationEvaluator(RepresentationObjective):
+    """What `NeRNModel` needs to evaluate and predict as the rebuilt classifier."""
 
     def _start_evaluation(self):
+        self._start_objective()
         self._trackers = {name: keras.metrics.Mean(name=name) for name in _METRICS}
-        self._runtime = _Runtime()
-
-    def relative_error(self):
-        """The squared error of all represented weights, relative to their squares.
-
-        Returns:
-            A float: sum (W - W^)^2 / sum W^2, of the predictor and the base as they
-            are now.
-        """
-        self._refresh_targets()
-        terms = self._compare(*self._pick(None), self._predicted_blocks())
-        return float(terms["relative_error"])
-
-    def scale_losses(self, **multipliers):
-        """Multiplies the losses' weights in training; evaluation keeps the full ones.
-
-        Args:
-            **multipliers: by loss (`reconstruction_loss`, `logits_loss`,
-                `feature_map_loss`, `layer_output_loss`), at least 0; 1 for those not
-                named.
-
-        Raises:
-            ValueError: for another name or a negative multiplier.
-        """
-        unknown = sorted(set(multipliers) - set(_WEIGHTED))
-        if unknown or not all(value >= 0 for value in multipliers.values()):
-            raise ValueError(
-                f"Expected multipliers of at least 0 for {_WEIGHTED}. Received: {multipliers}"
-            )
-        if self._runtime.multipliers is None:
-            self._refresh_targets()
-        self._runtime.multipliers.assign([multipliers.get(name, 1.0) for name in _WEIGHTED])
-
-    def _refresh_targets(self):
-        """Reads what is to be predicted from the base as it is now."""
-        runtime = self._runtime
-        blocks = self._original.blocks()
-        layer = keras.ops.convert_to_numpy(self.coordinates)[:, 0]
-        targets = blocks / keras.ops.convert_to_numpy(self.scales)[layer][:, None]
-        cumulative = sampling.cumulative_magnitude(blocks)
-        if runtime.targets is None:
-            with self.distribute_strategy.scope():
-                runtime.targets = constant(targets)
-                runtime.cumulative = constant(cumulative)
-                runtime.masks = constant(self._original.masks)
-                runtime.multipliers = constant(np.ones(len(_WEIGHTED)))
-        else:
-            runtime.targets.assign(targets)
-            runtime.cumulative.assign(cumulative)
-
-    def _pick(self, indices):
-        """Coordinates `(n, 3)` and targets `(n, k * k)` of the drawn kernels."""
-        coordinates = keras.ops.convert_to_tensor(self.coordinates)
-        targets = keras.ops.convert_to_tensor(self._runtime.targets)
-        if indices is None:
-            return coordinates, targets
-        return (
-            keras.ops.take(coordinates, indices, axis=0),
-            keras.ops.take(targets, indices, axis=0),
-        )
-
-    def _compare(self, coordinates, targets, predicted):
-        layers = coordinates[:, 0]
-        mask = keras.ops.take(self._runtime.masks, layers, axis=0)  # (n, k*k)
-        scale = keras.ops.take(self.scales, layers, axis=0)[:, None]
-        return {
-            "reconstruction_loss": losses.reconstruction_loss(targets, predicted, mask),
-            "relative_error": losses.relative_error(scale * targets, scale * predicted, mask),
-        }
-
-    def _distance(self, teacher, student):
-        (teacher_maps, teacher_outputs), (student_maps, student_outputs) = teacher, student
-        logits = self._original.logits
-        return {
-            "logits_loss": losses.logits_distillation_loss(
-                logits(teacher_outputs), logits(student_outputs), self.temperature
-            ),
-            "feature_map_loss": losses.feature_map_distillation_loss(teacher_maps, student_maps),
-        }
-
-    def _weighted(self, terms, multipliers=(1.0, 1.0, 1.0, 1.0)):
-        weights = (
-            self.reconstruction_weight,
-            self.logits_weight,
-            self.feature_map_weight,
-            self.layer_output_weight,
-        )
-        return sum(
-            multipliers[i] * weights[i] * terms[name]
-            for i, name in enumerate(_WEIGHTED)
-            if name in terms
-        )
 
     def make_test_function(self, force=False):
         self._refresh_rebuilt()
@@ -193,30 +92,6 @@ class RepresentationEvaluator(keras.Model):
         return [*self._trackers.values()] + [m for m in compiled if getattr(m, "built", True)]
 
 
-class _Runtime:
-    """State that is derived, so neither saved nor counted among the weights."""
-
-    def __init__(self):
-        self.targets = None
-        self.cumulative = None
-        self.masks = None
-        self.multipliers = None
-        self.kernels = None
-        self.terms = None
-        self.moments = None  # one variable or None per layer
-        self.output_scales = None
-        self.traced_phase = None
-        self.compile_arguments = {}  # those that Keras keeps
-        self.settings = []  # names of ours
-        self.unbuilt_metrics = False
-        self.schedule = None  # the default optimizer's
-
-
-def count(variable):
-    """A counter's value; `int` knows no variable that several devices share."""
-    return int(keras.ops.convert_to_numpy(variable))
-
-
 def _log(result):
     """A metric's result as a step returns it.
 
@@ -225,15 +100,6 @@ def _log(result):
     """
     workers = is_between_workers(tf.distribute.get_strategy())
     return keras.ops.reshape(result, (1,)) if workers else result
-
-
-def is_between_workers(strategy):
-    """Whether a `tf.distribute.Strategy` spans several processes."""
-    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
-def constant(value):
-    return keras.Variable(np.asarray(value, "float32"), trainable=False, dtype="float32")
 
 
 def _class_of(labels, predicted):

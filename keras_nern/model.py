@@ -56,7 +56,7 @@ class NeRNModel(RepresentationTrainer):
             their standard deviation, which is kept. Defaults to `None`.
         feature_maps: where distillation compares the two networks: `"convolutions"`,
             `"additions"` (of residual branches) or `"both"` (see
-            `original.find_feature_maps`). Defaults to `"convolutions"`.
+            `graph.find_feature_maps`). Defaults to `"convolutions"`.
         **kwargs: `keras.Model` arguments (`name`, ...).
 
     Raises:

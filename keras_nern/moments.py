@@ -16,7 +16,7 @@ import math
 import keras
 import numpy as np
 
-from keras_nern.original import calls_of, normalisations
+from keras_nern.graph import calls_of, normalisations
 
 
 def convolution_inputs(base, convolutions):

@@ -25,7 +25,7 @@ import math
 import keras
 import numpy as np
 
-from keras_nern.original import first_normalisation
+from keras_nern.graph import first_normalisation
 
 KINDS = ("uniform", "gaussian", "batch_norm")
 

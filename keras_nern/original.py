@@ -6,9 +6,7 @@ network run with predicted kernels as the student. The student is the original i
 a `keras.StatelessScope` that stands the predicted tensors in for the kernel
 variables, so gradients reach the predictor and no variable is ever assigned.
 
-A convolution's feature map is taken after the batch normalisation that follows it
-and before the activation; without one, it is the convolution's own output. Feature maps
-can also be taken where a residual network adds its branches.
+Where its feature maps are found is told in `graph`.
 """
 
 import hashlib
@@ -16,6 +14,7 @@ import hashlib
 import keras
 import numpy as np
 
+from keras_nern.graph import find_feature_maps, output_activation
 from keras_nern.kernels import (
     block_mask,
     block_size,
@@ -26,9 +25,6 @@ from keras_nern.kernels import (
 )
 from keras_nern.losses import logits_of
 
-# Where the two networks can be compared, see `find_feature_maps`.
-FEATURE_MAPS = ("convolutions", "additions", "both")
-
 
 class Original:
     """A built classifier and its convolutions.
@@ -36,7 +32,7 @@ class Original:
     Args:
         base: a built functional or Sequential `keras.Model` with one input, one
             output `(batch, classes)` and at least one `Conv2D`.
-        feature_maps: which to observe, of `FEATURE_MAPS`. Defaults to
+        feature_maps: which to observe, of `graph.FEATURE_MAPS`. Defaults to
             `"convolutions"`.
 
     Attributes:
@@ -59,7 +55,7 @@ class Original:
         self.masks = np.stack([block_mask(shape, self.kernel_size) for shape in self.shapes])
         maps = find_feature_maps(base, self.convolutions, feature_maps)
         self._observer = keras.Model(base.inputs[0], {"maps": maps, "outputs": base.outputs[0]})
-        self._activation = _output_activation(base)
+        self._activation = output_activation(base)
 
     @property
     def shapes(self):
@@ -171,118 +167,6 @@ class Original:
         for value in self.base.get_weights():
             sha.update(np.ascontiguousarray(value).tobytes())
         return np.frombuffer(sha.digest(), "uint8")
-
-
-def find_feature_maps(base, convolutions, kind="convolutions"):
-    """The symbolic tensors at which original and rebuilt network are compared.
-
-    Args:
-        base: a built functional or Sequential model.
-        convolutions: its `kernels.Convolution` list.
-        kind: `"convolutions"`: the output of each, after its batch normalisation;
-            `"additions"`: the sums at which a residual network's branches meet;
-            `"both"`. Defaults to `"convolutions"`.
-
-    Returns:
-        A list of `KerasTensor`. A convolution inside a nested model has no output
-        in this graph and is left out; of one used at several places it is the first.
-
-    Raises:
-        ValueError: for another kind, or additions in a network without.
-    """
-    if kind not in FEATURE_MAPS:
-        raise ValueError(
-            f"feature_maps must be one of {FEATURE_MAPS}. Received: feature_maps={kind!r}"
-        )
-    outputs, sums = {}, []
-    calls = calls_of(base.outputs[0])
-    following = normalisations(calls)
-    for call in calls:
-        operation, tensor = call.operation, call.output_tensors[0]
-        outputs.setdefault(id(operation), tensor)
-        # keras.layers.Add, and what is behind keras.ops.add and x + y
-        if type(operation).__name__ == "Add" and _joins_maps(call):
-            sums.append(tensor)
-    found = [outputs[id(conv.layer)] for conv in convolutions if id(conv.layer) in outputs]
-    found = [
-        following[id(tensor)].output_tensors[0] if id(tensor) in following else tensor
-        for tensor in found
-    ]
-    if kind != "convolutions" and not sums:
-        raise ValueError(
-            "Expected a base that adds feature maps, as residual networks do. Received: "
-            f"feature_maps={kind!r} for {base.name!r}, which adds none"
-        )
-    return {"convolutions": found, "additions": sums, "both": found + sums}[kind]
-
-
-def normalisations(calls):
-    """The calls of batch normalisations, by the id of the symbolic tensor they take."""
-    found = {}
-    for call in calls:
-        if isinstance(call.operation, keras.layers.BatchNormalization):
-            found.setdefault(id(call.input_tensors[0]), call)
-    return found
-
-
-def first_normalisation(base):
-    """The batch normalisation that comes first in a network.
-
-    Args:
-        base: a built functional or Sequential model.
-
-    Returns:
-        `(layer, tensor)`: the layer and its symbolic input.
-
-    Raises:
-        ValueError: where the network has none, outside the models nested in it.
-    """
-    for call in calls_of(base.outputs[0]):
-        if isinstance(call.operation, keras.layers.BatchNormalization):
-            return call.operation, call.input_tensors[0]
-    raise ValueError(
-        "Expected a base with a BatchNormalization layer of its own. Received: "
-        f"{base.name!r} with layers {[type(layer).__name__ for layer in base.layers]}"
-    )
-
-
-def _joins_maps(call):
-    shapes = [tuple(tensor.shape) for tensor in call.input_tensors]
-    return len(shapes) > 1 and len(shapes[0]) == 4 and len(set(shapes)) == 1
-
-
-def calls_of(tensor):
-    """The calls of layers that a symbolic tensor comes from, each after its inputs'.
-
-    A layer's own `input` and `output` will not do: they are those of its first call,
-    which may have been in another model.
-    """
-    calls, seen, stack = [], set(), [(_call(tensor), False)]
-    while stack:
-        call, inputs_done = stack.pop()
-        if inputs_done:
-            calls.append(call)
-        elif id(call) not in seen:
-            seen.add(id(call))
-            stack.append((call, True))
-            stack.extend((_call(source), False) for source in call.input_tensors)
-    return calls
-
-
-def _call(tensor):
-    history = tensor._keras_history
-    return history.operation._inbound_nodes[history.node_index]
-
-
-def _output_activation(model):
-    """What turns logits into outputs: softmax, sigmoid, another activation, or None."""
-    operation = _call(model.outputs[0]).operation
-    if isinstance(operation, keras.Model):
-        return _output_activation(operation)
-    # keras.layers.Softmax, and the operations behind keras.ops.softmax and sigmoid
-    by_class = {"Softmax": keras.activations.softmax, "Sigmoid": keras.activations.sigmoid}
-    known = by_class.get(type(operation).__name__)
-    return known or getattr(operation, "activation", None)
 
 
 def _check_classifier(base):

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_nern.graph import find_feature_maps
 from keras_nern.kernels import find_convolutions
-from keras_nern.original import Original, find_feature_maps
+from keras_nern.original import Original
 
 
 def test_feature_maps_are_taken_after_normalisation_before_activation(base):

@@ -1,0 +1,171 @@
+"""How a representation is to be trained: settings, and the optimizer of each phase.
+
+The optimizer starts afresh with each phase: the second loss's gradients are far larger
+than those of the first, and AdamW's running averages of the one would make it take giant
+steps on the other.
+"""
+
+import keras
+
+from keras_nern import sampling
+from keras_nern.evaluation import RepresentationEvaluator
+from keras_nern.objective import count
+from keras_nern.predictor import OUTPUT_LAYER
+from keras_nern.schedules import PlannedCosineDecay
+
+
+class RepresentationCompiler(RepresentationEvaluator):
+    """`compile` and what follows from it."""
+
+    def compile(
+        self,
+        optimizer="auto",
+        reconstruction_steps=6000,
+        reconstruction_learning_rate=1e-2,
+        distillation_learning_rate=2.5e-4,
+        kernel_sampling="uniform",
+        distillation_sampling="all",
+        reconstruction_weight=1.0,
+        logits_weight=1e-2,
+        feature_map_weight=2e-2,
+        layer_output_weight=0.0,
+        temperature=1.0,
+        **kwargs,
+    ):
+        """Chooses how to train; a new model is compiled with the defaults.
+
+        Args:
+            optimizer: a Keras optimizer, its name, or `"auto"`: Muon, the output
+                layer and the biases by AdamW, no weight decay, with half a cosine
+                per phase (`PlannedCosineDecay`) from the two rates below. Any optimizer
+                starts afresh, schedule included, where `fit` goes from
+                reconstruction to distillation. Defaults to `"auto"`.
+            reconstruction_steps: length of the reconstruction phase that `fit` runs
+                before it distils. Defaults to `6000`.
+            reconstruction_learning_rate: peak rate of the first phase under
+                `"auto"`. Defaults to `1e-2`.
+            distillation_learning_rate: peak rate of the second. Defaults to `2.5e-4`.
+            kernel_sampling: kernels per reconstruction step: `"all"`, `"uniform"`,
+                `"magnitude"` or an object of `sampling`. Defaults to `"uniform"`.
+            distillation_sampling: kernels that get gradients at a distillation step;
+                the others are predicted all the same. Defaults to `"all"`.
+            reconstruction_weight: a_1. Defaults to `1.0`.
+            logits_weight: a_2. Defaults to `1e-2`.
+            feature_map_weight: a_3. Defaults to `2e-2`.
+            layer_output_weight: a_4, of what the kernels' errors do to their layers'
+                outputs; it needs `gather_second_moments` before `fit`. Defaults to
+                `0.0`, which leaves it out.
+            temperature: of the logits distillation. Defaults to `1.0`.
+            **kwargs: as `keras.Model.compile` takes them, `loss` excepted:
+                `metrics` are computed on the rebuilt classifier's outputs;
+                `auto_scale_loss` scales the loss where the base computes in float16.
+
+        Raises:
+            ValueError: for a negative weight, step count or rate, a temperature
+                that is not positive, an unknown sampling, or a `loss`.
+        """
+        settings = {
+            "reconstruction_steps": reconstruction_steps,
+            "reconstruction_learning_rate": reconstruction_learning_rate,
+            "distillation_learning_rate": distillation_learning_rate,
+            "reconstruction_weight": reconstruction_weight,
+            "logits_weight": logits_weight,
+            "feature_map_weight": feature_map_weight,
+            "layer_output_weight": layer_output_weight,
+        }
+        for name, value in settings.items():
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative. Received: {name}={value!r}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive. Received: temperature={temperature!r}")
+        if "loss" in kwargs:
+            raise ValueError(
+                "NeRNModel has its own losses; set their weights instead. "
+                f"Received: loss={kwargs['loss']!r}"
+            )
+        settings |= {
+            "temperature": temperature,
+            "kernel_sampling": sampling.get(kernel_sampling),
+            "distillation_sampling": sampling.get(distillation_sampling),
+        }
+        schedule = PlannedCosineDecay() if optimizer == "auto" else None
+        if schedule:
+            optimizer = keras.optimizers.Muon(
+                schedule,
+                weight_decay=0.0,
+                adam_weight_decay=0.0,
+                exclude_layers=[OUTPUT_LAYER],
+            )
+        optimizer = keras.optimizers.get(optimizer)
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if (
+            self._original.computes_in_float16
+            and kwargs.get("auto_scale_loss", True)
+            and not scaled
+        ):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        super().compile(optimizer=optimizer, **kwargs)
+        self.optimizer.build(self.trainable_variables)
+        for name, value in settings.items():
+            setattr(self, name, value)
+        self._runtime.traced_phase = None
+        # Kept where Keras does not track metrics, which it would then count twice.
+        self._runtime.compile_arguments = kwargs
+        self._runtime.unbuilt_metrics = bool(
+            kwargs.get("metrics") or kwargs.get("weighted_metrics")
+        )
+        self._runtime.settings = list(settings)
+        self._runtime.schedule = schedule
+
+    def get_compile_config(self):
+        arguments = {
+            **{name: getattr(self, name) for name in self._runtime.settings},
+            **self._runtime.compile_arguments,
+            "optimizer": "auto" if self._runtime.schedule else self.optimizer,
+        }
+        return keras.saving.serialize_keras_object(arguments)
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def _start_optimizer(self, phase, epoch_length, epochs):
+        """Gives a new phase a fresh optimizer, and a new fit a new default schedule.
+
+        A fit that was stopped is gone on with, where what is left of its plan is what
+        is asked for now, give or take the epoch in which it was stopped.
+        """
+        rates = {
+            "reconstruction": self.reconstruction_learning_rate,
+            "distillation": self.distillation_learning_rate,
+        }
+        switched = phase != self.phase
+        schedule = self._runtime.schedule
+        now = count(self.optimizer.iterations)
+        if schedule is None:  # the user's own
+            if switched and now > 0:
+                config = self.optimizer.get_config()
+                self.optimizer = type(self.optimizer).from_config(config)
+                self.optimizer.build(self.trainable_variables)
+            return
+        steps = max(1, epoch_length * epochs)
+        left = schedule.decay_steps - now
+        if not switched and now > 0 and steps - epoch_length < left <= steps:
+            steps += now
+        else:
+            # around it may be a loss scale, which is no matter of the phase
+            optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+            for variable in optimizer.variables:
+                variable.assign(keras.ops.zeros_like(variable))
+        schedule.plan(rates[phase], steps)
+
+    def _check_callbacks(self, callbacks):
+        setters = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
+        if self._runtime.schedule is None:
+            return
+        for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+            if isinstance(callback, setters):
+                raise ValueError(
+                    "The default optimizer has a learning rate schedule: compile with an "
+                    "optimizer of your own to set its rate by a callback. Received: "
+                    f"{type(callback).__name__}"
+                )
