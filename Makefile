@@ -13,7 +13,7 @@ demo: $(VENV)/demo.stamp
 	$(VENV)/bin/python -m keras_nern.demo
 
 test: $(VENV)/dev.stamp
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .

@@ -15,7 +15,15 @@ EXTRAS = {
     "data": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
     "demo": ["scikit-learn>=1.4", "matplotlib>=3.8"],
 }
-EXTRAS["dev"] = [*EXTRAS["data"], *EXTRAS["demo"], "pytest>=8", "ruff==0.17.6", "pre-commit>=3"]
+EXTRAS["dev"] = [
+    *EXTRAS["data"],
+    *EXTRAS["demo"],
+    "tensorboard",  # keras.callbacks.TensorBoard; tensorflow 2.21 does not bring it
+    "pytest>=8",
+    "pytest-xdist>=3",
+    "ruff==0.17.6",
+    "pre-commit>=3",
+]
 
 setuptools.setup(
     name="keras-nern",

@@ -147,7 +147,7 @@ def test_the_error_is_that_of_the_kernels(nern, images):
 
 
 def test_keras_callbacks_work_beside_each_other(nern, images, labels, tmp_path):
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="install keras-nern[dev]")
     nern.fit(
         images,
         epochs=3,
