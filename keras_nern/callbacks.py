@@ -1,9 +1,11 @@
 """Callbacks for what Keras's own do not know: phases, losses, the rebuilt classifier.
 
 All of Keras's callbacks work beside them; what they see of the two phases is told in
-`lifecycle`. Each of these depends on the model's counters alone, so a fit that
-`keras.callbacks.BackupAndRestore` brings back finds it in the state it had.
+`lifecycle`. What each of these does at a step depends on the model's counters alone, so
+it does the same in a fit that `keras.callbacks.BackupAndRestore` brings back.
 """
+
+import types
 
 import keras
 
@@ -19,16 +21,18 @@ class EvaluateRebuilt(keras.callbacks.Callback):
     give it validation images, never the test set.
 
     Args:
-        x: images, as `NeRNModel.evaluate` takes them.
+        x: images, as `NeRNModel.evaluate` takes them, but for a generator, which
+            gives them but once.
         y: labels, for the accuracy. Defaults to `None`.
         frequency: steps of either phase between evaluations. Defaults to `500`.
         **kwargs: further arguments of `evaluate` (`batch_size`, `steps`, ...).
 
     Attributes:
-        history: a list of dicts: `"phase"`, `"step"` of that phase, and the results.
+        history: a list of dicts: `"phase"`, `"step"` of that phase, and the results,
+            of the fit in this process.
 
     Raises:
-        ValueError: for a frequency below 1.
+        ValueError: for a frequency below 1, or a generator.
 
     Example:
 
@@ -40,18 +44,21 @@ class EvaluateRebuilt(keras.callbacks.Callback):
     def __init__(self, x, y=None, frequency=500, **kwargs):
         super().__init__()
         _check_at_least_one("frequency", frequency)
+        if isinstance(x, types.GeneratorType):
+            raise ValueError(
+                "x must give its images at every evaluation anew. Received: a generator"
+            )
         self.data = (x, y)
         self.frequency = frequency
         self.arguments = {"verbose": 0, **kwargs}
         self.history = []
-        self._every = _Every(frequency)
 
     def on_train_begin(self, logs=None):
         self.model.examine(*self.data)
         self.history = []
 
     def on_train_batch_end(self, batch, logs=None):
-        if not self._every.reached(self.model):
+        if not _has_passed(self.model, self.frequency):
             return
         # An evaluation starts Keras's running means anew, which the epoch goes on with.
         variables = self.model.metrics_variables
@@ -67,6 +74,8 @@ class EvaluateRebuilt(keras.callbacks.Callback):
 
 class LossWarmup(keras.callbacks.Callback):
     """Lets losses of the distillation grow from nothing to their weights, in equal steps.
+
+    The steps of one execution (`steps_per_execution`) share a weight.
 
     Args:
         steps: at this step of the distillation they have their full weights, at
@@ -97,9 +106,6 @@ class LossWarmup(keras.callbacks.Callback):
             share = min(1.0, (count(self.model.phase_iterations) + 1) / self.steps)
         self.model.scale_losses(**dict.fromkeys(self.losses, share))
 
-    def on_train_end(self, logs=None):
-        self.model.scale_losses()
-
 
 class SwitchPhase(keras.callbacks.Callback):
     """Ends the reconstruction when the kernels are near enough, and lets `fit` distil.
@@ -109,7 +115,8 @@ class SwitchPhase(keras.callbacks.Callback):
 
     Args:
         relative_error: the relative squared error of all weights that is enough.
-        frequency: steps between looks at it. Defaults to `100`.
+        frequency: steps between looks at it; the phase ends with the step after the
+            look. Defaults to `100`.
 
     Raises:
         ValueError: for a negative error or a frequency below 1.
@@ -129,28 +136,21 @@ class SwitchPhase(keras.callbacks.Callback):
         _check_at_least_one("frequency", frequency)
         self.relative_error = relative_error
         self.frequency = frequency
-        self._every = _Every(frequency)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_begin(self, batch, logs=None):
+        # Before a step, not after one: weights are backed up between the two, and a
+        # fit that is restored has to look at them as well.
         model = self.model
-        if model.phase != "reconstruction" or not self._every.reached(model):
+        if model.phase != "reconstruction" or not _has_passed(model, self.frequency):
             return
         if model.relative_error() <= self.relative_error:
-            model.reconstruction_steps = count(model.reconstruction_iterations)
-            model.stop_training = True
+            model.finish_reconstruction()
 
 
-class _Every:
-    """Tells when a phase has come by another multiple of so many steps."""
-
-    def __init__(self, frequency):
-        self._frequency = frequency
-        self._last = ("", 0)
-
-    def reached(self, model):
-        now = (model.phase, count(model.phase_iterations) // self._frequency)
-        before, self._last = self._last, now
-        return now[1] > 0 and now != before
+def _has_passed(model, frequency):
+    """Whether the last execution took its phase to or past a multiple of so many steps."""
+    steps = count(model.phase_iterations)
+    return steps >= frequency and steps % frequency < model.steps_per_execution
 
 
 def _check_at_least_one(name, value):

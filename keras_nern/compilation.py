@@ -30,6 +30,7 @@ class RepresentationCompiler(RepresentationEvaluator):
         feature_map_weight=2e-2,
         layer_output_weight=0.0,
         temperature=1.0,
+        centred="auto",
         **kwargs,
     ):
         """Chooses how to train; a new model is compiled with the defaults.
@@ -56,6 +57,9 @@ class RepresentationCompiler(RepresentationEvaluator):
                 outputs; it needs `gather_second_moments` before `fit`. Defaults to
                 `0.0`, which leaves it out.
             temperature: of the logits distillation. Defaults to `1.0`.
+            centred: whether the predictor's layers learn as if their inputs had the
+                mean 0 (see `centring`); `"auto"`: with the default optimizer. Defaults
+                to `"auto"`.
             **kwargs: as `keras.Model.compile` takes them, `loss` excepted:
                 `metrics` are computed on the rebuilt classifier's outputs;
                 `auto_scale_loss` scales the loss where the base computes in float16.
@@ -85,6 +89,7 @@ class RepresentationCompiler(RepresentationEvaluator):
             )
         settings |= {
             "temperature": temperature,
+            "centred": optimizer == "auto" if centred == "auto" else bool(centred),
             "kernel_sampling": sampling.get(kernel_sampling),
             "distillation_sampling": sampling.get(distillation_sampling),
         }
@@ -108,6 +113,7 @@ class RepresentationCompiler(RepresentationEvaluator):
         self.optimizer.build(self.trainable_variables)
         for name, value in settings.items():
             setattr(self, name, value)
+        self.reconstruction_finished = False
         self._runtime.traced_phase = None
         # Kept where Keras does not track metrics, which it would then count twice.
         self._runtime.compile_arguments = kwargs
@@ -131,8 +137,9 @@ class RepresentationCompiler(RepresentationEvaluator):
     def _start_optimizer(self, phase, epoch_length, epochs):
         """Gives a new phase a fresh optimizer, and a new fit a new default schedule.
 
-        A fit that was stopped is gone on with, where what is left of its plan is what
-        is asked for now, give or take the epoch in which it was stopped.
+        If the steps asked for are those left in the current plan, to within an epoch, a
+        fit that was stopped goes on: optimizer and plan are kept. An optimizer of the
+        user's own starts with the settings it has, a rate that a callback set included.
         """
         rates = {
             "reconstruction": self.reconstruction_learning_rate,
@@ -143,9 +150,10 @@ class RepresentationCompiler(RepresentationEvaluator):
         now = count(self.optimizer.iterations)
         if schedule is None:  # the user's own
             if switched and now > 0:
-                config = self.optimizer.get_config()
-                self.optimizer = type(self.optimizer).from_config(config)
-                self.optimizer.build(self.trainable_variables)
+                with self.distribute_strategy.scope():
+                    config = self.optimizer.get_config()
+                    self.optimizer = type(self.optimizer).from_config(config)
+                    self.optimizer.build(self.trainable_variables)
             return
         steps = max(1, epoch_length * epochs)
         left = schedule.decay_steps - now
@@ -162,7 +170,7 @@ class RepresentationCompiler(RepresentationEvaluator):
         setters = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
         if self._runtime.schedule is None:
             return
-        for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+        for callback in callbacks:
             if isinstance(callback, setters):
                 raise ValueError(
                     "The default optimizer has a learning rate schedule: compile with an "

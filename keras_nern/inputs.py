@@ -4,6 +4,7 @@ A mistake in a dataset should not cost the minutes of the reconstruction phase t
 comes before its first image is read, so one batch is examined up front.
 """
 
+import itertools
 import math
 import types
 
@@ -123,9 +124,9 @@ def image_batches(data, count, batch_size):
 
 
 def _chain(first, rest):
-    # A generator function: Keras takes generators, but not every iterator.
-    yield first
-    yield from rest
+    # A generator function: Keras takes generators, but not every iterator, and of tuples.
+    for element in itertools.chain([first], rest):
+        yield element if isinstance(element, (tuple, list)) else (element,)
 
 
 def _images(element, name):

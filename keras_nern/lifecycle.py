@@ -13,7 +13,8 @@ with like: the two phases' losses are different sums.
 `keras.callbacks.BackupAndRestore` puts a killed fit's weights back, but not the place
 in the data, so the rest of the fit would see other images than an undisturbed one. A
 restored fit therefore draws its data from the start, drops as many batches as the
-weights have seen, and trains from there. That costs what reading them costs.
+weights have seen, and trains from there. That costs what reading them costs. Callbacks
+are told of an epoch that has batches left to train on, and of those batches alone.
 """
 
 import keras
@@ -39,79 +40,104 @@ class FitCallbacks(keras.callbacks.CallbackList):
             model=model,
             **params,
         )
-        self._first_epoch = 0  # earlier ones ended before the fit was killed
-        self._left = 0  # batches to drop
-        self._dropping = False
+        self._batches_to_drop = 0
+        self._dropped_last = False
+        self._waiting_epoch = None  # whose first batch to train on has not come yet
+        self._restored_epoch = 0
         self._logs = None
 
-    def begin(self):
-        """Announces the fit.
+    @property
+    def can_restore(self):
+        """Whether one of them puts back the weights of a fit that was killed."""
+        return any(isinstance(c, keras.callbacks.BackupAndRestore) for c in self.callbacks)
 
-        Returns:
-            The epoch a callback has restored the model to, `None` where none has.
-        """
-        # BackupAndRestore says it here, and Keras would skip the data of those epochs.
+    @property
+    def is_dropping(self):
+        """Whether there are batches left to drop."""
+        return self._batches_to_drop > 0
+
+    def begin(self):
+        """Announces the fit; a callback may restore the model or stop the training."""
+        self.model.stop_training = False
+        # BackupAndRestore (Keras 3.15) writes the epoch it restores to `_initial_epoch`;
+        # left there, Keras would skip the data of the epochs before.
         self.model._initial_epoch = None
         super().on_train_begin()
-        restored, self.model._initial_epoch = self.model._initial_epoch, None
-        self._first_epoch = restored or 0
-        return restored
+        self._restored_epoch = self.model._initial_epoch or 0
+        self.model._initial_epoch = None
 
     def end(self):
         """Announces the end of the fit."""
         super().on_train_end(self._logs)
 
+    def drop(self, batches):
+        """Lets the next inner fit draw so many batches before it trains."""
+        self._batches_to_drop = batches
+
+    def check_dropped(self, batches):
+        """Raises a ValueError where the data ended before all batches were dropped."""
+        if self._batches_to_drop:
+            raise ValueError(
+                f"The backup is of a fit that had trained on {batches} batches; x must give at "
+                f"least as many again. Received: {batches - self._batches_to_drop}"
+            )
+
     def on_train_begin(self, logs=None):
         """Of an inner fit of Keras: passed on by `begin`."""
-        if self._left:
-            self.model.train_function = self._drop_batches(self.model.train_function)
+        if self._batches_to_drop:
+            self.model.train_function = self._draw_then(self.model.train_function)
 
     def on_train_end(self, logs=None):
         """Of an inner fit of Keras: passed on by `end`."""
         self._logs = logs
 
-    def drop(self, batches):
-        """Lets the next inner fit draw so many batches before it trains."""
-        self._left = batches
-
-    def _drop_batches(self, train):
+    def _draw_then(self, train):
         def draw(iterator):
-            for _ in range(min(self.model.steps_per_execution, self._left)):
+            for drawn in range(min(self.model.steps_per_execution, self._batches_to_drop)):
                 try:
                     next(iterator)
-                except tf.errors.OutOfRangeError:
-                    raise StopIteration from None
-                self._left -= 1
-            if not self._left:
+                except (StopIteration, tf.errors.OutOfRangeError):
+                    if not drawn:
+                        raise StopIteration from None
+                    break  # the last batches of an epoch, fewer than are run at once
+                self._batches_to_drop -= 1
+            if not self._batches_to_drop:
                 self.model.train_function = train
             return {}
 
         return draw
 
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch >= self._first_epoch:
+        if self._batches_to_drop:
+            self._waiting_epoch = epoch
+        else:
             super().on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        if epoch >= self._first_epoch:
+        if self._waiting_epoch is None:
             super().on_epoch_end(epoch, logs)
+        self._waiting_epoch = None
 
     def on_train_batch_begin(self, batch, logs=None):
-        self._dropping = self._left > 0
-        if not self._dropping:
-            super().on_train_batch_begin(batch, logs)
+        self._dropped_last = self.is_dropping
+        if self._dropped_last:
+            return
+        if self._waiting_epoch is not None:
+            super().on_epoch_begin(self._waiting_epoch)
+            self._waiting_epoch = None
+        super().on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch, logs=None):
-        if not self._dropping:
+        if not self._dropped_last:
             super().on_train_batch_end(batch, logs)
 
     def validation_epochs(self, frequency, epochs):
         """Keras's `validation_freq`, without the epochs that ended before."""
-        if not self._first_epoch:
+        if not self._restored_epoch:
             return frequency
         if isinstance(frequency, int):
             frequency = range(frequency, epochs + 1, frequency)
-        return [epoch for epoch in frequency if epoch > self._first_epoch]
+        return [epoch for epoch in frequency if epoch > self._restored_epoch]
 
 
 class BeforeTheEpochs(keras.callbacks.Callback):
@@ -119,20 +145,20 @@ class BeforeTheEpochs(keras.callbacks.Callback):
 
     Args:
         callbacks: a `FitCallbacks`.
-        done: steps of the phase that an earlier fit did.
+        steps_done: steps of the phase that an earlier fit did.
     """
 
-    def __init__(self, callbacks, done):
+    def __init__(self, callbacks, steps_done):
         super().__init__()
         own = (keras.callbacks.ProgbarLogger, keras.callbacks.History)  # Keras adds others
         self._callbacks = [c for c in callbacks.callbacks if not isinstance(c, own)]
-        self._done = done
+        self._steps_done = steps_done
         self.async_safe = not self._callbacks  # else Keras would wait for no step to end
 
     def on_train_batch_begin(self, batch, logs=None):
         for callback in self._callbacks:
-            callback.on_train_batch_begin(batch + self._done, logs)
+            callback.on_train_batch_begin(batch + self._steps_done, logs)
 
     def on_train_batch_end(self, batch, logs=None):
         for callback in self._callbacks:
-            callback.on_train_batch_end(batch + self._done, logs)
+            callback.on_train_batch_end(batch + self._steps_done, logs)

@@ -15,6 +15,7 @@ import pathlib
 import keras
 import numpy as np
 
+from keras_nern.centring import centre
 from keras_nern.coordinates import kernel_coordinates
 from keras_nern.kernels import find_convolutions
 from keras_nern.original import Original
@@ -125,7 +126,9 @@ class NeRNModel(RepresentationTrainer):
             kernel_order(conv.layer.kernel.numpy(), permutation, metric)
             for conv in self._original.convolutions
         ]
-        self.coordinates.assign(kernel_coordinates(self._original.shapes, orders))
+        coordinates = kernel_coordinates(self._original.shapes, orders)
+        self.coordinates.assign(coordinates)
+        centre(self.predictor, coordinates)
         if normalize == "layer":
             self.scales.assign(self._original.layer_scales())
         self._base_is_own = False  # True where from_config made it, until it has weights
@@ -239,18 +242,25 @@ class NeRNModel(RepresentationTrainer):
             ValueError: where they belong to a representation of another base.
         """
         variables = [*self.variables, *self.base.variables, *self.optimizer.variables]
+        variables.append(self._seed.state)
         before = [keras.ops.convert_to_numpy(variable) for variable in variables]
+        progress = self.phase, self.reconstruction_finished, self._base_is_own
+        schedule = self._runtime.schedule
+        plan = schedule and schedule.get_config()
         try:
             super().load_weights(filepath, **kwargs)
         except Exception:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
+            self.phase, self.reconstruction_finished, self._base_is_own = progress
+            if schedule:
+                schedule.plan(**plan)
             raise
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
         store["sampling_seed"] = self._seed.state.numpy()
-        store["phase"] = np.array(self.phase == "distillation")
+        store["phase"] = np.array([self.phase == "distillation", self.reconstruction_finished])
         if self._runtime.schedule:
             plan = self._runtime.schedule.get_config()
             store["plan"] = np.array([plan["initial_learning_rate"], plan["decay_steps"]])
@@ -264,7 +274,9 @@ class NeRNModel(RepresentationTrainer):
                 f"other weights than {self.base.name!r} has (their SHA-256 differ)."
             )
         self._seed.state.assign(np.asarray(store["sampling_seed"]))
-        self.phase = "distillation" if np.asarray(store["phase"]) else "reconstruction"
+        distils, finished = np.asarray(store["phase"])
+        self.phase = "distillation" if distils else "reconstruction"
+        self.reconstruction_finished = bool(finished)
         if self._runtime.schedule and "plan" in set(store.keys()):
             rate, steps = np.asarray(store["plan"]).tolist()
             self._runtime.schedule.plan(rate, int(steps))

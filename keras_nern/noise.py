@@ -49,8 +49,11 @@ class NoiseDataset(keras.utils.PyDataset):
             input. Defaults to `(0.0, 1.0)`.
         mean, stddev: of the gaussian kind, in the same units, numbers or one per
             channel. Default to `0.0` and `1.0`.
-        image_size: `(height, width)` where the base takes any. Defaults to `None`.
-        seed: fixes the images. Defaults to `0`.
+        image_size: `(height, width)` where the base takes any; not used otherwise.
+            Defaults to `None`.
+        seed: fixes the images of each epoch. The epochs are counted by the object,
+            so a fit that is to see the same images again needs a new one. Defaults to
+            `0`.
         **kwargs: `keras.utils.PyDataset` arguments (`workers`, ...).
 
     Attributes:
@@ -102,8 +105,8 @@ class NoiseDataset(keras.utils.PyDataset):
         self.seed = seed
         self.exponent = 0.0
         channels = self.image_shape[-1]
-        self.mean = np.broadcast_to(np.asarray(mean, "float64"), (channels,))
-        self.mixing = np.diag(np.broadcast_to(np.asarray(stddev, "float64"), (channels,)))
+        self.mean = _per_channel("mean", mean, channels)
+        self.mixing = np.diag(_per_channel("stddev", stddev, channels))
         if kind == "batch_norm":
             self.mean, self.mixing, self.exponent = match_statistics(base, self.image_shape)
         self._epoch = 0
@@ -256,9 +259,21 @@ def _fit_covariance(gains, wanted, steps=100):
     return float(np.mean(error**2)), root
 
 
+def _per_channel(name, value, channels):
+    value = np.asarray(value, "float64")
+    if value.shape not in ((), (channels,)):
+        raise ValueError(
+            f"{name} must be a number or one for each of {channels} channels. "
+            f"Received: {name} of shape {value.shape}"
+        )
+    return np.broadcast_to(value, (channels,))
+
+
 def _image_shape(base, image_size):
     *size, channels = base.inputs[0].shape[1:]
     given = list(image_size or ())
+    if not all(side >= 1 for side in given):
+        raise ValueError(f"image_size must be at least (1, 1). Received: image_size={image_size!r}")
     if None in size:
         if len(given) != len(size):
             raise ValueError(

@@ -43,12 +43,14 @@ class RepresentationObjective(keras.Model):
         return float(terms["relative_error"])
 
     def scale_losses(self, **multipliers):
-        """Multiplies the losses' weights in training; evaluation keeps the full ones.
+        """Multiplies the losses' weights until the fit that runs, or the next, ends.
+
+        Evaluation keeps the full weights.
 
         Args:
             **multipliers: by loss (`reconstruction_loss`, `logits_loss`,
-                `feature_map_loss`, `layer_output_loss`), at least 0; 1 for those not
-                named.
+                `feature_map_loss`, `layer_output_loss`), at least 0; those not named
+                stay as they are.
 
         Raises:
             ValueError: for another name or a negative multiplier.
@@ -60,7 +62,10 @@ class RepresentationObjective(keras.Model):
             )
         if self._runtime.multipliers is None:
             self._refresh_targets()
-        self._runtime.multipliers.assign([multipliers.get(name, 1.0) for name in WEIGHTED])
+        before = keras.ops.convert_to_numpy(self._runtime.multipliers)
+        self._runtime.multipliers.assign(
+            [multipliers.get(name, value) for name, value in zip(WEIGHTED, before, strict=True)]
+        )
 
     def _refresh_targets(self):
         """Reads what is to be predicted from the base as it is now."""
@@ -125,7 +130,7 @@ class RepresentationObjective(keras.Model):
     def _reconstruction_terms(self):
         indices = self.kernel_sampling.sample(self._runtime.cumulative, self._seed)
         coordinates, targets = self._pick(indices)
-        predicted = self.predictor(coordinates)
+        predicted, means = self.predictor.predict_with_means(coordinates)
         terms = self._compare(coordinates, targets, predicted)
         if self.layer_output_weight:
             kernels = self._rebuilt_kernels(self._all_blocks(indices, predicted))
@@ -135,18 +140,16 @@ class RepresentationObjective(keras.Model):
                 self._runtime.moments,
                 self._runtime.output_scales,
             )
-        return terms
+        return terms, means
 
     def _distillation_terms(self, images, teacher):
         indices = self.distillation_sampling.sample(self._runtime.cumulative, self._seed)
         coordinates, targets = self._pick(indices)
-        predicted = self.predictor(coordinates)
+        predicted, means = self.predictor.predict_with_means(coordinates)
         kernels = self._rebuilt_kernels(self._all_blocks(indices, predicted))
         student = self._original.observe(images, kernels)
-        return {
-            **self._compare(coordinates, targets, predicted),
-            **self._distance(teacher, student),
-        }
+        terms = self._compare(coordinates, targets, predicted)
+        return {**terms, **self._distance(teacher, student)}, means
 
     def _all_blocks(self, indices, predicted):
         """All kernels as rows `(kernels, k * k)`, with gradients to those drawn."""
@@ -183,25 +186,33 @@ class RepresentationObjective(keras.Model):
             self._runtime.output_scales = [i if i is None else constant(i[1]) for i in inputs]
         self._runtime.traced_phase = None
 
-    def examine(self, x, y=None, name="x"):
+    def examine(self, x, y=None, name="x", validation_split=0.0):
         """Checks what `fit` or `evaluate` is to be given, before any work is done.
 
         Args:
             x: images or (images, labels), as `fit` takes them.
             y: labels, where `x` is an array. Defaults to `None`.
             name: the argument's name, for messages. Defaults to `"x"`.
+            validation_split: as for `fit`. Defaults to `0.0`.
 
         Returns:
             `x`, or for a generator one that still yields everything.
 
         Raises:
-            ValueError: where `x` is empty, its images do not fit the base, or it has
-                labels under a strategy that takes none.
+            ValueError: where `x` is empty, its images do not fit the base, it has
+                labels under a strategy that takes none, or labels or a split are asked
+                of what is no array.
         """
         if is_between_workers(self.distribute_strategy) and (y is not None or is_pair(x)):
             raise ValueError(
                 f"Between workers {name} must give images without labels, as Keras (3.15) reduces "
                 "no pairs. Received: images and labels"
+            )
+        if not (is_pair(x) or hasattr(x, "shape")) and (y is not None or validation_split):
+            raise ValueError(
+                f"y and validation_split go with arrays only. Received: {name} of type "
+                f"{type(x).__name__}, validation_split={validation_split!r}, "
+                f"y={'None' if y is None else 'labels'}"
             )
         return examine(x, self._original.image_shape, name)
 

@@ -98,11 +98,29 @@ class KernelPredictor(keras.layers.Layer):
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
 
+    @property
+    def layers(self):
+        """The Dense layers, from the encoding to the kernels."""
+        return [*self.hidden, self.output_layer]
+
     def call(self, inputs):
-        x = self.encoding(inputs)
-        for layer in self.hidden:
+        return self.predict_with_means(inputs)[0]
+
+    def predict_with_means(self, inputs):
+        """Predicts kernels, and tells what the Dense layers were given on the way.
+
+        Args:
+            inputs: `(n, 3)`, integer (layer, filter, channel).
+
+        Returns:
+            `(outputs, means)`: float32 `(n, k * k)`, and for each of `layers` the mean
+            of its inputs `(width,)`, through which no gradient goes.
+        """
+        x, means = self.encoding(inputs), []
+        for layer in self.layers:
+            means.append(keras.ops.stop_gradient(keras.ops.mean(x, axis=0)))
             x = layer(x)
-        return self.output_layer(x)
+        return x, means
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.kernel_size**2)

@@ -19,10 +19,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nern.centring import apply_centred
 from keras_nern.compilation import RepresentationCompiler
 from keras_nern.inputs import never_ends, steps_in
 from keras_nern.lifecycle import BeforeTheEpochs, FitCallbacks
-from keras_nern.objective import count
+from keras_nern.objective import WEIGHTED, count
 
 # The length of an epoch that cannot be told: the rate then stays at its peak.
 UNKNOWN_STEPS = 10**9
@@ -41,6 +42,7 @@ class RepresentationTrainer(RepresentationCompiler):
         self._seed = keras.random.SeedGenerator(name="sampling")
         self.built = True
         self.phase = "reconstruction"
+        self.reconstruction_finished = False
         self.compile()
 
     def _counter(self, name):
@@ -63,10 +65,14 @@ class RepresentationTrainer(RepresentationCompiler):
         callbacks=None,
         validation_split=0.0,
         validation_data=None,
-        *,
+        shuffle=None,
+        class_weight=None,
+        sample_weight=None,
         initial_epoch=0,
         steps_per_epoch=None,
-        **kwargs,
+        validation_steps=None,
+        validation_batch_size=None,
+        validation_freq=1,
     ):
         """Trains the representation.
 
@@ -79,10 +85,13 @@ class RepresentationTrainer(RepresentationCompiler):
             x: images or (images, labels): arrays, a `tf.data.Dataset`, a
                 `keras.utils.PyDataset` or a generator; `None` to reconstruct only.
             y: labels, where `x` is an array.
-            steps_per_epoch: required where `x` is `None`.
+            steps_per_epoch: required where `x` is `None` or never ends. The default
+                optimizer needs it, too, where the length of `x` cannot be told, as of
+                a generator: without, its rate stays at the peak.
             batch_size, epochs, verbose, callbacks, validation_split, validation_data,
-                initial_epoch, **kwargs: as for `keras.Model.fit`. Callbacks and
-                validation belong to the phase that `x` selects.
+                shuffle, class_weight, sample_weight, initial_epoch, validation_steps,
+                validation_batch_size, validation_freq: as for `keras.Model.fit`; what
+                callbacks see is told in `lifecycle`. Weights do not count in training.
 
         Returns:
             A `keras.callbacks.History` of the epochs. Its attribute
@@ -91,71 +100,100 @@ class RepresentationTrainer(RepresentationCompiler):
 
         Raises:
             ValueError: before any training, where `x` is empty or its images do
-                not fit the base, or `steps_per_epoch` is missing.
+                not fit the base, `steps_per_epoch` or second moments are missing, or
+                arguments do not go with the kind of `x`.
         """
-        self._check_callbacks(callbacks)
-        if self.layer_output_weight and self._runtime.moments is None:
+        if y is None and isinstance(x, (tuple, list)):
+            x, y, weight = keras.utils.unpack_x_y_sample_weight(x)
+            sample_weight = sample_weight if weight is None else weight
+        if x is not None:
+            x = self.examine(x, y, validation_split=validation_split)
+        if steps_per_epoch is None and (x is None or never_ends(x)):
+            raise ValueError(
+                "fit needs steps_per_epoch where x is None, to reconstruct only, or never ends. "
+                f"Received: x={x!r}, steps_per_epoch=None"
+            )
+        if validation_data is not None:
+            validation_data = self.examine(validation_data, name="validation_data")
+            validation_split = 0.0  # as Keras has it
+        reconstructs = x is None or self._reconstruction_steps_left()
+        if self.layer_output_weight and reconstructs and self._runtime.moments is None:
             raise ValueError(
                 "layer_output_weight needs the second moments of the layers' inputs: call "
                 "gather_second_moments(images) before fit. Received: "
                 f"layer_output_weight={self.layer_output_weight!r}"
             )
-        if validation_data is not None:
-            validation_data = self.examine(validation_data, name="validation_data")
-        if x is None and steps_per_epoch is None:
-            raise ValueError(
-                "Without images fit needs steps_per_epoch, the reconstruction steps of an "
-                "epoch. Received: x=None, steps_per_epoch=None"
-            )
-        if isinstance(x, tuple) and y is None:
-            x, y, kwargs["sample_weight"] = keras.utils.unpack_x_y_sample_weight(x)
-        if x is not None:
-            x = self.examine(x, y)
-            if steps_per_epoch is None and never_ends(x):
-                raise ValueError(
-                    "fit needs steps_per_epoch where x never ends. Received: steps_per_epoch=None"
-                )
-        self._build_metrics((x, y) if validation_data is None else validation_data)
-        self._refresh_targets()  # the base may have been trained on meanwhile
         steps = steps_per_epoch or steps_in(x, batch_size, validation_split)
         callbacks = FitCallbacks(callbacks, self, verbose=verbose, epochs=epochs, steps=steps)
-        self.phase_iterations.assign(0)
-        restored = callbacks.begin() is not None
-        first = {}
-        if x is not None and not (restored and self.phase == "distillation"):
-            first = self._reconstruct_first(callbacks, verbose, restored)
-            if self._reconstruction_steps_left():  # a callback stopped it
-                callbacks.end()
-                callbacks.history.reconstruction = first
-                return callbacks.history
-        phase = "reconstruction" if x is None else "distillation"
-        if restored and self.phase == phase:
-            callbacks.drop(count(self.phase_iterations))
-        else:
-            self.phase_iterations.assign(0)
-            restored = False
-        kwargs["validation_freq"] = callbacks.validation_epochs(
-            kwargs.get("validation_freq", 1), epochs
-        )
-        self._run(
-            phase,
-            steps or UNKNOWN_STEPS,
-            restored,
-            x=x,
-            y=y,
-            batch_size=batch_size,
-            epochs=epochs,
-            callbacks=callbacks,
-            validation_split=validation_split,
-            validation_data=validation_data,
-            initial_epoch=initial_epoch,
-            steps_per_epoch=steps_per_epoch,
-            **kwargs,
-        )
-        callbacks.end()
-        callbacks.history.reconstruction = first
-        self.history = callbacks.history
+        self._check_callbacks(callbacks.callbacks)
+        self._refresh_targets()  # the base may have been trained on meanwhile
+        self._build_metrics((x, y, sample_weight) if validation_data is None else validation_data)
+        callbacks.history.reconstruction = {}
+        try:
+            self._fit_both(
+                callbacks,
+                x,
+                steps,
+                y=y,
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                validation_split=validation_split,
+                validation_data=validation_data,
+                shuffle=shuffle,
+                class_weight=class_weight,
+                sample_weight=sample_weight,
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=validation_batch_size,
+                validation_freq=validation_freq,
+            )
+        finally:  # also after Ctrl-C
+            self.history = callbacks.history
+            self.scale_losses(**dict.fromkeys(WEIGHTED, 1.0))
         return callbacks.history
+
+    def _fit_both(self, callbacks, x, steps, **arguments):
+        self.phase_iterations.assign(0)
+        callbacks.begin()
+        if self.stop_training:
+            callbacks.end()
+            return
+        restored = callbacks.can_restore and count(self.phase_iterations) > 0
+        if x is not None and not (restored and self.phase == "distillation"):
+            history = self._reconstruct_first(callbacks, arguments["verbose"], restored)
+            callbacks.history.reconstruction = history
+            if self.stop_training and not self.reconstruction_finished:
+                callbacks.end()
+                return
+        phase = "reconstruction" if x is None else "distillation"
+        goes_on = restored and self.phase == phase
+        if not goes_on:
+            self.phase_iterations.assign(0)
+        seen = count(self.phase_iterations)
+        callbacks.drop(seen)
+        if goes_on:
+            arguments["validation_freq"] = callbacks.validation_epochs(
+                arguments["validation_freq"], arguments["epochs"]
+            )
+        try:
+            self._run(phase, steps or UNKNOWN_STEPS, goes_on, x=x, callbacks=callbacks, **arguments)
+        finally:
+            if callbacks.is_dropping:  # else the next fit would drop batches, too
+                self.train_function = None
+        callbacks.check_dropped(seen)
+        callbacks.end()
+
+    def finish_reconstruction(self):
+        """Ends the reconstruction at this step: a fit under way goes on to distil.
+
+        What is saved from here on remembers it, and later fits only distil, until
+        `compile` sets the phases anew.
+        """
+        self.reconstruction_finished = True
+        if self.phase == "reconstruction":
+            self.stop_training = True
 
     def _build_metrics(self, data):
         """Lets Keras build compiled metrics on data that have labels.
@@ -163,19 +201,23 @@ class RepresentationTrainer(RepresentationCompiler):
         Under a distribution strategy it does so before the first step, but the
         reconstruction's steps have neither images nor labels.
         """
-        data = data if isinstance(data, (tuple, list)) else (data,)
-        compiled = self._runtime.unbuilt_metrics
-        if compiled and data[0] is not None and not isinstance(data[0], types.GeneratorType):
-            self.evaluate(*data, steps=1, verbose=0)
-            self._runtime.unbuilt_metrics = False
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        if x is None or isinstance(x, types.GeneratorType) or not self._runtime.unbuilt_metrics:
+            return
+        self.evaluate(x, y, sample_weight=weight, steps=1, verbose=0)
+        self._runtime.unbuilt_metrics = False
 
     def _reconstruction_steps_left(self):
+        if self.reconstruction_finished:
+            return 0
         return max(0, self.reconstruction_steps - count(self.reconstruction_iterations))
 
     def _reconstruct_first(self, callbacks, verbose, restored):
         """Runs what is left of the reconstruction; returns its history's dict."""
         left = self._reconstruction_steps_left()
         if not left:
+            if restored:  # at its last step: what Keras does after it was not done
+                self.optimizer.finalize_variable_values(self.trainable_variables)
             return {}
         if verbose:
             print(f"Reconstruction, {left} steps without images:")
@@ -195,28 +237,30 @@ class RepresentationTrainer(RepresentationCompiler):
         self,
         phase,
         epoch_length,
-        restored,
+        goes_on,
         x=None,
         epochs=1,
         initial_epoch=0,
         steps_per_epoch=None,
-        **kwargs,
+        shuffle=None,
+        **arguments,
     ):
-        if not restored:  # else optimizer and plan are those of the fit that goes on
+        if not goes_on and epochs > initial_epoch:  # else the optimizer is as it should be
             self._start_optimizer(phase, epoch_length, epochs - initial_epoch)
         self.phase = phase
         if x is None:  # Keras wants something to count the steps by, one for each replica
             replicas = self.distribute_strategy.num_replicas_in_sync
             x = tf.data.Dataset.from_tensors(np.zeros(replicas)).repeat(steps_per_epoch)
             steps_per_epoch = None
-        # Keras's default is True, and it warns where that has no effect.
-        kwargs.setdefault("shuffle", not isinstance(x, (tf.data.Dataset, types.GeneratorType)))
+        if shuffle is None:  # Keras's default is True, and it warns where that has no effect
+            shuffle = not isinstance(x, (tf.data.Dataset, types.GeneratorType))
         return super().fit(
             x=x,
             epochs=epochs,
             initial_epoch=initial_epoch,
             steps_per_epoch=steps_per_epoch,
-            **kwargs,
+            shuffle=shuffle,
+            **arguments,
         )
 
     def make_train_function(self, force=False):
@@ -233,15 +277,20 @@ class RepresentationTrainer(RepresentationCompiler):
             teacher = self._original.observe(images)
         with tf.GradientTape() as tape:
             if distilling:
-                terms = self._distillation_terms(images, teacher)
+                terms, means = self._distillation_terms(images, teacher)
             else:
-                terms = self._reconstruction_terms()
+                terms, means = self._reconstruction_terms()
             multipliers = keras.ops.convert_to_tensor(self._runtime.multipliers)
             loss = self._weighted(terms, multipliers)
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
         gradients = tape.gradient(scaled, self.trainable_variables)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        if self.centred:
+            apply_centred(
+                self.optimizer, gradients, self.trainable_variables, self.predictor, means
+            )
+        else:
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         self.phase_iterations.assign_add(1)
         if not distilling:
             self.reconstruction_iterations.assign_add(1)

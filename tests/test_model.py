@@ -97,6 +97,7 @@ def test_a_perfect_predictor_rebuilds_the_base(base, images):
     # The encoding hands over the row number; the output layer holds the kernels.
     nern = keras_nern.NeRNModel(base, 52, num_blocks=2, encoding=_OneHot(base))
     nern.predictor.hidden[0].kernel.assign(np.eye(52))
+    nern.predictor.hidden[0].bias.assign(np.zeros(52))
     nern.predictor.output_layer.kernel.assign(nern._original.blocks())
     np.testing.assert_allclose(nern(images), base(images), atol=1e-6)
     metrics = nern.evaluate(images, return_dict=True, verbose=0)
