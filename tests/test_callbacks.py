@@ -140,6 +140,27 @@ def test_reconstruction_ends_when_the_kernels_are_near_enough(base, images):
     assert again.reconstruction == {}
 
 
+def test_warm_ups_of_two_losses_go_side_by_side_and_end_with_the_fit(nern, images):
+    seen = []
+
+    def record(batch, logs):
+        seen.append(nern._runtime.multipliers.numpy().tolist())
+        if batch == 2 and nern.phase == "distillation":
+            raise KeyboardInterrupt
+
+    callbacks = [
+        LossWarmup(4, ["logits_loss"]),
+        LossWarmup(8, ["feature_map_loss"]),
+        keras.callbacks.LambdaCallback(on_train_batch_end=record),
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        nern.fit(images, batch_size=3, verbose=0, callbacks=callbacks)
+    np.testing.assert_allclose(
+        seen[-3:], [[1, 0.25, 0.125, 1], [1, 0.5, 0.25, 1], [1, 0.75, 0.375, 1]]
+    )
+    assert nern._runtime.multipliers.numpy().tolist() == [1, 1, 1, 1]
+
+
 def test_the_error_is_that_of_the_kernels(nern, images):
     kernels = nern.predict_kernels()
     originals = {name: nern.base.get_layer(name).kernel.numpy() for name in kernels}
@@ -184,6 +205,7 @@ def test_keras_callbacks_work_beside_each_other(nern, images, labels, tmp_path):
     ("make", "message"),
     [
         (lambda: EvaluateRebuilt(None, frequency=0), "frequency must be at least 1.*frequency=0"),
+        (lambda: EvaluateRebuilt(x for x in ()), "x must give its images .* Received: a generator"),
         (lambda: LossWarmup(0), "steps must be at least 1. Received: steps=0"),
         (lambda: LossWarmup(3, ["loss"]), r"losses must be among .* Received: losses=\['loss'\]"),
         (lambda: SwitchPhase(-1.0), "relative_error must not be negative.*-1.0"),
@@ -199,3 +221,15 @@ def test_refuses(make, message):
 def test_only_losses_can_be_scaled(nern, multipliers):
     with pytest.raises(ValueError, match="Expected multipliers of at least 0"):
         nern.scale_losses(**multipliers)
+
+
+def test_early_stopping_restores_the_best_epoch(nern, images):
+    nern.compile(keras.optimizers.SGD(0.5), reconstruction_steps=0, logits_weight=1.0)
+    stop = keras.callbacks.EarlyStopping("val_loss", restore_best_weights=True, patience=2)
+    history = nern.fit(
+        images, epochs=60, validation_data=(images,), verbose=0, callbacks=[stop]
+    ).history["val_loss"]
+    assert stop.stopped_epoch == len(history) - 1 < 59
+    result = nern.evaluate(images, verbose=0, return_dict=True)
+    assert result["loss"] == pytest.approx(min(history), rel=1e-5)
+    assert min(history) < history[-1]

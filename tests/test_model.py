@@ -295,6 +295,21 @@ def test_loading_keeps_order_scales_and_settings(base, images, tmp_path):
     assert str(loaded.summary_table()) == str(nern.summary_table())
 
 
+def test_weights_that_do_not_fit_change_nothing(base, images, nern, tmp_path):
+    other = keras_nern.NeRNModel(base, 8)
+    other.compile(reconstruction_steps=2)
+    other.fit(images, verbose=0)
+    other.save_weights(tmp_path / "narrow.weights.h5")
+    before, plan = nern.get_weights(), nern._runtime.schedule.get_config()
+    with pytest.raises(ValueError, match=r"objects could not be loaded|shape"):
+        nern.load_weights(tmp_path / "narrow.weights.h5")
+    _assert_same(before, nern.get_weights())
+    assert nern.phase == "reconstruction"
+    assert nern._runtime.schedule.get_config() == plan
+    nern.fit(images, verbose=0)
+    assert int(nern.reconstruction_iterations) == 5
+
+
 def test_weights_of_another_base_are_refused_and_change_nothing(base, nern, tmp_path):
     other = keras.models.clone_model(base)
     keras_nern.NeRNModel(other, 16).save_weights(tmp_path / "other.weights.h5")

@@ -43,6 +43,8 @@ DATA = {
     },
     "bytes": lambda x, y: {"x": (10 * np.abs(x)).astype("uint8")},
     "generator": lambda x, y: {"x": _as_generator(x, y), "steps_per_epoch": 2},
+    "generator of images": lambda x, y: {"x": (x[:6] for _ in range(4)), "steps_per_epoch": 2},
+    "a list": lambda x, y: {"x": [x, y]},
 }
 
 
@@ -388,6 +390,21 @@ def test_compile_refuses(nern, arguments, message):
             {"x": np.zeros((2, 8, 8, 1)), "callbacks": [keras.callbacks.ReduceLROnPlateau()]},
             "compile with an optimizer of your own .*Received: ReduceLROnPlateau",
         ),
+        (
+            {
+                "x": np.zeros((2, 8, 8, 1)),
+                "callbacks": [[keras.callbacks.LearningRateScheduler(lambda epoch: 0.1)]],
+            },
+            "compile with an optimizer of your own .*Received: LearningRateScheduler",
+        ),
+        (
+            {"x": tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 1))), "validation_split": 0.5},
+            r"y and validation_split go with arrays only.*validation_split=0.5",
+        ),
+        (
+            {"x": tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 1))), "y": np.zeros(2)},
+            "y and validation_split go with arrays only.*y=labels",
+        ),
         ({"x": np.zeros((0, 8, 8, 1))}, "x must give at least one batch of images"),
         ({"x": np.zeros((2, 9, 8, 1))}, r"x must give images of shape \(batch, 8, 8, 1\)"),
         (
@@ -400,3 +417,42 @@ def test_fit_refuses_before_it_trains(nern, arguments, message):
     with pytest.raises(ValueError, match=message):
         nern.fit(**arguments, verbose=0)
     assert int(nern.optimizer.iterations) == int(nern.reconstruction_iterations) == 0
+
+
+def test_fit_refuses_unknown_arguments_before_it_trains(nern, images):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'validation_frequency'"):
+        nern.fit(images, validation_frequency=2)
+    assert int(nern.reconstruction_iterations) == 0
+
+
+def test_compiled_metrics_take_weighted_validation_data(nern, images, labels):
+    metric = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")
+    nern.compile(reconstruction_steps=2, weighted_metrics=[metric])
+    weights = np.where(labels == 0, 1.0, 0.0)
+    history = nern.fit(
+        images, epochs=1, validation_data=(images, labels, weights), verbose=0
+    ).history
+    top = np.argsort(nern.predict(images, verbose=0), axis=1)[:, -2:]
+    expected = np.mean([0 in row for row in top[labels == 0]])
+    assert history["val_top2"][0] == pytest.approx(expected)
+
+
+def test_a_stop_at_the_last_step_of_the_reconstruction_is_a_stop(nern, images):
+    def stop(batch, logs):
+        nern.stop_training = nern.phase == "reconstruction" and batch == 4
+
+    record = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+    history = nern.fit(images, verbose=0, callbacks=[record])
+    assert int(nern.reconstruction_iterations) == 5
+    assert nern.phase == "reconstruction"
+    assert history.history == {}
+    assert len(history.reconstruction["loss"]) == 1
+    assert nern.history is history
+
+
+def test_a_stop_before_the_first_step_is_a_stop(nern, images):
+    stop = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: setattr(nern, "stop_training", True)
+    )
+    assert nern.fit(images, verbose=0, callbacks=[stop]).history == {}
+    assert int(nern.reconstruction_iterations) == 0
