@@ -7,9 +7,10 @@ the reconstruction: the seconds per step and their ratio to the first row's, fro
 of steps in which the optimizers take turns (median and standard deviation over rounds);
 the steps and seconds to each relative squared error; the error at the end of as many
 steps of a fit of its own, its rate falling to zero along a cosine; and what the
-process's memory gained between the first tenth of that fit and its end. The reference's
-optimizer, Ranger, is stood in for by AdamW with its betas (0.5, 0.999) and rate 5e-3.
-Last, the seconds of a distillation step at 64 images.
+process's memory gained between the first tenth of that fit and its end. All start from
+the same weights; *centred* is told in `keras_nern.centring`. The reference's optimizer,
+Ranger, is stood in for by AdamW with its betas (0.5, 0.999) and rate 5e-3. Last, the
+seconds of a distillation step at 64 images.
 """
 
 import argparse
@@ -26,7 +27,7 @@ LOOK = 100  # steps between looks at the error
 
 
 def optimizers(steps):
-    """The optimizers by name, for a fit of so many steps."""
+    """Optimizers by name, and whether layers are centred, for a fit of so many steps."""
     import keras
 
     from keras_nern.predictor import OUTPUT_LAYER
@@ -34,13 +35,19 @@ def optimizers(steps):
     def cosine(rate):
         return keras.optimizers.schedules.CosineDecay(rate, steps)
 
-    return {
-        "Muon, 1e-2": keras.optimizers.Muon(
+    def muon():
+        return keras.optimizers.Muon(
             cosine(1e-2), weight_decay=0.0, adam_weight_decay=0.0, exclude_layers=[OUTPUT_LAYER]
-        ),
-        "AdamW, 2e-3": keras.optimizers.AdamW(cosine(2e-3)),
-        "AdamW, 5e-3": keras.optimizers.AdamW(cosine(5e-3)),
-        "Ranger-like, 5e-3": keras.optimizers.AdamW(cosine(5e-3), beta_1=0.5, beta_2=0.999),
+        )
+
+    ranger = keras.optimizers.AdamW(cosine(5e-3), beta_1=0.5, beta_2=0.999)
+    return {
+        "Muon, 1e-2, centred": (muon(), True),
+        "Muon, 1e-2": (muon(), False),
+        "AdamW, 2e-3, centred": (keras.optimizers.AdamW(cosine(2e-3)), True),
+        "AdamW, 2e-3": (keras.optimizers.AdamW(cosine(2e-3)), False),
+        "AdamW, 5e-3": (keras.optimizers.AdamW(cosine(5e-3)), False),
+        "Ranger-like, 5e-3": (ranger, False),
     }
 
 
@@ -62,21 +69,22 @@ def main():
     base = keras_nern.models.resnet_cifar(20)
     keras_nern.models.load_torch_weights(base, options.weights / "cifar10_resnet20.npz")
 
-    def model(optimizer):
+    def model(optimizer, centred="auto"):
         keras.utils.set_random_seed(options.seed)
         nern = keras_nern.NeRNModel(base, hidden_size=160, permutation="cross_filter")
-        nern.compile(optimizer=optimizer)
+        nern.compile(optimizer=optimizer, centred=centred)
         return nern
 
-    seconds = step_seconds({k: model(o) for k, o in optimizers(options.steps).items()}, options)
+    models = {name: model(*chosen) for name, chosen in optimizers(options.steps).items()}
+    seconds = step_seconds(models, options)
     goals = [f"steps (s) to {target}" for target in TARGETS]
     header = ["optimizer", "ms per step", "ratio", *goals, "error at the end", "growth MB"]
     print("| " + " | ".join(header) + " |")
     print("|" + " --- |" * len(header), flush=True)
     first = statistics.median(next(iter(seconds.values())))
-    for name, optimizer in optimizers(options.steps).items():
+    for name, chosen in optimizers(options.steps).items():
         median = statistics.median(seconds[name])
-        errors, growth = fit(model(optimizer), options.steps)
+        errors, growth = fit(model(*chosen), options.steps)
         cells = [
             name,
             f"{1e3 * median:.1f} ± {1e3 * statistics.stdev(seconds[name]):.1f}",
