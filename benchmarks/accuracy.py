@@ -146,6 +146,7 @@ def _subprocess(options, row, seed):
 def run(cifar10, options, name, seed):
     """One fit from nothing, and its figures."""
     import keras
+    import memory
 
     import keras_nern
 
@@ -173,11 +174,11 @@ def run(cifar10, options, name, seed):
     first_steps, second_steps = row.steps
     jit_compile = options.jit_compile or "auto"
     nern.compile(reconstruction_steps=first_steps, jit_compile=jit_compile)
-    memory, curve, aside = [], [], 0.0
+    megabytes, curve, aside = [], [], 0.0
 
     def note(batch, logs):
         nonlocal aside
-        memory.append(_resident_mb())
+        megabytes.append(memory.resident_mb())
         done = nern.phase == "distillation" and batch + 1
         if options.curve and done and done % options.curve == 0:
             start = time.perf_counter()
@@ -203,7 +204,7 @@ def run(cifar10, options, name, seed):
     rebuilt = nern.reconstruct()
     seconds = time.perf_counter() - START - aside
 
-    peak = _peak_mb()
+    peak = memory.peak_mb()
     base_classes = base.predict(test_images, batch_size=500, verbose=0).argmax(axis=1)
     accuracy, agreement = cifar10.accuracy_and_agreement(rebuilt, base_classes, test_images, labels)
     original = (base_classes == labels).mean()
@@ -218,22 +219,9 @@ def run(cifar10, options, name, seed):
         "agreement": 100 * agreement,
         "seconds": seconds,
         "peak_mb": peak,
-        "growth_mb": memory[-1] - memory[-max(1, (second_steps or first_steps) // 2)],
+        "growth_mb": megabytes[-1] - megabytes[-max(1, (second_steps or first_steps) // 2)],
         "curve": curve,
     }
-
-
-def _resident_mb():
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def _peak_mb():
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import cifar10
+import memory
 
 TARGETS = (0.3, 0.2, 0.1)
 LOOK = 100  # steps between looks at the error
@@ -115,16 +116,16 @@ def fit(nern, steps):
     """Fits; returns [(step, error)] and the megabytes gained after the first tenth."""
     import keras
 
-    errors, memory = [], []
+    errors, megabytes = [], []
 
     def look(batch, logs):
         if (batch + 1) % LOOK == 0:
             errors.append((batch + 1, nern.relative_error()))
-            memory.append(_resident_mb())
+            megabytes.append(memory.resident_mb())
 
     watch = keras.callbacks.LambdaCallback(on_train_batch_end=look)
     nern.fit(steps_per_epoch=steps, verbose=0, callbacks=[watch])
-    return errors, memory[-1] - memory[len(memory) // 10]
+    return errors, megabytes[-1] - megabytes[len(megabytes) // 10]
 
 
 def distillation(nern, options):
@@ -144,13 +145,6 @@ def distillation(nern, options):
         f"A distillation step, 64 images: {statistics.median(rounds):.3f}{spread} s, "
         f"n = {len(rounds)} rounds"
     )
-
-
-def _resident_mb():
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    return 0.0
 
 
 if __name__ == "__main__":
