@@ -32,19 +32,16 @@ def find_feature_maps(base, convolutions, kind="convolutions"):
         raise ValueError(
             f"feature_maps must be one of {FEATURE_MAPS}. Received: feature_maps={kind!r}"
         )
-    outputs, sums = {}, []
-    calls = calls_of(base.outputs[0])
-    following = normalisations(calls)
-    for call in calls:
-        operation, tensor = call.operation, call.output_tensors[0]
-        outputs.setdefault(id(operation), tensor)
-        # keras.layers.Add, and what is behind keras.ops.add and x + y
-        if type(operation).__name__ == "Add" and _joins_maps(call):
-            sums.append(tensor)
-    found = [outputs[id(conv.layer)] for conv in convolutions if id(conv.layer) in outputs]
+    # keras.layers.Add, and what is behind keras.ops.add and x + y
+    sums = [
+        call.output_tensors[0]
+        for call in calls_of(base.outputs[0])
+        if type(call.operation).__name__ == "Add" and _joins_maps(call)
+    ]
     found = [
-        following[id(tensor)].output_tensors[0] if id(tensor) in following else tensor
-        for tensor in found
+        (normalisation or call).output_tensors[0]
+        for call, normalisation in convolution_calls(base, convolutions)
+        if call
     ]
     if kind != "convolutions" and not sums:
         raise ValueError(
@@ -54,13 +51,25 @@ def find_feature_maps(base, convolutions, kind="convolutions"):
     return {"convolutions": found, "additions": sums, "both": found + sums}[kind]
 
 
-def normalisations(calls):
-    """The calls of batch normalisations, by the id of the symbolic tensor they take."""
-    found = {}
-    for call in calls:
+def convolution_calls(base, convolutions):
+    """Where each convolution is called, and the batch normalisation of what it gives.
+
+    Args:
+        base: a built functional or Sequential model.
+        convolutions: its `kernels.Convolution` list.
+
+    Returns:
+        For each convolution a pair of calls, each `None` where there is none: that of
+        a convolution inside a nested model is not in this graph. Of one used at
+        several places it is the first.
+    """
+    first, normalisations = {}, {}
+    for call in calls_of(base.outputs[0]):
+        first.setdefault(id(call.operation), call)
         if isinstance(call.operation, keras.layers.BatchNormalization):
-            found.setdefault(id(call.input_tensors[0]), call)
-    return found
+            normalisations.setdefault(id(call.input_tensors[0]), call)
+    found = [first.get(id(conv.layer)) for conv in convolutions]
+    return [(call, call and normalisations.get(id(call.output_tensors[0]))) for call in found]
 
 
 def first_normalisation(base):

@@ -274,13 +274,14 @@ class NeRNModel(RepresentationTrainer):
                 f"other weights than {self.base.name!r} has (their SHA-256 differ)."
             )
         self._seed.state.assign(np.asarray(store["sampling_seed"]))
+        keys = set(store.keys())
         distils, finished = np.asarray(store["phase"])
         self.phase = "distillation" if distils else "reconstruction"
         self.reconstruction_finished = bool(finished)
-        if self._runtime.schedule and "plan" in set(store.keys()):
+        if self._runtime.schedule and "plan" in keys:
             rate, steps = np.asarray(store["plan"]).tolist()
             self._runtime.schedule.plan(rate, int(steps))
-        weights = set(store.keys()) - {"sampling_seed", "base_digest", "phase", "plan"}
+        weights = keys - {"sampling_seed", "base_digest", "phase", "plan"}
         super().load_own_variables({key: store[key] for key in weights})
         self._base_is_own = False  # its weights come next, and are then the ones to keep
 

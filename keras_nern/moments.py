@@ -16,7 +16,7 @@ import math
 import keras
 import numpy as np
 
-from keras_nern.graph import calls_of, normalisations
+from keras_nern.graph import convolution_calls
 
 
 def convolution_inputs(base, convolutions):
@@ -31,27 +31,20 @@ def convolution_inputs(base, convolutions):
         `None` for a convolution inside a nested model. Of one used at several places
         it is the first.
     """
-    calls = calls_of(base.outputs[0])
-    following = normalisations(calls)
-    first = {}
-    for call in calls:
-        first.setdefault(id(call.operation), call)
-    found = []
-    for conv in convolutions:
-        call = first.get(id(conv.layer))
-        if call is None:
-            found.append(None)
-            continue
-        scale = np.ones(conv.layer.filters, "float32")
-        follower = following.get(id(call.output_tensors[0]))
-        if follower is not None:
-            layer = follower.operation
-            deviation = np.sqrt(keras.ops.convert_to_numpy(layer.moving_variance) + layer.epsilon)
-            scale = 1.0 / deviation
-            if layer.scale:
-                scale = scale * keras.ops.convert_to_numpy(layer.gamma)
-        found.append((call.input_tensors[0], scale.astype("float32")))
-    return found
+    return [
+        (call.input_tensors[0], _scale(call.operation, normalisation)) if call else None
+        for call, normalisation in convolution_calls(base, convolutions)
+    ]
+
+
+def _scale(convolution, normalisation):
+    if normalisation is None:
+        return np.ones(convolution.filters, "float32")
+    layer = normalisation.operation
+    scale = 1.0 / np.sqrt(keras.ops.convert_to_numpy(layer.moving_variance) + layer.epsilon)
+    if layer.scale:
+        scale = scale * keras.ops.convert_to_numpy(layer.gamma)
+    return scale.astype("float32")
 
 
 def second_moments(base, convolutions, batches):

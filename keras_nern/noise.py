@@ -1,8 +1,8 @@
 """Noise in place of images, for a network whose data are not at hand.
 
 Distillation asks original and rebuilt network the same questions; the questions need not
-be photographs (Ashkenazi et al., ICLR 2023, section 4.3, "data-free training"). Noise
-comes in three kinds:
+be photographs (Ashkenazi et al., ICLR 2023, on data-free training). Noise comes in three
+kinds:
 
 * uniform, each value between two limits;
 * gaussian, each value of a mean and a standard deviation;
@@ -181,10 +181,10 @@ def match_statistics(base, image_shape):
         return seen.astype("float64").reshape(-1, len(wanted_mean))
 
     channels = image_shape[-1]
-    constant = np.zeros((channels + 1, *image_shape))
-    for c in range(channels):
-        constant[c + 1, ..., c] = 1.0
-    offset, *rest = [answers(image[None]).mean(axis=0) for image in constant]
+    offset, *rest = [
+        answers(np.broadcast_to(colour, (1, *image_shape))).mean(axis=0)
+        for colour in (np.zeros(channels), *np.eye(channels))
+    ]
     slopes = np.stack(rest, axis=1) - offset[:, None]  # (filters, channels)
     # in units of the standard deviation, so that no filter counts for its size
     unit = np.sqrt(wanted_variance) + 1e-12

@@ -7,6 +7,7 @@ width h is the knob between size and accuracy. It stays in float32 under any mix
 precision policy: the weights it predicts are small differences of large activations.
 """
 
+import collections
 import numbers
 
 import keras
@@ -94,7 +95,7 @@ class KernelPredictor(keras.layers.Layer):
     def build(self, input_shape):
         # Called, as a layer of the user's own may not say its output shape otherwise.
         shape = self.encoding(keras.KerasTensor(input_shape, "int32")).shape
-        for layer in (*self.hidden, self.output_layer):
+        for layer in self.layers:
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
 
@@ -104,7 +105,15 @@ class KernelPredictor(keras.layers.Layer):
         return [*self.hidden, self.output_layer]
 
     def call(self, inputs):
-        return self.predict_with_means(inputs)[0]
+        return collections.deque(self._activations(inputs), maxlen=1).pop()
+
+    def _activations(self, inputs):
+        """Yields what each of `layers` is given, and last the kernels."""
+        x = self.encoding(inputs)
+        for layer in self.layers:
+            yield x
+            x = layer(x)
+        yield x
 
     def predict_with_means(self, inputs):
         """Predicts kernels, and tells what the Dense layers were given on the way.
@@ -116,11 +125,8 @@ class KernelPredictor(keras.layers.Layer):
             `(outputs, means)`: float32 `(n, k * k)`, and for each of `layers` the mean
             of its inputs `(width,)`, through which no gradient goes.
         """
-        x, means = self.encoding(inputs), []
-        for layer in self.layers:
-            means.append(keras.ops.stop_gradient(keras.ops.mean(x, axis=0)))
-            x = layer(x)
-        return x, means
+        *given, outputs = self._activations(inputs)
+        return outputs, [keras.ops.stop_gradient(keras.ops.mean(x, axis=0)) for x in given]
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.kernel_size**2)

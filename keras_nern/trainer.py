@@ -42,7 +42,6 @@ class RepresentationTrainer(RepresentationCompiler):
         self._seed = keras.random.SeedGenerator(name="sampling")
         self.built = True
         self.phase = "reconstruction"
-        self.reconstruction_finished = False
         self.compile()
 
     def _counter(self, name):
