@@ -154,9 +154,7 @@ def run(cifar10, options, name, seed):
     keras.utils.set_random_seed(seed)
     images, _ = cifar10.load(options.data_dir, "train")
     test_images, labels = cifar10.load(options.data_dir, "test")
-    base = keras_nern.models.resnet_cifar(row.depth)
-    weights = options.weights / f"cifar10_resnet{row.depth}.npz"
-    keras_nern.models.load_torch_weights(base, weights)
+    base = cifar10.resnet(row.depth, options.weights)
     if row.images == "mixed-up":
         dataset = cifar10.augmented(images, BATCH_SIZE, seed, mixup=True)
     else:  # pixels are 0 to 255; nothing more is known of the images

@@ -42,6 +42,15 @@ def load(data_dir, split):
     return images.numpy(), labels.numpy().astype("int64")
 
 
+def resnet(depth, weights):
+    """The trained ResNet of that depth, from the folder of `--weights`."""
+    import keras_nern
+
+    network = keras_nern.models.resnet_cifar(depth)
+    path = pathlib.Path(weights) / f"cifar10_resnet{depth}.npz"
+    return keras_nern.models.load_torch_weights(network, path)
+
+
 def augmented(images, batch_size, seed, mixup=False):
     """An endless dataset of flipped and shifted images, as ResNets are trained on.
 

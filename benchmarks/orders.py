@@ -52,8 +52,7 @@ def _error(options, permutation, metric, seed):
     import keras_nern
 
     keras.utils.set_random_seed(seed)
-    base = keras_nern.models.resnet_cifar(20)
-    keras_nern.models.load_torch_weights(base, options.weights / "cifar10_resnet20.npz")
+    base = cifar10.resnet(20, options.weights)
     nern = keras_nern.NeRNModel(
         base, hidden_size=options.hidden_size, permutation=permutation, metric=metric
     )

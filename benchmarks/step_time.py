@@ -67,8 +67,7 @@ def main():
 
     import keras_nern
 
-    base = keras_nern.models.resnet_cifar(20)
-    keras_nern.models.load_torch_weights(base, options.weights / "cifar10_resnet20.npz")
+    base = cifar10.resnet(20, options.weights)
 
     def model(optimizer, centred="auto"):
         keras.utils.set_random_seed(options.seed)
