@@ -2,38 +2,21 @@
 
 import functools
 import json
-import os
-import pathlib
 import socket
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+from processes import classifier, start
 
 import keras_nern
-
-
-def _base():
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(6, 3, use_bias=False),
-            keras.layers.BatchNormalization(),
-            keras.layers.ReLU(),
-            keras.layers.Conv2D(5, 3),
-            keras.layers.GlobalAveragePooling2D(),
-            keras.layers.Dense(3),
-        ]
-    )
 
 
 def _fit(images, policy="float32", **compile_arguments):
     keras.mixed_precision.set_global_policy(policy)
     try:
         keras.utils.set_random_seed(4)
-        nern = keras_nern.NeRNModel(_base(), 16, permutation="cross_filter")
+        nern = keras_nern.NeRNModel(classifier(), 16, permutation="cross_filter")
     finally:
         keras.mixed_precision.set_global_policy("float32")
     nern.compile(
@@ -97,7 +80,7 @@ def test_kernels_do_not_depend_on_how_steps_are_executed(images, arguments):
 
 def test_gradients_are_clipped_by_keras(images):
     optimizer = keras.optimizers.SGD(1.0, global_clipnorm=1e-3)
-    nern = keras_nern.NeRNModel(_base(), 16)
+    nern = keras_nern.NeRNModel(classifier(), 16)
     before = [weight.numpy() for weight in nern.trainable_variables]
     nern.compile(optimizer=optimizer, reconstruction_steps=0)
     nern.fit(images, batch_size=12, verbose=0)
@@ -112,7 +95,7 @@ def test_moving_averages_are_kept_by_keras(images):
 
     def fit(**arguments):
         keras.utils.set_random_seed(4)
-        nern = keras_nern.NeRNModel(_base(), 16)
+        nern = keras_nern.NeRNModel(classifier(), 16)
         nern.compile(optimizer=keras.optimizers.SGD(0.1, **arguments), reconstruction_steps=0)
         record = keras.callbacks.LambdaCallback(
             on_train_batch_end=lambda batch, logs: steps.append(_flat(nern))
@@ -146,21 +129,13 @@ elif kind == "workers":
 else:
     strategy = tf.distribute.get_strategy()
 import keras_nern
+from processes import classifier
 
 keras.utils.set_random_seed(0)
 images = np.random.default_rng(2).normal(size=(24, 8, 8, 1)).astype("float32")
 labels = np.arange(24) % 3
 with strategy.scope():
-    base = keras.Sequential([
-        keras.Input((8, 8, 1)),
-        keras.layers.Conv2D(6, 3, use_bias=False),
-        keras.layers.BatchNormalization(),
-        keras.layers.ReLU(),
-        keras.layers.Conv2D(5, 3),
-        keras.layers.GlobalAveragePooling2D(),
-        keras.layers.Dense(3),
-    ])
-    nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter")
+    nern = keras_nern.NeRNModel(classifier(), 16, permutation="cross_filter")
     nern.compile(
         optimizer=optimizer,
         reconstruction_steps=20,
@@ -196,21 +171,13 @@ with open(out, "w") as file:
 """
 
 
-def _start(kind, out, optimizer="auto", environment=None):
-    return subprocess.Popen(
-        [sys.executable, "-c", FIT, kind, str(out), optimizer],
-        cwd=pathlib.Path(keras_nern.__file__).parents[1],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
-    )
-
-
 @pytest.fixture(scope="module")
 def on_one_device(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
 
     @functools.cache
     def result(optimizer="auto"):
-        assert _start("one", folder / optimizer, optimizer).wait() == 0
+        assert start(FIT, "one", folder / optimizer, optimizer).wait() == 0
         return json.loads((folder / optimizer).read_text())
 
     return result
@@ -232,7 +199,7 @@ def _assert_same(result, expected):
 
 @pytest.mark.parametrize("optimizer", ["auto", "adam"])
 def test_two_replicas_fit_as_one_device_does(on_one_device, tmp_path, optimizer):
-    assert _start("mirrored", tmp_path / "out.json", optimizer).wait() == 0
+    assert start(FIT, "mirrored", tmp_path / "out.json", optimizer).wait() == 0
     result, expected = json.loads((tmp_path / "out.json").read_text()), on_one_device(optimizer)
     _assert_same(result, expected)
     assert set(result["logs"]) == set(expected["logs"]) > {"val_top2", "val_accuracy", "watched"}
@@ -244,7 +211,7 @@ def test_two_workers_fit_as_one_device_does(on_one_device, tmp_path):
     for index in range(2):
         task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         out = tmp_path / f"{index}.json"
-        processes.append(_start("workers", out, environment={"TF_CONFIG": json.dumps(task)}))
+        processes.append(start(FIT, "workers", out, "auto", TF_CONFIG=json.dumps(task)))
     try:
         assert [process.wait(timeout=300) for process in processes] == [0, 0]
     finally:

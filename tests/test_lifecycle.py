@@ -1,16 +1,14 @@
 """What callbacks see of a fit, and fits that are killed."""
 
 import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from processes import start
 
 import keras_nern
 
@@ -126,20 +124,12 @@ def test_a_file_that_is_there_stays_until_all_is_written(nern, tmp_path, monkeyp
 FIT = """
 import sys
 import keras, numpy as np, tensorflow as tf, keras_nern
+from processes import classifier
 
 folder, data, frequency = sys.argv[1:]
 keras.utils.set_random_seed(4)
 images = np.random.default_rng(2).normal(size=(24, 8, 8, 1)).astype("float32")
-base = keras.Sequential([
-    keras.Input((8, 8, 1)),
-    keras.layers.Conv2D(6, 3, use_bias=False),
-    keras.layers.BatchNormalization(),
-    keras.layers.ReLU(),
-    keras.layers.Conv2D(5, 3),
-    keras.layers.Flatten(),
-    keras.layers.Dense(3),
-])
-nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter")
+nern = keras_nern.NeRNModel(classifier(), 16, permutation="cross_filter")
 nern.compile(
     reconstruction_steps=40,
     distillation_learning_rate=1e-2,  # so that the images and their order count
@@ -176,13 +166,6 @@ np.savez(folder + "/kernels.npz", **nern.predict_kernels())
 """
 
 
-def _start(folder, data, frequency):
-    root = pathlib.Path(keras_nern.__file__).parents[1]
-    return subprocess.Popen(
-        [sys.executable, "-c", FIT, str(folder), data, str(frequency)], cwd=root
-    )
-
-
 def _steps(folder):
     path = folder / "steps"
     return path.stat().st_size if path.exists() else 0
@@ -197,10 +180,10 @@ def test_a_killed_fit_ends_where_an_undisturbed_one_does(tmp_path, data, frequen
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
-    assert _start(whole, data, frequency).wait() == 0
+    assert start(FIT, whole, data, frequency).wait() == 0
     assert _steps(whole) == 88
     for kill in kills:
-        process, before = _start(killed, data, frequency), _steps(killed)
+        process, before = start(FIT, killed, data, frequency), _steps(killed)
         while _steps(killed) < before + kill:
             assert process.poll() is None, "the fit ended before it was killed"
             time.sleep(0.002)
@@ -208,7 +191,7 @@ def test_a_killed_fit_ends_where_an_undisturbed_one_does(tmp_path, data, frequen
         assert process.wait() == -signal.SIGKILL
     assert not (killed / "kernels.npz").exists()
     before = _steps(killed)
-    assert _start(killed, data, frequency).wait() == 0
+    assert start(FIT, killed, data, frequency).wait() == 0
     assert _steps(killed) - before < 88  # not from the start again
     with np.load(whole / "kernels.npz") as a, np.load(killed / "kernels.npz") as b:
         for name in a:

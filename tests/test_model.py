@@ -1,9 +1,6 @@
-import pathlib
-import subprocess
-import sys
-
 import keras
 import numpy as np
+import processes
 import pytest
 import tensorflow as tf
 
@@ -242,8 +239,9 @@ def test_a_stopped_fit_goes_on_in_a_new_process(base, images, tmp_path, phase, k
     stopped.save(tmp_path / "nern.keras")
 
     epoch = "0" if phase == "reconstruction" else "2"
-    command = [sys.executable, "-c", CONTINUE, tmp_path / "nern.keras", tmp_path / "out.npz", epoch]
-    subprocess.run(command, check=True, cwd=pathlib.Path(keras_nern.__file__).parents[1])
+    assert (
+        processes.start(CONTINUE, tmp_path / "nern.keras", tmp_path / "out.npz", epoch).wait() == 0
+    )
     with np.load(tmp_path / "out.npz") as there:
         np.testing.assert_allclose(there["before"], stopped.predict(images, verbose=0), atol=1e-6)
         np.testing.assert_allclose(there["after"], whole.predict(images, verbose=0), atol=1e-5)

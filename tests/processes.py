@@ -1,0 +1,36 @@
+"""Fits in processes of their own, for tests that kill them or start several."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+
+import keras_nern
+
+ROOT = pathlib.Path(keras_nern.__file__).parents[1]
+
+
+def start(script, *arguments, **environment):
+    """Starts Python on a script, which finds the package and this module."""
+    paths = [str(ROOT), str(pathlib.Path(__file__).parent)]
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+    )
+
+
+def classifier():
+    """Two convolutions, one of them normalised: 36 kernels, and quick to fit."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(6, 3, use_bias=False),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Conv2D(5, 3),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(3),
+        ]
+    )
