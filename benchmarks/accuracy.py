@@ -16,10 +16,11 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 import time
+
+import tables
 
 START = time.perf_counter()
 BATCH_SIZE = 64
@@ -75,7 +76,6 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    sys.path.insert(0, str(pathlib.Path(__file__).parent))
     import cifar10
 
     cifar10.add_arguments(parser)
@@ -105,9 +105,7 @@ def main():
 
 def table(options):
     """Runs every row with every seed and prints the table as it grows."""
-    header = ["row", "predictor", "steps", "n", *COLUMNS]
-    print("| " + " | ".join(header) + " |")
-    print("|" + " --- |" * len(header), flush=True)
+    tables.print_header(["row", "predictor", "steps", "n", *COLUMNS])
     kept = []
     if options.print:
         kept = [json.loads(line) for line in options.results.read_text().splitlines()]
@@ -117,20 +115,18 @@ def table(options):
         else:
             runs = [_subprocess(options, row, seed) for seed in options.seeds]
         if runs:
-            print(_line(row, runs), flush=True)
+            tables.print_row(_cells(row, runs))
         for one in runs:
             for seconds, step, accuracy in one["curve"]:
                 print(f"    seed {one['seed']}, step {step}, {seconds:.0f} s: {accuracy:.2f} %")
 
 
-def _line(row, runs):
+def _cells(row, runs):
     steps = " + ".join(f"{count:,}" for count in runs[0]["steps"])
     cells = [row, f"{runs[0]['predictor_parameters']:,}", steps, str(len(runs))]
     for name, digits in COLUMNS.values():
-        values = [one[name] for one in runs]
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
-    return "| " + " | ".join(cells) + " |"
+        cells.append(tables.spread([one[name] for one in runs], digits))
+    return cells
 
 
 def _subprocess(options, row, seed):

@@ -8,12 +8,9 @@ weights that is left. Mean and standard deviation over seeds.
 """
 
 import argparse
-import pathlib
-import statistics
-import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import cifar10
+import tables
 
 ORDERS = [
     (None, "cosine"),
@@ -34,16 +31,11 @@ def main():
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    print("| permutation | metric | n | relative squared error |")
-    print("| --- | --- | --- | --- |", flush=True)
+    tables.print_header(["permutation", "metric", "n", "relative squared error"])
     for permutation, metric in ORDERS:
         errors = [_error(options, permutation, metric, seed) for seed in options.seeds]
-        spread = f" ± {statistics.stdev(errors):.4f}" if len(errors) > 1 else ""
         name = metric if permutation else ""
-        print(
-            f"| {permutation} | {name} | {len(errors)} | {statistics.mean(errors):.4f}{spread} |",
-            flush=True,
-        )
+        tables.print_row([str(permutation), name, str(len(errors)), tables.spread(errors, 4)])
 
 
 def _error(options, permutation, metric, seed):

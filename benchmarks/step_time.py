@@ -14,14 +14,12 @@ seconds of a distillation step at 64 images.
 """
 
 import argparse
-import pathlib
 import statistics
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import cifar10
 import memory
+import tables
 
 TARGETS = (0.3, 0.2, 0.1)
 LOOK = 100  # steps between looks at the error
@@ -78,23 +76,23 @@ def main():
     models = {name: model(*chosen) for name, chosen in optimizers(options.steps).items()}
     seconds = step_seconds(models, options)
     goals = [f"steps (s) to {target}" for target in TARGETS]
-    header = ["optimizer", "ms per step", "ratio", *goals, "error at the end", "growth MB"]
-    print("| " + " | ".join(header) + " |")
-    print("|" + " --- |" * len(header), flush=True)
+    tables.print_header(
+        ["optimizer", "ms per step", "ratio", *goals, "error at the end", "growth MB"]
+    )
     first = statistics.median(next(iter(seconds.values())))
     for name, chosen in optimizers(options.steps).items():
         median = statistics.median(seconds[name])
         errors, growth = fit(model(*chosen), options.steps)
         cells = [
             name,
-            f"{1e3 * median:.1f} ± {1e3 * statistics.stdev(seconds[name]):.1f}",
+            tables.spread([1e3 * one for one in seconds[name]], 1, statistics.median),
             f"{median / first:.2f}",
         ]
         for target in TARGETS:
             step = next((step for step, error in errors if error <= target), None)
             cells.append("not reached" if step is None else f"{step:,} ({step * median:.0f})")
         cells += [f"{errors[-1][1]:.4f}", f"{growth:.0f}"]
-        print("| " + " | ".join(cells) + " |", flush=True)
+        tables.print_row(cells)
     distillation(model("auto"), options)
 
 
@@ -139,9 +137,8 @@ def distillation(nern, options):
         nern.fit(dataset, steps_per_epoch=steps, verbose=0)
         taken.append((time.perf_counter() - start) / steps)
     rounds = taken[1:]
-    spread = f" ± {statistics.stdev(rounds):.3f}" if len(rounds) > 1 else ""
     print(
-        f"A distillation step, 64 images: {statistics.median(rounds):.3f}{spread} s, "
+        f"A distillation step, 64 images: {tables.spread(rounds, 3, statistics.median)} s, "
         f"n = {len(rounds)} rounds"
     )
 
