@@ -51,7 +51,7 @@ def resnet(depth, weights):
     return keras_nern.models.load_torch_weights(network, path)
 
 
-def augmented(images, batch_size, seed, mixup=False):
+def augmented(images, batch_size, seed, mixup=False, labels=None):
     """An endless dataset of flipped and shifted images, as ResNets are trained on.
 
     Args:
@@ -60,9 +60,12 @@ def augmented(images, batch_size, seed, mixup=False):
         seed: fixes order and augmentation.
         mixup: blend each image with another of its batch, by a share drawn uniformly
             (Zhang et al., "mixup", ICLR 2018); no label is needed for distillation.
+        labels: int `(n,)`, to go with the images, which are then not to be mixed up;
+            `None` for images alone.
 
     Returns:
-        A `tf.data.Dataset` of float32 `(batch_size, 32, 32, 3)` in 0..255.
+        A `tf.data.Dataset` of float32 `(batch_size, 32, 32, 3)` in 0..255, or of
+        `(images, labels)`.
     """
     rng = tf.random.Generator.from_seed(seed)
     height, width, channels = images.shape[1:]
@@ -83,9 +86,17 @@ def augmented(images, batch_size, seed, mixup=False):
             batch = share * batch + (1 - share) * batch[::-1]
         return tf.ensure_shape(batch, (None, height, width, channels))
 
-    dataset = tf.data.Dataset.from_tensor_slices(images)
-    dataset = dataset.shuffle(len(images), seed=seed).repeat().batch(batch_size)
-    return dataset.map(augment).prefetch(2)
+    numbers = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=seed)
+    batches = numbers.repeat().batch(batch_size)
+    images = tf.constant(images)
+    if labels is None:
+        batches = batches.map(lambda batch: augment(tf.gather(images, batch)))
+    else:
+        labels = tf.constant(labels)
+        batches = batches.map(
+            lambda batch: (augment(tf.gather(images, batch)), tf.gather(labels, batch))
+        )
+    return batches.prefetch(2)
 
 
 def accuracy_and_agreement(model, base_classes, images, labels):

@@ -6,15 +6,23 @@ from keras_nern import losses as losses
 from keras_nern import models as models
 from keras_nern import permutations as permutations
 from keras_nern import sampling as sampling
+from keras_nern import tours as tours
 from keras_nern.coordinates import kernel_coordinates as kernel_coordinates
 from keras_nern.model import NeRNModel as NeRNModel
 from keras_nern.noise import NoiseDataset as NoiseDataset
+from keras_nern.permutations import Permutation as Permutation
 from keras_nern.positional_encoding import PositionalEncoding as PositionalEncoding
 from keras_nern.predictor import KernelPredictor as KernelPredictor
+from keras_nern.regularizers import SmoothnessRegularizer as SmoothnessRegularizer
+from keras_nern.regularizers import SumOfRegularizers as SumOfRegularizers
+from keras_nern.regularizers import add_regularizer as add_regularizer
 from keras_nern.report import SummaryTable as SummaryTable
 from keras_nern.sampling import AllKernels as AllKernels
 from keras_nern.sampling import MagnitudeSampling as MagnitudeSampling
 from keras_nern.sampling import UniformSampling as UniformSampling
 from keras_nern.schedules import PlannedCosineDecay as PlannedCosineDecay
+from keras_nern.smoothness import SmoothnessReport as SmoothnessReport
+from keras_nern.smoothness import neighbour_cosines as neighbour_cosines
+from keras_nern.smoothness import smoothness_report as smoothness_report
 
 __version__ = "0.1.0"

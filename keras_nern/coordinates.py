@@ -42,12 +42,17 @@ def kernel_coordinates(shapes, orders=None):
             rows.append(grid)
             continue
         order = np.asarray(orders[index])
-        if order.shape != position.shape or not np.array_equal(np.sort(order), position):
-            raise ValueError(
-                f"The order of layer {index} must be a permutation of "
-                f"range({len(position)}). Received: {order!r}"
-            )
+        check_order(order, len(position), index)
         permuted = np.empty_like(grid)
         permuted[order] = grid
         rows.append(permuted)
     return np.concatenate(rows).astype("int32")
+
+
+def check_order(order, count, index):
+    """Raises a ValueError unless layer `index`'s order is a permutation of `range(count)`."""
+    if order.shape != (count,) or not np.array_equal(np.sort(order), np.arange(count)):
+        raise ValueError(
+            f"The order of layer {index} must be a permutation of range({count}). "
+            f"Received: {order!r}"
+        )

@@ -8,23 +8,14 @@ normalisation, biases, Dense layers) as it was. How the predictor learns is in
 `trainer`, how the base is read and run in `original`.
 """
 
-import contextlib
-import os
-import pathlib
-
 import keras
 import numpy as np
 
 from keras_nern.centring import centre
-from keras_nern.coordinates import kernel_coordinates
+from keras_nern.files import whole_file
 from keras_nern.kernels import find_convolutions
 from keras_nern.original import Original
-from keras_nern.permutations import (
-    kernel_order,
-    permutation_bits,
-    validate_metric,
-    validate_permutation,
-)
+from keras_nern.permutations import Permutation
 from keras_nern.positional_encoding import PACKAGE
 from keras_nern.predictor import KernelPredictor
 from keras_nern.report import summary_table
@@ -47,12 +38,14 @@ class NeRNModel(RepresentationTrainer):
         hidden_size: h, width of the predictor. Defaults to `160`.
         num_blocks: Dense layers of the predictor, at least 2. Defaults to `5`.
         permutation: order of the coordinates within a layer: `None`, `"in_filter"`
-            or `"cross_filter"` (see `permutations`). Defaults to `None`.
+            or `"cross_filter"`, or a `Permutation` computed before. Defaults to `None`.
         encoding: a Keras layer from coordinates `(n, 3)` to features; `None` for
             `PositionalEncoding()`. Defaults to `None`.
         metric: what a permutation calls near: `"euclidean"`, or the paper's
             `"cosine"`. Defaults to `"euclidean"`, which is easier to fit across
             filters (benchmarks/README.md).
+        permutation_method: how a named permutation is found: `"greedy"`, `"two_opt"` or
+            `"fast_tsp"` (see `tours`). Defaults to `"greedy"`.
         normalize: `None`, or `"layer"` to predict each layer's weights divided by
             their standard deviation, which is kept. Defaults to `None`.
         feature_maps: where distillation compares the two networks: `"convolutions"`,
@@ -63,8 +56,9 @@ class NeRNModel(RepresentationTrainer):
     Raises:
         ValueError: where the base has no convolution, is not built, is subclassed,
             has several inputs or outputs or weights that are not finite; for widths
-            below 1, fewer than 2 blocks, or an unknown permutation, metric,
-            normalisation or kind of feature maps.
+            below 1, fewer than 2 blocks, an unknown permutation, metric, method,
+            normalisation or kind of feature maps, or the `Permutation` of a network
+            with other kernels.
 
     Example:
 
@@ -86,20 +80,25 @@ class NeRNModel(RepresentationTrainer):
         normalize=None,
         metric="euclidean",
         feature_maps="convolutions",
+        permutation_method="greedy",
         **kwargs,
     ):
         kwargs.setdefault("dtype", "float32")
         kwargs.setdefault("name", "nern")
         super().__init__(**kwargs)
-        validate_permutation(permutation)
-        validate_metric(metric)
+        if not isinstance(permutation, Permutation):
+            Permutation.validate(permutation, permutation_method, metric)
         if normalize not in (None, "layer"):
             raise ValueError(
                 f'normalize must be None or "layer". Received: normalize={normalize!r}'
             )
         self._original = Original(base, feature_maps)
         self.feature_maps = feature_maps
-        self.permutation = permutation
+        if not isinstance(permutation, Permutation):
+            permutation = Permutation.of(base, permutation, permutation_method, metric)
+        permutation.check(self._original.shapes)
+        self.permutation = permutation.kind
+        self.permutation_method = permutation_method
         self.metric = metric
         self.encoding = encoding
         self.normalize = normalize
@@ -122,11 +121,7 @@ class NeRNModel(RepresentationTrainer):
             initializer="ones",
             trainable=False,
         )
-        orders = [
-            kernel_order(conv.layer.kernel.numpy(), permutation, metric)
-            for conv in self._original.convolutions
-        ]
-        coordinates = kernel_coordinates(self._original.shapes, orders)
+        coordinates = permutation.coordinates()
         self.coordinates.assign(coordinates)
         centre(self.predictor, coordinates)
         if normalize == "layer":
@@ -188,9 +183,14 @@ class NeRNModel(RepresentationTrainer):
         Returns:
             A `report.SummaryTable`; printed, it is a table.
         """
-        bits = [permutation_bits(shape, self.permutation) for shape in self._original.shapes]
-        scales = len(bits) if self.normalize else 0
+        scales = len(self._original.shapes) if self.normalize else 0
+        bits = self.kernel_permutation().layer_bits
         return summary_table(self._original, self.predictor, bits, scales)
+
+    def kernel_permutation(self):
+        """The order of the kernels as a `Permutation`, read from the coordinates."""
+        coordinates = keras.ops.convert_to_numpy(self.coordinates)
+        return Permutation.from_coordinates(coordinates, self._original.shapes, self.permutation)
 
     # Saving.
 
@@ -202,6 +202,7 @@ class NeRNModel(RepresentationTrainer):
             "num_blocks": self.num_blocks,
             "permutation": self.permutation,
             "metric": self.metric,
+            "permutation_method": self.permutation_method,
             "encoding": keras.saving.serialize_keras_object(self.encoding),
             "normalize": self.normalize,
             "feature_maps": self.feature_maps,
@@ -215,20 +216,20 @@ class NeRNModel(RepresentationTrainer):
         # The order of the original's kernels is loaded, not searched for again among
         # the fresh weights of its copy.
         permutation = config.pop("permutation")
+        Permutation.validate(permutation)
         model = cls(**config)
-        validate_permutation(permutation)
         model.permutation = permutation
         model._base_is_own = True
         return model
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """Saves as `keras.Model.save` does; a file that is there stays until all is written."""
-        with _whole_file(filepath, overwrite and zipped in (None, True)) as path:
+        with whole_file(filepath, overwrite and zipped in (None, True)) as path:
             super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
         """Saves as `keras.Model.save_weights` does; see `save`."""
-        with _whole_file(filepath, overwrite and max_shard_size is None) as path:
+        with whole_file(filepath, overwrite and max_shard_size is None) as path:
             super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
 
     def load_weights(self, filepath, **kwargs):
@@ -284,18 +285,3 @@ class NeRNModel(RepresentationTrainer):
         weights = keys - {"sampling_seed", "base_digest", "phase", "plan"}
         super().load_own_variables({key: store[key] for key in weights})
         self._base_is_own = False  # its weights come next, and are then the ones to keep
-
-
-@contextlib.contextmanager
-def _whole_file(filepath, applies):
-    """A path to write to that takes the place of `filepath` when all is written."""
-    if not applies or "://" in str(filepath):
-        yield filepath
-        return
-    final = pathlib.Path(filepath)
-    partial = final.with_name(f"partial.{final.name}")
-    try:
-        yield partial
-        os.replace(partial, final)
-    finally:
-        partial.unlink(missing_ok=True)

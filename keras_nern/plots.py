@@ -1,4 +1,4 @@
-"""Pictures of kernels, with matplotlib (`pip install keras-nern[demo]`)."""
+"""Pictures of kernels and of their order, with matplotlib (`pip install keras-nern[demo]`)."""
 
 import numpy as np
 
@@ -49,6 +49,35 @@ def plot_kernels(original, predicted, title="", limit=64):
         axes.set_title(label)
         axes.set_axis_off()
     figure.colorbar(image, ax=figure.axes, shrink=0.7, label="weight")
+    return figure
+
+
+def plot_smoothness(report):
+    """Draws the mean cosine of neighbours along channels, layer by layer.
+
+    Args:
+        report: a `smoothness.SmoothnessReport`.
+
+    Returns:
+        A `matplotlib.figure.Figure`, not attached to any window: one line for each
+        order, -1 to 1 upwards, the layers in the network's order to the right.
+
+    Example:
+
+    >>> figure = plot_smoothness(keras_nern.smoothness_report(base))
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(6, 0.35 * len(report.layers)), 4.5), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(report.layers))
+    for order, cosines in report.cosines.items():
+        axes.plot(places, cosines[:, 0], marker="o", label=order)
+    axes.set_xticks(places, report.layers, rotation=90)
+    axes.set_ylim(-1.05, 1.05)
+    axes.set_ylabel("mean cosine of neighbours along channels")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
     return figure
 
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import keras_nern
-from keras_nern.permutations import kernel_order
+from keras_nern.permutations import Permutation, kernel_order
 
 
 def _assert_same(a, b):
@@ -20,7 +20,7 @@ def _slow_kernels(nern):
         original = nern.base.get_layer(name).kernel.numpy()
         kh, kw, cin, cout = original.shape
         scale = np.std(original) if nern.normalize == "layer" else 1.0
-        order = list(kernel_order(original, nern.permutation, nern.metric))
+        order = list(kernel_order(original, nern.permutation, nern.permutation_method, nern.metric))
         kernels[name] = np.zeros(original.shape)
         for f in range(cout):
             for c in range(cin):
@@ -34,16 +34,42 @@ def _slow_kernels(nern):
 
 
 @pytest.mark.parametrize("permutation", [None, "in_filter", "cross_filter"])
-@pytest.mark.parametrize(("normalize", "metric"), [(None, "cosine"), ("layer", "euclidean")])
-def test_predicts_each_kernel_from_its_coordinate(base, permutation, normalize, metric):
+@pytest.mark.parametrize(
+    ("normalize", "metric", "method"),
+    [(None, "cosine", "greedy"), ("layer", "euclidean", "two_opt")],
+)
+def test_predicts_each_kernel_from_its_coordinate(base, permutation, normalize, metric, method):
     nern = keras_nern.NeRNModel(
-        base, 8, permutation=permutation, normalize=normalize, metric=metric
+        base,
+        8,
+        permutation=permutation,
+        normalize=normalize,
+        metric=metric,
+        permutation_method=method,
     )
     kernels = nern.predict_kernels()
     expected = _slow_kernels(nern)
     assert list(kernels) == list(expected)
     for name in expected:
         np.testing.assert_allclose(kernels[name], expected[name], atol=1e-6)
+
+
+def test_takes_a_permutation_and_gives_it_back(base, tmp_path):
+    permutation = Permutation.of(base, "in_filter", "two_opt", "cosine")
+    nern = keras_nern.NeRNModel(base, 8, permutation=permutation)
+    assert nern.permutation == "in_filter"
+    assert nern.kernel_permutation() == permutation
+    np.testing.assert_array_equal(nern.coordinates, permutation.coordinates())
+    nern.save(tmp_path / "nern.keras")
+    loaded = keras.models.load_model(tmp_path / "nern.keras")
+    assert loaded.kernel_permutation() == permutation
+
+
+def test_refuses_the_permutation_of_another_network(base):
+    other = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3)])
+    message = r"a permutation of the base's kernels.*\(3, 3, 1, 4\).*Received: .*\[\(3, 3, 1, 2\)\]"
+    with pytest.raises(ValueError, match=message):
+        keras_nern.NeRNModel(base, 8, permutation=Permutation.of(other))
 
 
 def test_acts_as_the_rebuilt_classifier_in_every_way(nern, images, labels):
@@ -142,6 +168,7 @@ def test_reconstructs_what_only_this_process_knows():
         ({"num_blocks": 1}, "num_blocks must be .* at least 2. Received: num_blocks=1"),
         ({"permutation": "random"}, "permutation must be one of .*permutation='random'"),
         ({"metric": "angle"}, "metric must be one of .*metric='angle'"),
+        ({"permutation_method": "exact"}, "permutation_method must be one of .*'exact'"),
         ({"normalize": "kernel"}, "normalize must be None or \"layer\".*normalize='kernel'"),
     ],
 )

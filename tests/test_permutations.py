@@ -1,29 +1,15 @@
+import io
 import math
 
 import numpy as np
 import pytest
+from slow_paths import slow_greedy
 
-from keras_nern import permutations
+from keras_nern import Permutation, permutations
+from keras_nern.kernels import find_convolutions
+from keras_nern.nearest_neighbours import METRICS
 
-
-def _cosine(u, v):
-    norms = np.linalg.norm(u) * np.linalg.norm(v)
-    return float(u @ v / norms) if norms > 0 else 0.0
-
-
-def _negative_distance(u, v):
-    return -float(np.linalg.norm(u - v))
-
-
-NEAR = {"cosine": _cosine, "euclidean": _negative_distance}
-
-
-def _slow_greedy(vectors, metric):
-    order = [0]
-    while len(order) < len(vectors):
-        rest = [i for i in range(len(vectors)) if i not in order]
-        order.append(max(rest, key=lambda i: (NEAR[metric](vectors[order[-1]], vectors[i]), -i)))
-    return order
+SHAPES = [(3, 3, 5, 7), (1, 1, 4, 3), (3, 1, 1, 6), (3, 3, 6, 1)]
 
 
 def _slow_kernels(kernel):
@@ -32,63 +18,42 @@ def _slow_kernels(kernel):
 
 
 def _slow_cross_filter(kernel, metric):
-    return _slow_greedy([k for filter_ in _slow_kernels(kernel) for k in filter_], metric)
+    return slow_greedy([k for filter_ in _slow_kernels(kernel) for k in filter_], metric)
 
 
 def _slow_in_filter(kernel, metric):
     filters = _slow_kernels(kernel)
-    channels = [_slow_greedy(filter_, metric) for filter_ in filters]
+    channels = [slow_greedy(filter_, metric) for filter_ in filters]
     ordered = [
         np.concatenate([filter_[c] for c in order])
         for filter_, order in zip(filters, channels, strict=True)
     ]
-    return [f * len(filters[0]) + c for f in _slow_greedy(ordered, metric) for c in channels[f]]
+    return [f * len(filters[0]) + c for f in slow_greedy(ordered, metric) for c in channels[f]]
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (1, 1, 4, 3), (3, 1, 1, 6), (3, 3, 6, 1)])
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    ("name", "oracle"), [("cross_filter", _slow_cross_filter), ("in_filter", _slow_in_filter)]
+    ("kind", "oracle"), [("cross_filter", _slow_cross_filter), ("in_filter", _slow_in_filter)]
 )
-@pytest.mark.parametrize("metric", NEAR)
-def test_orders_match_the_definition(name, oracle, shape, metric):
+@pytest.mark.parametrize("metric", METRICS)
+def test_orders_match_the_definition(kind, oracle, shape, metric):
     kernel = np.random.default_rng(0).normal(size=shape)
     if shape[:2] == (1, 1):  # scalars have cosine 1 or -1: ties go to the lowest index
         kernel = np.sign(kernel)
-    order = permutations.kernel_order(kernel, name, metric)
+    order = permutations.kernel_order(kernel, kind, metric=metric)
     np.testing.assert_array_equal(order, oracle(kernel, metric))
 
 
-def test_greedy_by_hand():
-    right, up, far_right, left = [1, 0], [0, 1], [5, 0.1], [-1, 0]
-    vectors = [right, up, far_right, left]
-    assert permutations.greedy_order(vectors, "cosine").tolist() == [0, 2, 1, 3]
-    # distances from (1, 0): sqrt 2, 4.0, 2; from (0, 1): 5.1 and sqrt 2
-    assert permutations.greedy_order(vectors, "euclidean").tolist() == [0, 1, 3, 2]
-
-
-def test_zero_vectors_have_similarity_zero():
-    # From (1, 0): the zero vector (0) comes before (-1, 0) (-1); no NaN on the way.
-    assert permutations.greedy_order([[1, 0], [-1, 0], [0, 0]], "cosine").tolist() == [0, 2, 1]
-    assert permutations.greedy_order(np.zeros((3, 2)), "cosine").tolist() == [0, 1, 2]
-
-
-def test_in_filter_keeps_filters_together():
+@pytest.mark.parametrize("method", ["greedy", "two_opt", "fast_tsp"])
+def test_in_filter_keeps_filters_together(method):
     kernel = np.random.default_rng(0).normal(size=(3, 3, 5, 7))
-    filters = permutations.in_filter_order(kernel).reshape(7, 5) // 5
+    order = permutations.kernel_order(kernel, "in_filter", method)
+    filters = order.reshape(7, 5) // 5
     assert (filters == filters[:, :1]).all()
     assert sorted(filters[:, 0]) == list(range(7))
 
 
-def test_cross_filter_is_smoother_than_no_order():
-    kernel = np.random.default_rng(0).normal(size=(3, 3, 16, 16))
-    rows = kernel.transpose(3, 2, 0, 1).reshape(256, 9)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    ordered = rows[permutations.cross_filter_order(kernel, "cosine")]
-    before, after = (np.mean(np.sum(r[1:] * r[:-1], axis=1)) for r in (rows, ordered))
-    assert after > before + 0.5
-
-
-def test_inverse():
+def test_inverse_of_an_order():
     order = np.random.default_rng(0).permutation(20)
     np.testing.assert_array_equal(order[permutations.invert(order)], np.arange(20))
     np.testing.assert_array_equal(permutations.invert(order)[order], np.arange(20))
@@ -102,12 +67,121 @@ def test_bits_count_the_permutations():
     assert permutations.permutation_bits(shape, "in_filter") == pytest.approx(math.log2(72))
 
 
-def test_unknown_name():
+@pytest.fixture(params=["in_filter", "cross_filter"])
+def permutation(request, base):
+    return Permutation.of(base, request.param)
+
+
+def test_is_that_of_each_layer(base, permutation):
+    convolutions = find_convolutions(base)
+    assert permutation.shapes == tuple(conv.shape for conv in convolutions)
+    for conv, order in zip(convolutions, permutation.orders, strict=True):
+        expected = permutations.kernel_order(conv.layer.kernel.numpy(), permutation.kind)
+        np.testing.assert_array_equal(order, expected)
+    assert permutation.bits == pytest.approx(
+        sum(permutations.permutation_bits(shape, permutation.kind) for shape in permutation.shapes)
+    )
+
+
+def test_goes_to_coordinates_and_back(permutation):
+    coordinates = permutation.coordinates()
+    same = Permutation.from_coordinates(coordinates, permutation.shapes, permutation.kind)
+    assert same == permutation
+    position = 0
+    for layer, (shape, order) in enumerate(
+        zip(permutation.shapes, permutation.orders, strict=True)
+    ):
+        for p, kernel in enumerate(order):
+            row = coordinates[position + kernel]
+            assert row.tolist() == [layer, p // shape[2], p % shape[2]]
+        position += len(order)
+
+
+def test_the_inverse_undoes_it(permutation):
+    for order, back in zip(permutation.orders, permutation.inverse().orders, strict=True):
+        np.testing.assert_array_equal(order[back], np.arange(len(order)))
+    assert permutation.inverse() != permutation
+    assert permutation.inverse().inverse() == permutation
+
+
+def test_is_saved_whole_and_loaded(permutation, tmp_path):
+    path = tmp_path / "order"
+    path.write_text("an older file")
+    permutation.save(path)
+    assert Permutation.load(path) == permutation
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_permutation_is_saved_and_loaded_too(base, tmp_path):
+    nothing = Permutation.of(base, None)
+    assert nothing.bits == 0
+    nothing.save(tmp_path / "order.npz")
+    assert Permutation.load(tmp_path / "order.npz") == nothing
+
+
+def _npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_files_that_hold_none_are_refused(permutation, tmp_path):
+    path = tmp_path / "order.npz"
+    permutation.save(path)
+    whole = path.read_bytes()
+    orders = np.concatenate(permutation.orders)
+    kind, shapes = np.array(permutation.kind), np.array(permutation.shapes)
+    doubled = orders.copy()
+    doubled[0] = doubled[1]
+    for write in (
+        lambda: path.write_bytes(whole[: len(whole) // 2]),
+        lambda: path.write_bytes(b""),
+        lambda: path.write_text("orders"),
+        lambda: path.write_bytes(_npy(orders)),
+        lambda: np.savez(path, kind=kind, shapes=shapes),
+        lambda: np.savez(path, kind=kind, shapes=shapes, orders=orders[1:]),
+        lambda: np.savez(path, kind=kind, shapes=shapes, orders=doubled),
+        lambda: np.savez(path, kind=kind, shapes=shapes[0], orders=orders),
+        lambda: np.savez(path, kind=np.array("by name"), shapes=shapes, orders=orders),
+        lambda: np.savez(path, kind=kind, shapes=shapes, orders=np.array([{}], dtype=object)),
+    ):
+        write()
+        with pytest.raises(
+            ValueError, match=r"a file that Permutation.save wrote. Received: .*npz"
+        ):
+            Permutation.load(path)
+
+
+def test_errors_name_the_layer():
+    shapes = [(3, 3, 2, 2), (1, 1, 2, 1)]
+    with pytest.raises(ValueError, match=r"layer 1 must be a permutation of range\(2\)"):
+        Permutation(shapes, [[0, 1, 2, 3], [0, 0]])
+    with pytest.raises(ValueError, match=r"layer 0 must keep the kernels of each filter together"):
+        Permutation(shapes, [[0, 2, 1, 3], [0, 1]], "in_filter")
+    with pytest.raises(ValueError, match=r"layer 1 must be range\(2\) where kind is None"):
+        Permutation(shapes, [[0, 1, 2, 3], [1, 0]], None)
+    with pytest.raises(ValueError, match=r"one order for each of 2 layers. Received: 1"):
+        Permutation(shapes, [[0, 1, 2, 3]])
+
+
+def test_unknown_names(base):
     message = "permutation must be one of .*Received: permutation='smooth'"
     with pytest.raises(ValueError, match=message):
         permutations.kernel_order(np.zeros((3, 3, 1, 1)), "smooth")
     with pytest.raises(ValueError, match=message):
         permutations.permutation_bits((3, 3, 1, 1), "smooth")
-    message = r"metric must be one of \('cosine', 'euclidean'\). Received: metric='angle'"
     with pytest.raises(ValueError, match=message):
-        permutations.kernel_order(np.zeros((3, 3, 1, 1)), None, "angle")
+        Permutation.of(base, "smooth")
+    with pytest.raises(ValueError, match=r"permutation_method must be one of .*'exact'"):
+        Permutation.of(base, method="exact")
+    with pytest.raises(ValueError, match=r"metric must be one of .*Received: metric='angle'"):
+        permutations.kernel_order(np.zeros((3, 3, 1, 1)), None, metric="angle")
+
+
+@pytest.mark.parametrize(("verbose", "shown"), [(1, True), (0, False), ("auto", False)])
+def test_progress_bar(base, verbose, shown, capsys):
+    Permutation.of(base, "cross_filter", "two_opt", verbose=verbose)
+    total = 2 * sum(conv.num_kernels for conv in find_convolutions(base))
+    output = capsys.readouterr().out
+    assert (f"{total}/{total}" in output) == shown
+    assert bool(output) == shown

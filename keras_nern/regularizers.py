@@ -1,0 +1,229 @@
+"""Training a classifier so that its kernels are smooth, and a predictor learns them easily.
+
+A predictor learns a smooth function of the coordinate most easily. Instead of permuting
+the coordinates of a trained network (see `permutations`), one may train the network so
+that neighbouring kernels are alike as they stand (Ashkenazi et al., ICLR 2023, section
+3.2): to the loss of its task comes, for each layer,
+
+    a_c * sum over f, c of D(W[f, c], W[f, c + 1])  +  a_f * sum of D(W[f, c], W[f + 1, c])
+
+where W[f, c] is the kernel of filter f and channel c, and D the cosine distance
+
+    D(u, v) = 1 - <u, v> / (|u| |v|),    1 where a norm is 0.
+
+The sums grow with the layer; means, the default here, let one strength suit all layers.
+A 1x1 kernel is a single number, and its cosine with another only their signs: there D is
+(u - v)^2, the layer's kernels divided by their root mean square, so that it cannot be
+made small by shrinking them.
+"""
+
+import keras
+from keras import ops
+from keras.src.regularizers import ALL_OBJECTS_DICT
+
+from keras_nern.kernels import walk_layers
+from keras_nern.positional_encoding import PACKAGE
+
+REDUCTIONS = ("mean", "sum")
+DISTANCES = ("auto", "cosine", "l2")
+SMALLEST_NORM = 1e-12  # a kernel of a smaller norm has no direction
+
+CONVOLUTIONS = tuple(
+    getattr(keras.layers, name)
+    for name in (
+        *("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
+        *("DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D"),
+    )
+)
+# The variables of a convolution, and what a layer may call the regularizer of each.
+ARGUMENTS = {
+    "kernel": ("kernel_regularizer", "depthwise_regularizer"),
+    "depthwise_kernel": ("depthwise_regularizer",),
+    "pointwise_kernel": ("pointwise_regularizer",),
+}
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class SmoothnessRegularizer(keras.regularizers.Regularizer):
+    """Penalises differences of neighbouring kernels along filters and channels.
+
+    For `kernel_regularizer=` of any convolution whose kernel ends in the axes
+    `(channels, filters)`: 1-D, 2-D, 3-D, grouped, and depthwise (channels,
+    multiplier). A transposed convolution's ends in `(filters, channels)`: there the two
+    strengths change places. An axis of length 1 has no neighbours and adds nothing. By
+    name it is `"smoothness_regularizer"`.
+
+    Args:
+        filters: strength along filters, a_f. Defaults to `1e-2`.
+        channels: strength along channels, a_c. Defaults to `1e-2`.
+        reduction: `"mean"` over the pairs of neighbours along an axis, or the paper's
+            `"sum"`. Defaults to `"mean"`.
+        distance: `"cosine"`, `"l2"` (of kernels divided by the layer's root mean
+            square), or `"auto"`: `"l2"` for kernels of a single weight, else
+            `"cosine"`. Defaults to `"auto"`.
+
+    Raises:
+        ValueError: for a strength that is negative or not finite, or another reduction
+            or distance; when called, for a kernel of fewer than three axes.
+
+    Example:
+
+    >>> layer = keras.layers.Conv2D(
+    ...     16, 3, kernel_regularizer=keras_nern.SmoothnessRegularizer(filters=0.1)
+    ... )
+
+    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554, section 3.2; the mean, and
+    the scale of the second distance, are ours.
+    """
+
+    def __init__(self, filters=1e-2, channels=1e-2, reduction="mean", distance="auto"):
+        for name, value in (("filters", filters), ("channels", channels)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(
+                    f"{name} must be a finite strength, at least 0. Received: {name}={value!r}"
+                )
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"reduction must be one of {REDUCTIONS}. Received: reduction={reduction!r}"
+            )
+        if distance not in DISTANCES:
+            raise ValueError(
+                f"distance must be one of {DISTANCES}. Received: distance={distance!r}"
+            )
+        self.filters = filters
+        self.channels = channels
+        self.reduction = reduction
+        self.distance = distance
+
+    def __call__(self, kernel):
+        shape = tuple(kernel.shape)
+        if len(shape) < 3:
+            raise ValueError(
+                "SmoothnessRegularizer expects the kernel of a convolution, (..., channels, "
+                f"filters). Received: one of shape {shape}"
+            )
+        kernels = ops.reshape(ops.cast(kernel, "float32"), (-1, *shape[-2:]))
+        if self.distance == "l2" or (self.distance == "auto" and kernels.shape[0] == 1):
+            prepared, distance = _in_units_of_rms(kernels), _squared_distance
+        else:
+            prepared, distance = _directions(kernels), _cosine_distance
+        total = ops.zeros((), "float32")
+        pairs = [
+            (self.filters, prepared[:, :, :-1], prepared[:, :, 1:]),
+            (self.channels, prepared[:, :-1], prepared[:, 1:]),
+        ]
+        for strength, first, second in pairs:
+            if strength and 0 not in first.shape:
+                reduce = ops.mean if self.reduction == "mean" else ops.sum
+                total += strength * reduce(distance(first, second))
+        return total
+
+    def get_config(self):
+        return {
+            "filters": self.filters,
+            "channels": self.channels,
+            "reduction": self.reduction,
+            "distance": self.distance,
+        }
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class SumOfRegularizers(keras.regularizers.Regularizer):
+    """Adds up several regularizers, for a layer that is to have more than one.
+
+    Args:
+        regularizers: a list of what `keras.regularizers.get` takes.
+
+    Example:
+
+    >>> both = SumOfRegularizers(["l2", SmoothnessRegularizer()])
+    """
+
+    def __init__(self, regularizers):
+        self.regularizers = [keras.regularizers.get(one) for one in regularizers]
+
+    def __call__(self, x):
+        return sum(ops.cast(one(x), "float32") for one in self.regularizers)
+
+    def get_config(self):
+        return {"regularizers": [keras.regularizers.serialize(one) for one in self.regularizers]}
+
+
+def add_regularizer(model, regularizer="smoothness_regularizer", layers=None):
+    """Adds a regularizer to the convolutions of a model that exists, in place.
+
+    A kernel that has one keeps it: the two are added up. The layers' configs follow, so
+    that a saved model has the regularizers too.
+
+    Args:
+        model: a built `keras.Model`; nested models are entered.
+        regularizer: what `keras.regularizers.get` takes. Defaults to a
+            `SmoothnessRegularizer`.
+        layers: a function from a layer to whether it gets the regularizer; `None` for
+            every convolution. Defaults to `None`.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: where no layer gets it, or the model is not built.
+
+    Example:
+
+    >>> model = keras.applications.MobileNetV2(weights=None)
+    >>> model = keras_nern.add_regularizer(model, keras_nern.SmoothnessRegularizer(1e-3, 1e-3))
+    """
+    if not model.built:
+        raise ValueError(f"model must be built. Received: {model.name!r}, which is not")
+    regularizer = keras.regularizers.get(regularizer)
+    chosen = [
+        (layer, getattr(layer, variable), [name for name in arguments if hasattr(layer, name)])
+        for _, layer in walk_layers(model)
+        if isinstance(layer, CONVOLUTIONS) and (layers is None or layers(layer))
+        for variable, arguments in ARGUMENTS.items()
+        if hasattr(layer, variable)
+    ]
+    if not chosen:
+        raise ValueError(
+            "Expected at least one convolution to regularize. Received: "
+            f"{[layer.name for _, layer in walk_layers(model)]}"
+        )
+    for layer, kernel, arguments in chosen:
+        added = regularizer
+        if kernel.regularizer is not None:
+            added = SumOfRegularizers([kernel.regularizer, regularizer])
+        kernel.regularizer = added
+        for name in arguments:
+            setattr(layer, name, added)
+    if model.compiled and model.train_function is not None:
+        model.make_train_function(force=True)
+    return model
+
+
+def _directions(kernels):
+    """Kernels `(weights, channels, filters)` at norm 1; those that have none as zeros."""
+    squares = ops.sum(kernels**2, axis=0, keepdims=True)
+    has_norm = squares > SMALLEST_NORM**2
+    norms = ops.sqrt(ops.where(has_norm, squares, 1.0))
+    return ops.where(has_norm, kernels / norms, 0.0)
+
+
+def _in_units_of_rms(kernels):
+    square = ops.mean(kernels**2)
+    has_norm = square > SMALLEST_NORM**2
+    return ops.where(has_norm, kernels / ops.sqrt(ops.where(has_norm, square, 1.0)), 0.0)
+
+
+def _cosine_distance(first, second):
+    return 1 - ops.sum(first * second, axis=0)
+
+
+def _squared_distance(first, second):
+    return ops.mean((first - second) ** 2, axis=0)
+
+
+# Keras looks strings up among its own regularizers only, and has no public way to add one;
+# a config names the class in full and does not depend on this.
+ALL_OBJECTS_DICT.update(
+    {name: SmoothnessRegularizer for name in ("SmoothnessRegularizer", "smoothness_regularizer")}
+)

@@ -1,0 +1,131 @@
+"""Short paths through vectors: the travelling salesman's problem behind a permutation.
+
+An order is smooth where the steps between neighbours are short, so that the best order
+is the shortest path that visits all n vectors once. Three methods, each at least as
+good as the one before it:
+
+* `greedy`: start at index 0, go on to the nearest vector not yet visited (the lowest
+  index among equals), as in the paper.
+* `two_opt`: the greedy path, shortened by 2-opt and Or-opt moves until none helps
+  (see `local_search`).
+* `fast_tsp`: the package of that name (`pip install keras-nern[tsp]`), which searches
+  longer and holds all distances, up to `FAST_TSP_LIMIT` vectors.
+
+What a short step is, is in `nearest_neighbours`.
+"""
+
+import numpy as np
+
+from keras_nern.local_search import Path
+from keras_nern.nearest_neighbours import METRICS, prepared, scores, validate
+
+METHODS = ("greedy", "two_opt", "fast_tsp")
+FAST_TSP_LIMIT = 10_000
+
+
+def order_vectors(vectors, method="greedy", metric="euclidean", progress=None):
+    """Orders vectors so that neighbours are near.
+
+    Args:
+        vectors: array `(n, d)`, n at least 1.
+        method: `"greedy"`, `"two_opt"` or `"fast_tsp"`. Defaults to `"greedy"`.
+        metric: `"cosine"` or `"euclidean"`. Defaults to `"euclidean"`.
+        progress: a function called, as the work goes on, with the number of vectors done
+            since it was last called, or `None`: n in all, 2 n by the others.
+            Defaults to `None`.
+
+    Returns:
+        int64 array `(n,)`, a permutation of `range(n)`.
+
+    Raises:
+        ValueError: for another method or metric, or too many vectors for `fast_tsp`.
+        ImportError: where `fast_tsp` is not installed.
+
+    Example:
+
+    >>> vectors = np.array([[1.0, 0.0], [0.0, 1.0], [9.0, 0.1]])
+    >>> order_vectors(vectors)
+    array([0, 1, 2])
+    >>> order_vectors(vectors, metric="cosine")
+    array([0, 2, 1])
+    """
+    validate("method", method, METHODS)
+    validate("metric", metric, METRICS)
+    vectors = prepared(vectors, metric)
+    if method == "fast_tsp":
+        _check_fast_tsp(len(vectors))
+    order = _greedy(vectors, metric, progress)
+    if method == "greedy" or len(order) < 3:
+        return order
+    order = Path(vectors, order, metric).improve(progress)
+    if method == "two_opt":
+        return order
+    found = _fast_tsp(vectors, metric)
+    lengths = [Path(vectors, path, metric).length() for path in (order, found)]
+    return found if lengths[1] < lengths[0] else order
+
+
+def path_length(vectors, order, metric="euclidean"):
+    """The summed length of the steps from each vector to the next of an order.
+
+    Args:
+        vectors: array `(n, d)`.
+        order: int array `(n,)`, a permutation of `range(n)`.
+        metric: `"cosine"` or `"euclidean"`. Defaults to `"euclidean"`.
+
+    Returns:
+        A float.
+    """
+    validate("metric", metric, METRICS)
+    return Path(prepared(vectors, metric), np.asarray(order), metric).length()
+
+
+def _greedy(vectors, metric, progress):
+    order = np.zeros(len(vectors), "int64")
+    left = np.arange(len(vectors))  # those looked at, in rising order
+    columns = np.ascontiguousarray(vectors.T)  # (d, left): long rows make for a fast product
+    bias = scores(metric, vectors)
+    score = np.empty_like(bias)
+    last = visited = 0  # where the last one is in `left`; how many of those are visited
+    for position in range(1, len(vectors)):
+        bias[last] = -np.inf
+        visited += 1
+        if visited * 16 > len(left):
+            keep = np.isfinite(bias)
+            left, bias, columns = left[keep], bias[keep], np.ascontiguousarray(columns[:, keep])
+            score = np.empty_like(bias)
+            if progress:
+                progress(visited)
+            visited = 0
+        np.dot(vectors[order[position - 1]], columns, out=score)
+        score += bias
+        last = score.argmax()
+        order[position] = left[last]
+    if progress:
+        progress(len(left))
+    return order
+
+
+def _check_fast_tsp(n):
+    if n > FAST_TSP_LIMIT:
+        raise ValueError(
+            f"fast_tsp holds all distances of up to {FAST_TSP_LIMIT:,} vectors; take "
+            f'"two_opt" for more. Received: {n:,}'
+        )
+    try:
+        import fast_tsp  # noqa: F401
+    except ImportError as error:
+        raise ImportError("method='fast_tsp' needs `pip install keras-nern[tsp]`") from error
+
+
+def _fast_tsp(vectors, metric, seconds=10.0):
+    """The order that fast-tsp finds before it makes no headway, or the time is over."""
+    import fast_tsp
+
+    path = Path(vectors, np.arange(len(vectors)), metric)
+    nodes = np.arange(path.n + 1)
+    rows = [path.distance(np.array([node]), nodes) for node in nodes]
+    distances = np.stack(rows)
+    whole = np.rint(distances * (65_535 / max(distances.max(), 1e-30))).astype("int64")
+    tour = fast_tsp.find_tour(np.maximum(whole, 0), seconds, stop_when_converged=True)
+    return np.roll(tour, -tour.index(path.n))[1:]

@@ -1,0 +1,34 @@
+import pytest
+
+from keras_nern.files import whole_file
+
+
+def test_takes_the_place_of_the_file_when_all_is_written(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with whole_file(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leaves_the_file_where_writing_fails(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write():
+        with whole_file(path) as partial:
+            partial.write_text("ne")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("path", "applies"), [("gs://bucket/file", True), ("file", False)])
+def test_other_places_are_written_to_as_they_stand(path, applies):
+    with whole_file(path, applies) as given:
+        assert given == path
