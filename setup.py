@@ -13,11 +13,13 @@ VERSION = re.search(
 EXTRAS = {
     # tensorflow-datasets 4.9.10 imports importlib_resources without requiring it.
     "data": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
+    "tsp": ["fast-tsp>=0.2"],
     "demo": ["scikit-learn>=1.4", "matplotlib>=3.8"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["data"],
     *EXTRAS["demo"],
+    *EXTRAS["tsp"],
     "tensorboard",  # keras.callbacks.TensorBoard; tensorflow 2.21 does not bring it
     "pytest>=8",
     "pytest-xdist>=3",
@@ -33,6 +35,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["keras_nern", "keras_nern.*"]),
+    package_data={"keras_nern": ["zoo/*.weights.h5"]},
     python_requires=">=3.11",
     # Keras 3.13 gave Muon rms_rate, the scale that the default learning rates are chosen for.
     install_requires=["tensorflow>=2.18", "keras>=3.13", "numpy>=1.26"],

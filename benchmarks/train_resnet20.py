@@ -1,7 +1,7 @@
 """Trains the ResNet20 of the package's own zoo on CIFAR-10, smooth or not.
 
     python benchmarks/train_resnet20.py resnet20-cifar10.weights.h5
-    python benchmarks/train_resnet20.py resnet20-cifar10-smooth.weights.h5 --smoothness 0.1
+    python benchmarks/train_resnet20.py resnet20-cifar10-smooth.weights.h5 --smoothness 0.03
 
 SGD with Nesterov's momentum on flipped and shifted images, batches of 128, one cycle of
 the learning rate (linear from 0 to its peak over the first fifth, then half a cosine to
@@ -11,7 +11,6 @@ and, on average over the layers, the cosine of neighbouring kernels.
 """
 
 import argparse
-import os
 import pathlib
 import time
 
@@ -73,9 +72,10 @@ def train(options):
     )
     dataset = cifar10.augmented(images, BATCH_SIZE, options.seed, labels=labels)
     model.fit(dataset, epochs=options.epochs, steps_per_epoch=steps, verbose=2)
-    partial = options.output.with_name(f"partial.{options.output.name}")
-    model.save_weights(partial)
-    os.replace(partial, options.output)
+    trained = keras_nern.models.resnet_cifar(20)  # without optimizer and regularizers
+    trained.set_weights(model.get_weights())
+    with keras_nern.files.whole_file(options.output) as path:
+        trained.save_weights(path)
     seconds = time.perf_counter() - start
 
     test_images, test_labels = cifar10.load(options.data_dir, "test")

@@ -1,6 +1,7 @@
 """Neural representations for the weights of trained convolutional networks, in Keras."""
 
 from keras_nern import callbacks as callbacks
+from keras_nern import files as files
 from keras_nern import kernels as kernels
 from keras_nern import losses as losses
 from keras_nern import models as models

@@ -13,6 +13,8 @@ from keras_nern.objective import count
 from keras_nern.predictor import OUTPUT_LAYER
 from keras_nern.schedules import PlannedCosineDecay
 
+ADAMW_SHARE = 0.2  # AdamW's rate, of Muon's, under "auto"
+
 
 class RepresentationCompiler(RepresentationEvaluator):
     """`compile` and what follows from it."""
@@ -37,8 +39,8 @@ class RepresentationCompiler(RepresentationEvaluator):
 
         Args:
             optimizer: a Keras optimizer, its name, or `"auto"`: Muon, the output
-                layer and the biases by AdamW, no weight decay, with half a cosine
-                per phase (`PlannedCosineDecay`) from the two rates below. Any optimizer
+                layer and the biases by AdamW at a fifth of the rate, no weight decay,
+                with half a cosine per phase (`PlannedCosineDecay`) from the two rates below. Any optimizer
                 starts afresh, schedule included, where `fit` goes from
                 reconstruction to distillation. Defaults to `"auto"`.
             reconstruction_steps: length of the reconstruction phase that `fit` runs
@@ -99,6 +101,7 @@ class RepresentationCompiler(RepresentationEvaluator):
                 schedule,
                 weight_decay=0.0,
                 adam_weight_decay=0.0,
+                adam_lr_ratio=ADAMW_SHARE,
                 exclude_layers=[OUTPUT_LAYER],
             )
         optimizer = keras.optimizers.get(optimizer)

@@ -12,6 +12,8 @@ Strided convolutions pad one pixel on *every* side, as PyTorch does, so weights
 trained there give the same outputs here (Keras's "same" would pad the far side only).
 """
 
+import pathlib
+
 import keras
 import numpy as np
 
@@ -20,6 +22,10 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)
 
 DEPTHS = (20, 32, 44, 56)
+
+# Trained networks that come with the package; docs/smoothness.md tells how they were made.
+ZOO = pathlib.Path(__file__).parent / "zoo"
+WEIGHTS = ".weights.h5"
 
 
 def resnet_cifar(
@@ -119,6 +125,36 @@ def _basic_block(x, filters, stride, shortcut, name):
         x = keras.ops.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
     y = keras.layers.Add(name=f"{name}_add")([y, x])
     return keras.layers.ReLU(name=f"{name}_relu2")(y)
+
+
+def load(name):
+    """Loads a trained network that comes with the package.
+
+    Args:
+        name: `"resnet20-cifar10"`, or `"resnet20-cifar10-smooth"`, which was trained
+            with a `SmoothnessRegularizer`; in `list_models()`.
+
+    Returns:
+        A functional `keras.Model`: images `(batch, 32, 32, 3)` in 0..255 to logits
+        `(batch, 10)`.
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+
+    >>> base = keras_nern.models.load("resnet20-cifar10")
+    """
+    if name not in list_models():
+        raise ValueError(f"name must be one of {list_models()}. Received: name={name!r}")
+    model = resnet_cifar(20, name=name)
+    model.load_weights(ZOO / f"{name}{WEIGHTS}")
+    return model
+
+
+def list_models():
+    """The names that `load` knows, a sorted list."""
+    return sorted(path.name.removesuffix(WEIGHTS) for path in ZOO.glob(f"*{WEIGHTS}"))
 
 
 def load_torch_weights(model, state):

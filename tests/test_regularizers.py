@@ -148,7 +148,7 @@ def _classifier(**kwargs):
             keras.layers.Conv2D(4, 3, name="plain"),
             keras.Sequential([keras.layers.Conv2D(4, 3, name="inner", **kwargs)], name="nested"),
             keras.layers.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise"),
-            keras.layers.SeparableConv2D(3, 1, name="separable"),
+            keras.layers.SeparableConv2D(3, 2, name="separable"),
             keras.layers.GlobalAveragePooling2D(),
             keras.layers.Dense(2),
         ]
