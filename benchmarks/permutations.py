@@ -52,8 +52,10 @@ def main():
                 tables.print_row([layer, method, "0", "too large", "", ""])
                 continue
             runs = [_subprocess(layer, method) for _ in range(options.repeats)]
-            columns = zip(*runs, strict=True)
-            cells = [tables.spread(one, digits) for one, digits in zip(columns, (2, 0, 4))]
+            cells = [
+                tables.spread(values, digits)
+                for values, digits in zip(zip(*runs, strict=True), (2, 0, 4), strict=True)
+            ]
             tables.print_row([layer, method, str(len(runs)), *cells])
 
 

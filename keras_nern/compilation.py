@@ -40,9 +40,9 @@ class RepresentationCompiler(RepresentationEvaluator):
         Args:
             optimizer: a Keras optimizer, its name, or `"auto"`: Muon, the output
                 layer and the biases by AdamW at a fifth of the rate, no weight decay,
-                with half a cosine per phase (`PlannedCosineDecay`) from the two rates below. Any optimizer
-                starts afresh, schedule included, where `fit` goes from
-                reconstruction to distillation. Defaults to `"auto"`.
+                with half a cosine per phase (`PlannedCosineDecay`) from the two rates
+                below. Any optimizer starts afresh, schedule included, where `fit` goes
+                from reconstruction to distillation. Defaults to `"auto"`.
             reconstruction_steps: length of the reconstruction phase that `fit` runs
                 before it distils. Defaults to `6000`.
             reconstruction_learning_rate: peak rate of the first phase under
