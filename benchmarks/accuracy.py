@@ -116,6 +116,8 @@ def main():
     )
     parser.add_argument("--run", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.print and not options.results:
+        parser.error("--print needs --results")
     if options.run:
         row, seed = options.run
         print(json.dumps(run(cifar10, options, row, int(seed))))

@@ -49,10 +49,7 @@ def _error(options, permutation, metric, seed):
         base, hidden_size=options.hidden_size, permutation=permutation, metric=metric
     )
     nern.fit(steps_per_epoch=options.steps, verbose=0)
-    kernels = nern.predict_kernels().values()
-    originals = [conv.layer.kernel.numpy() for conv in keras_nern.kernels.find_convolutions(base)]
-    error = sum(((a - b) ** 2).sum() for a, b in zip(originals, kernels, strict=True))
-    return error / sum((a**2).sum() for a in originals)
+    return nern.relative_error()
 
 
 if __name__ == "__main__":

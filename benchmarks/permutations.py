@@ -53,7 +53,7 @@ def main():
                 continue
             runs = [_subprocess(layer, method) for _ in range(options.repeats)]
             cells = [
-                tables.spread(values, digits)
+                "" if None in values else tables.spread(values, digits)
                 for values, digits in zip(zip(*runs, strict=True), (2, 0, 4), strict=True)
             ]
             tables.print_row([layer, method, str(len(runs)), *cells])
@@ -70,14 +70,13 @@ def run(options, layer, method):
     import memory
 
     import keras_nern
-    from keras_nern.kernels import find_convolutions
 
     if layer == LAYERS[0]:
-        kernel = find_convolutions(cifar10.resnet(20, options.weights))[-1].layer.kernel.numpy()
+        blocks = keras_nern.blocks.Blocks(cifar10.resnet(20, options.weights)).kernel_blocks(-1)
     else:
         rng = np.random.default_rng(0)
-        kernel = rng.normal(0, (2 / (9 * 512)) ** 0.5, (3, 3, 512, 512)).astype("float32")
-    blocks = keras_nern.kernels.kernel_to_blocks(kernel, 3)
+        blocks = rng.normal(0, (2 / (9 * 512)) ** 0.5, (512, 512, 9)).astype("float32")
+    blocks = blocks.reshape(-1, 9)
     units = blocks / np.linalg.norm(blocks, axis=1, keepdims=True)
     keras_nern.tours.order_vectors(blocks[:100], "greedy", "cosine")  # load what it needs
     before = memory.peak_mb()
@@ -91,8 +90,8 @@ def run(options, layer, method):
     if len(order) < len(units):  # the k-th of n steps looks at n - k vectors
         done = sum(len(units) - step for step in range(len(order)))
         seconds *= len(units) ** 2 / 2 / done
-        cosine = float("nan")
-    return seconds, memory.peak_mb() - before, float(cosine)
+        cosine = None
+    return seconds, memory.peak_mb() - before, cosine and float(cosine)
 
 
 def _plain_loop(units, steps):

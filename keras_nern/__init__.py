@@ -1,5 +1,6 @@
 """Neural representations for the weights of trained convolutional networks, in Keras."""
 
+from keras_nern import blocks as blocks
 from keras_nern import callbacks as callbacks
 from keras_nern import files as files
 from keras_nern import kernels as kernels

@@ -18,7 +18,7 @@ c = 0, so that each of its ReLUs bends where the kernels are.
 import keras
 import tensorflow as tf
 
-# Coordinates from which a new predictor's means are taken.
+# Coordinates from which a new predictor's means are best taken.
 SAMPLE = 65_536
 
 
@@ -27,9 +27,9 @@ def centre(predictor, coordinates):
 
     Args:
         predictor: a built `KernelPredictor`.
-        coordinates: int array `(kernels, 3)`; of more than `SAMPLE`, every n-th counts.
+        coordinates: int tensor `(n, 3)`; of very many, `SAMPLE` or so are enough.
     """
-    x = predictor.encoding(coordinates[:: -(-len(coordinates) // SAMPLE)])
+    x = predictor.encoding(coordinates)
     for layer in predictor.hidden:
         layer.bias.assign(-keras.ops.matmul(keras.ops.mean(x, axis=0), layer.kernel))
         x = layer(x)

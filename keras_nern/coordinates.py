@@ -1,43 +1,44 @@
-"""The (layer, filter, channel) coordinate of every kernel.
+"""The (layer, filter, column) coordinate of every block.
 
-Layer l with kernel (kh, kw, cin, cout) owns the grid
+A layer l of F filters by C columns of blocks (see `blocks`) owns the grid
 
-    (l, f, c),    0 <= f < cout,  0 <= c < cin,
+    (l, f, c),    0 <= f < F,  0 <= c < C,
 
-and position p = f * cin + c of that grid belongs to the p-th kernel in the layer's
-order. Unpermuted, a kernel's coordinate names its own filter and channel; permuted,
-kernels of similar direction get neighbouring coordinates (see `permutations`). The
-weights themselves never move.
+and position p = f * C + c of that grid belongs to the p-th block in the layer's order.
+Unpermuted, a block's coordinate names its own filter and column; permuted, similar blocks
+get neighbouring coordinates (see `permutations`). The weights themselves never move.
 """
 
 import numpy as np
 
 
-def kernel_coordinates(shapes, orders=None):
-    """Gives every kernel of a network its coordinate.
+def kernel_coordinates(grids, orders=None):
+    """Gives every block of a network its coordinate.
 
     Args:
-        shapes: the layers' kernel shapes, each `(kh, kw, cin, cout)`.
-        orders: for each layer an int array `(cin * cout,)`, `order[p]` the kernel
+        grids: for each layer `(filters, columns)`.
+        orders: for each layer an int array `(filters * columns,)`, `order[p]` the block
             at grid position p; `None` leaves all as they stand. Defaults to `None`.
 
     Returns:
-        int32 array `(kernels, 3)` of (layer, filter, channel). Rows follow the
-        kernels: layer by layer, and kernel `filter * cin + channel` within each.
+        int32 array `(blocks, 3)` of (layer, filter, column). Rows follow the blocks:
+        layer by layer, and block `filter * columns + column` within each.
 
     Raises:
-        ValueError: where an order is not a permutation of its layer's kernels.
+        ValueError: where an order is not a permutation of its layer's blocks.
 
     Example:
 
-    >>> kernel_coordinates([(3, 3, 2, 1)], [np.array([1, 0])])
+    >>> kernel_coordinates([(1, 2)], [np.array([1, 0])])
     array([[0, 0, 1],
            [0, 0, 0]], dtype=int32)
     """
     rows = []
-    for index, (_, _, cin, cout) in enumerate(shapes):
-        position = np.arange(cin * cout)
-        grid = np.stack([np.full_like(position, index), position // cin, position % cin], axis=1)
+    for index, (filters, columns) in enumerate(grids):
+        position = np.arange(filters * columns)
+        grid = np.stack(
+            [np.full_like(position, index), position // columns, position % columns], axis=1
+        )
         if orders is None:
             rows.append(grid)
             continue

@@ -44,10 +44,8 @@ class RepresentationEvaluator(RepresentationObjective):
     def _refresh_rebuilt(self):
         """Predicts all kernels once for all batches of an evaluation."""
         runtime = self._runtime
-        self._refresh_targets()
-        blocks = self._predicted_blocks()
-        kernels = self._rebuilt_kernels(blocks)
-        terms = self._compare(*self._pick(None), blocks)
+        kernels = self._predicted_kernels()
+        terms = self._compare_kernels(kernels)
         if runtime.kernels is None:
             with self.distribute_strategy.scope():
                 runtime.kernels = [constant(np.zeros(kernel.shape)) for kernel in kernels]
@@ -58,24 +56,26 @@ class RepresentationEvaluator(RepresentationObjective):
             runtime.terms[name].assign(value)
 
     def predict_step(self, data):
-        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self._original.classify(images, self._runtime.kernels)
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._original.classify(inputs, self._runtime.kernels)
 
     def test_step(self, data):
-        images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         kernels = [keras.ops.convert_to_tensor(kernel) for kernel in self._runtime.kernels]
-        teacher = self._original.observe(images)
-        student = self._original.observe(images, kernels)
+        teacher = self._original.observe(inputs)
+        student = self._original.observe(inputs, kernels)
         terms = {name: keras.ops.convert_to_tensor(v) for name, v in self._runtime.terms.items()}
         terms.update(self._distance(teacher, student))
         terms["loss"] = self._weighted(terms)
-        predicted = self._original.predicted_class(student[1])
-        terms["agreement"] = _share_equal(predicted, self._original.predicted_class(teacher[1]))
+        classes = [keras.ops.argmax(logits, axis=-1) for logits in student.logits]
+        wanted = [keras.ops.argmax(logits, axis=-1) for logits in teacher.logits]
+        terms["agreement"] = _mean_share(classes, wanted)
         if labels is not None:
-            terms["accuracy"] = _share_equal(predicted, _class_of(labels, predicted))
-        logs = self._track(terms, batch=keras.ops.shape(images)[0])
+            answers = keras.tree.flatten(labels)
+            terms["accuracy"] = _mean_share(classes, list(map(_class_of, answers, classes)))
+        logs = self._track(terms, batch=keras.ops.shape(keras.tree.flatten(inputs)[0])[0])
         if labels is not None:
-            named = self.compute_metrics(images, labels, student[1], sample_weight)
+            named = self.compute_metrics(inputs, labels, student.outputs, sample_weight)
             logs.update({k: _log(v) for k, v in named.items() if k not in _METRICS})
         return logs
 
@@ -110,5 +110,10 @@ def _class_of(labels, predicted):
     return labels
 
 
-def _share_equal(a, b):
-    return keras.ops.mean(keras.ops.cast(keras.ops.equal(a, keras.ops.cast(b, a.dtype)), "float32"))
+def _mean_share(classes, others):
+    """The share of equal classes, in the mean over a network's outputs."""
+    shares = [
+        keras.ops.mean(keras.ops.cast(keras.ops.equal(a, keras.ops.cast(b, a.dtype)), "float32"))
+        for a, b in zip(classes, others, strict=True)
+    ]
+    return sum(shares) / len(shares)

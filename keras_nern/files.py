@@ -24,7 +24,7 @@ def whole_file(filepath, applies=True):
     if not applies or "://" in str(filepath):
         yield filepath
         return
-    final = pathlib.Path(filepath)
+    final = pathlib.Path(filepath).resolve()  # where a link leads to
     partial = final.with_name(f"partial.{final.name}")
     try:
         yield partial

@@ -13,14 +13,16 @@ import numpy as np
 import tensorflow as tf
 
 
-def examine(data, image_shape, name="x"):
-    """Checks that data yields batches of images a network takes.
+def examine(data, input_shapes, name="x"):
+    """Checks that data yields batches of what a network takes.
 
     Args:
-        data: what `fit` takes as `x`: an array, a `tf.data.Dataset`, a
-            `keras.utils.PyDataset`, a generator, or a tuple that starts with one.
-        image_shape: the network's `(height, width, channels)`, `None` where any
-            size will do.
+        data: what `fit` takes as `x`: an array or a structure of them, a
+            `tf.data.Dataset`, a `keras.utils.PyDataset`, a generator, or where the network
+            has one input a pair that starts with one.
+        input_shapes: for each of the network's inputs its shape without the batch, such
+            as `(height, width, channels)`, `None` where any length will do; `None` for a
+            network that does not tell.
         name: the argument's name, for messages. Defaults to `"x"`.
 
     Returns:
@@ -29,42 +31,59 @@ def examine(data, image_shape, name="x"):
     Raises:
         ValueError: where there is nothing in it, or its images have another shape.
     """
-    if isinstance(data, (tuple, list)) and data and hasattr(data[0], "shape"):
-        examine(data[0], image_shape, name)
-        return data
     if isinstance(data, types.GeneratorType):
         try:
             first = next(data)
         except StopIteration:
             raise _empty(name, "a generator that yields nothing") from None
-        _check_shape(_images(first, name).shape, image_shape, name)
+        _check_element(first, input_shapes, name)
         return _chain(first, data)
     if isinstance(data, tf.data.Dataset):
-        shape = _images(data.element_spec, name).shape
+        shapes = [spec.shape for spec in keras.tree.flatten(_inputs(data.element_spec))]
         cardinality = int(data.cardinality())
-        told = shape.rank is not None and None not in shape[1:]
+        told = all(shape.rank is not None and None not in shape[1:] for shape in shapes)
+        element = data.element_spec
         if cardinality == tf.data.UNKNOWN_CARDINALITY or not told:
             first = next(iter(data.take(1)), None)
             cardinality = 0 if first is None else cardinality
-            shape = shape if first is None else _images(first, name).shape
+            element = element if first is None else first
         if cardinality == 0:
             raise _empty(name, "a tf.data.Dataset without elements")
-        _check_shape(shape, image_shape, name)
+        _check_element(element, input_shapes, name)
     elif isinstance(data, keras.utils.PyDataset):
         if data.num_batches == 0:  # None where it never ends
             raise _empty(name, "a PyDataset without batches")
-        _check_shape(_images(data[0], name).shape, image_shape, name)
-    elif hasattr(data, "shape"):
-        if len(data.shape) and data.shape[0] == 0:
-            raise _empty(name, f"an array of shape {tuple(data.shape)}")
-        _check_shape(data.shape, image_shape, name)
+        _check_element(data[0], input_shapes, name)
+    else:
+        if _takes_pairs(input_shapes) and isinstance(data, (tuple, list)) and data:
+            examine(data[0], input_shapes, name)
+            return data
+        arrays = keras.tree.flatten(data)
+        if all(hasattr(array, "shape") for array in arrays):
+            if any(len(array.shape) and array.shape[0] == 0 for array in arrays):
+                raise _empty(name, f"arrays of shapes {[tuple(a.shape) for a in arrays]}")
+            _check_shapes(arrays, input_shapes, name)
     return data
 
 
-def is_pair(data):
-    """Whether the data, or the elements of a dataset, hold more than images."""
-    element = data.element_spec if isinstance(data, tf.data.Dataset) else data
+def is_pair(data, input_shapes=None):
+    """Whether the data, or the elements of a dataset, hold more than inputs.
+
+    Args:
+        data: as for `examine`.
+        input_shapes: as for `examine`: arrays in a list are the inputs of a network that
+            takes several. Defaults to `None`.
+    """
+    if isinstance(data, tf.data.Dataset):
+        element = data.element_spec
+    else:
+        element = data if _takes_pairs(input_shapes) else None
     return isinstance(element, (tuple, list)) and len(element) > 1
+
+
+def _takes_pairs(input_shapes):
+    """Whether a list of arrays is (inputs, labels): where the network has one input."""
+    return input_shapes is not None and len(input_shapes) == 1
 
 
 def never_ends(data):
@@ -94,31 +113,40 @@ def steps_in(data, batch_size=None, validation_split=0.0):
         return cardinality if cardinality > 0 else None
     if isinstance(data, keras.utils.PyDataset):
         return data.num_batches
-    if hasattr(data, "shape"):
-        return math.ceil(math.floor(data.shape[0] * (1 - validation_split)) / (batch_size or 32))
+    arrays = keras.tree.flatten(data)
+    if arrays and hasattr(arrays[0], "shape"):
+        count = math.floor(arrays[0].shape[0] * (1 - validation_split))
+        return math.ceil(count / (batch_size or 32))
     return None
 
 
-def image_batches(data, count, batch_size):
-    """Yields the first images of what `fit` takes.
+def input_batches(data, count, batch_size, input_shapes):
+    """Yields the first inputs of what `fit` takes.
 
     Args:
         data: as for `examine`; it should have passed it.
-        count: images in all, fewer where there are fewer.
-        batch_size: images at once, where `data` is an array.
+        count: examples in all, fewer where there are fewer.
+        batch_size: how many at once, where `data` holds arrays.
+        input_shapes: as for `examine`.
     """
-    if isinstance(data, (tuple, list)):
-        data = data[0]
-    batches = data
-    if hasattr(data, "shape"):
-        batches = (data[start : start + batch_size] for start in range(0, len(data), batch_size))
+    if isinstance(data, (tf.data.Dataset, types.GeneratorType)):
+        batches = map(_inputs, data)
     elif isinstance(data, keras.utils.PyDataset):
-        batches = (data[index] for index in range(data.num_batches or count))
+        batches = (_inputs(data[index]) for index in range(data.num_batches or count))
+    else:
+        if _takes_pairs(input_shapes) and isinstance(data, (tuple, list)):
+            data = data[0]
+        length = len(keras.tree.flatten(data)[0])
+        batches = (
+            keras.tree.map_structure(
+                lambda array, start=start: array[start : start + batch_size], data
+            )
+            for start in range(0, length, batch_size)
+        )
     left = count
-    for element in batches:
-        images = _images(element, "x")[:left]
-        yield images
-        left -= len(images)
+    for batch in batches:
+        yield keras.tree.map_structure(lambda array, left=left: array[:left], batch)
+        left -= len(keras.tree.flatten(batch)[0])
         if left <= 0:
             return
 
@@ -129,29 +157,44 @@ def _chain(first, rest):
         yield element if isinstance(element, (tuple, list)) else (element,)
 
 
-def _images(element, name):
-    while isinstance(element, (tuple, list)):
-        element = element[0]
-    if isinstance(element, dict):
-        raise ValueError(
-            f"{name} must give images or (images, labels). Received: a dict with the keys "
-            f"{sorted(element)} (tfds.load gives pairs with as_supervised=True)"
-        )
-    return element if hasattr(element, "shape") else np.asarray(element)
+def _inputs(element):
+    """The inputs of a dataset's element: all of it, or what comes before the labels."""
+    return element[0] if isinstance(element, (tuple, list)) else element
 
 
-def _check_shape(shape, image_shape, name):
-    shape = tuple(shape)
-    fits = len(shape) == len(image_shape) + 1 and all(
-        got is None or wanted is None or got == wanted
-        for got, wanted in zip(shape[1:], image_shape, strict=True)
-    )
-    if fits:
+def _check_element(element, input_shapes, name):
+    inputs = _inputs(element)
+    if _takes_pairs(input_shapes):
+        while isinstance(inputs, (tuple, list)):
+            inputs = inputs[0]
+        if isinstance(inputs, dict):
+            raise ValueError(
+                f"{name} must give images or (images, labels). Received: a dict with the keys "
+                f"{sorted(inputs)} (tfds.load gives pairs with as_supervised=True)"
+            )
+    arrays = keras.tree.flatten(inputs)
+    _check_shapes([x if hasattr(x, "shape") else np.asarray(x) for x in arrays], input_shapes, name)
+
+
+def _check_shapes(arrays, input_shapes, name):
+    if input_shapes is None:
         return
-    hint = " The batch dimension is missing: batch the dataset." if shape == image_shape else ""
+    shapes = [tuple(array.shape) for array in arrays]
+    if len(shapes) == len(input_shapes) and all(map(_fits, shapes, input_shapes)):
+        return
+    wanted = [f"(batch, {', '.join(map(str, shape))})" for shape in input_shapes]
+    batched = shapes == list(input_shapes)
+    hint = " The batch dimension is missing: batch the dataset." if batched else ""
     raise ValueError(
-        f"{name} must give images of shape (batch, {', '.join(map(str, image_shape))}), "
-        f"as the base takes them. Received: {shape}.{hint}"
+        f"{name} must give images of shape {', '.join(wanted)}, as the base takes them. "
+        f"Received: {', '.join(map(str, shapes))}.{hint}"
+    )
+
+
+def _fits(shape, wanted):
+    return len(shape) == len(wanted) + 1 and all(
+        got is None or length is None or got == length
+        for got, length in zip(shape[1:], wanted, strict=True)
     )
 
 

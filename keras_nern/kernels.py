@@ -1,148 +1,153 @@
-"""The convolution kernels of a classifier, and their common block view.
+"""The kernels of a classifier: the weights that a predictor can stand for.
 
-A convolution layer l holds one variable of shape (kh, kw, cin, cout). NeRN takes it
-as cin * cout separate *kernels* of kh x kw weights, numbered filter by filter:
+A convolution holds one variable, a separable one two; *kernels* for short. Put with its
+spatial axes first and the axes (channels, filters) last, a kernel is for each filter a row
 
-    kernel i of the layer  =  W[:, :, i % cin, i // cin],    0 <= i < cin * cout
+    W[f] = ( W[f, c, s] ),    channel by channel, and within a channel place by place,
 
-The predictor answers every coordinate with k x k weights, k the largest kernel
-side in the network. A smaller kernel is the centre crop of its k x k *block*
-(Ashkenazi et al., ICLR 2023, section 3); the block's other entries carry no weight
-and count in no loss.
+of cin * S weights, S being the number of spatial places: 9 for 3x3, 1 for 1x1 and for Dense
+layers. How rows are cut into what a predictor answers with is in `blocks`.
 """
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
 
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+CONVOLUTIONS = (
+    *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D),
+    *_TRANSPOSED,
+    *_DEPTHWISE,
+    *_SEPARABLE,
+)
+
 
 @dataclasses.dataclass(frozen=True)
-class Convolution:
-    """One convolution layer's place among a classifier's kernels.
+class Kernel:
+    """A variable that can be represented.
 
     Attributes:
-        name: the layer's name, made unique by its path where submodels are nested.
-        layer: the `keras.layers.Conv2D` itself.
-        shape: `(kh, kw, cin, cout)` of its kernel variable.
+        path: the layer's, as in `"stem/conv1"`.
+        layer: the Keras layer.
+        attribute: the layer's attribute that holds the variable.
+        shape: the variable's shape.
     """
 
-    name: str
+    path: str
     layer: keras.layers.Layer
+    attribute: str
     shape: tuple
 
     @property
-    def num_kernels(self):
-        """`cin * cout`."""
-        return self.shape[2] * self.shape[3]
+    def name(self):
+        """The path, and the variable's name where the layer has two of them."""
+        return self.path if self.attribute == "kernel" else f"{self.path}/{self.attribute}"
+
+    @property
+    def variable(self):
+        """The Keras variable."""
+        return getattr(self.layer, self.attribute)
+
+    @property
+    def spatial(self):
+        """The lengths of the spatial axes, `()` for a Dense layer's."""
+        return self.shape[:-2]
+
+    @property
+    def places(self):
+        """S, the weights of one channel in one filter."""
+        return math.prod(self.spatial)
+
+    @property
+    def channels(self):
+        """cin; of one group, where the convolution has groups."""
+        return self.shape[-1 if self._is_transposed else -2]
+
+    @property
+    def filters(self):
+        """cout; of a depthwise convolution, its multiplier."""
+        return self.shape[-2 if self._is_transposed else -1]
 
     @property
     def num_weights(self):
-        """`kh * kw * cin * cout`."""
-        return int(np.prod(self.shape))
+        """All weights in it."""
+        return math.prod(self.shape)
+
+    @property
+    def _is_transposed(self):
+        return isinstance(self.layer, _TRANSPOSED)
+
+    def rows(self, values):
+        """Lays an array of the variable's shape out as `(filters, channels * places)`."""
+        rank = len(self.spatial)
+        filters, channels = (rank, rank + 1) if self._is_transposed else (rank + 1, rank)
+        values = np.asarray(values).transpose(filters, channels, *range(rank))
+        return values.reshape(self.filters, -1)
+
+    def from_rows(self, rows):
+        """The inverse of `rows`, of a tensor and differentiable."""
+        rank = len(self.spatial)
+        tensor = keras.ops.reshape(rows, (self.filters, self.channels, *self.spatial))
+        last = (0, 1) if self._is_transposed else (1, 0)
+        return keras.ops.transpose(tensor, (*range(2, rank + 2), *last))
 
 
-def find_convolutions(model):
-    """Lists a model's 2-D convolutions in the order its layers are listed.
+def kernels_of(path, layer):
+    """Lists the kernels that a layer holds itself.
 
     Args:
-        model: a built functional or Sequential `keras.Model`; nested models are
-            entered.
+        path: the layer's.
+        layer: a built Keras layer.
 
     Returns:
-        A list of `Convolution`, one for each `keras.layers.Conv2D`. A layer used
-        twice is listed once. Depthwise, separable and transposed convolutions are
-        not listed: they keep their own weights.
-
-    Example:
-
-    >>> convolutions = keras_nern.kernels.find_convolutions(model)
-    >>> convolutions[0].shape
-    (3, 3, 3, 16)
+        A list of `Kernel`: one for a convolution or a Dense layer, two for a separable
+        convolution, none for other layers.
     """
+    if isinstance(layer, _SEPARABLE):
+        attributes = ("depthwise_kernel", "pointwise_kernel")
+    elif isinstance(layer, (*CONVOLUTIONS, keras.layers.Dense)):
+        attributes = ("kernel",)
+    else:
+        attributes = ()
     return [
-        Convolution(path, layer, tuple(layer.kernel.shape))
-        for path, layer in walk_layers(model)
-        if isinstance(layer, keras.layers.Conv2D)
+        Kernel(path, layer, attribute, tuple(getattr(layer, attribute).shape))
+        for attribute in attributes
     ]
 
 
 def walk_layers(model):
-    """Lists a model's layers and those of the models nested in it.
+    """Lists all layers in a model, to any depth.
 
     Args:
         model: a `keras.Model`.
 
     Returns:
-        A list of `(path, layer)`, each layer once, the path as in `"inner/conv1"`.
-        Nested models are entered and listed themselves.
+        A list of `(path, layer)`, each layer once and after the one it is in, the path as
+        in `"inner/conv1"`: nested models, wrappers and custom layers are entered, and
+        listed themselves. Where a path is taken, a number is put behind it.
     """
-    return list(_walk(model, prefix="", seen=set()))
+    found, seen, taken = [], {id(model)}, set()
 
+    def walk(layer, prefix):
+        for inner in layer._flatten_layers(include_self=False, recursive=False):
+            if id(inner) in seen:
+                continue
+            seen.add(id(inner))
+            path, number = prefix + inner.name, 1
+            while path in taken:
+                number += 1
+                path = f"{prefix}{inner.name}_{number}"
+            taken.add(path)
+            found.append((path, inner))
+            walk(inner, f"{path}/")
 
-def _walk(model, prefix, seen):
-    for layer in model.layers:
-        if id(layer) in seen:
-            continue
-        seen.add(id(layer))
-        yield prefix + layer.name, layer
-        if isinstance(layer, keras.Model):
-            yield from _walk(layer, f"{prefix}{layer.name}/", seen)
-
-
-def block_size(convolutions):
-    """The side k of the common block: the largest kernel side of all layers."""
-    return max(max(conv.shape[:2]) for conv in convolutions)
-
-
-def kernel_to_blocks(kernel, k):
-    """Lays a layer's kernels out as rows of k * k weights, zero-padded.
-
-    Args:
-        kernel: array `(kh, kw, cin, cout)`.
-        k: side of the block, at least `max(kh, kw)`.
-
-    Returns:
-        Array `(cin * cout, k * k)`, kernel i in row i, row-major within the block.
-    """
-    kernel = np.asarray(kernel)
-    kh, kw, cin, cout = kernel.shape
-    top, left = _crop_offset((kh, kw), k)
-    blocks = np.zeros((cout, cin, k, k), kernel.dtype)
-    blocks[:, :, top : top + kh, left : left + kw] = kernel.transpose(3, 2, 0, 1)
-    return blocks.reshape(cout * cin, k * k)
-
-
-def blocks_to_kernel(blocks, shape):
-    """Crops a layer's blocks back to its kernel, the inverse of `kernel_to_blocks`.
-
-    Args:
-        blocks: tensor `(cin * cout, k * k)`.
-        shape: `(kh, kw, cin, cout)` of the layer's kernel.
-
-    Returns:
-        Tensor of shape `shape`, differentiable with respect to `blocks`.
-    """
-    kh, kw, cin, cout = shape
-    k = round(blocks.shape[-1] ** 0.5)
-    top, left = _crop_offset((kh, kw), k)
-    blocks = keras.ops.reshape(blocks, (cout, cin, k, k))
-    blocks = blocks[:, :, top : top + kh, left : left + kw]
-    return keras.ops.transpose(blocks, (2, 3, 1, 0))
-
-
-def block_mask(shape, k):
-    """Marks the entries of a k x k block that a layer's kernels use.
-
-    Args:
-        shape: `(kh, kw, cin, cout)` of the layer's kernel.
-        k: side of the block.
-
-    Returns:
-        float32 array `(k * k,)`: 1 in the centre crop, 0 around it.
-    """
-    return kernel_to_blocks(np.ones((*shape[:2], 1, 1), "float32"), k)[0]
-
-
-def _crop_offset(size, k):
-    return [(k - side) // 2 for side in size]
+    walk(model, "")
+    return found

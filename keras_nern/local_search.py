@@ -11,7 +11,7 @@ A move joins a vector a to one of its nearest neighbours c. It either
 The path is kept as a cycle through an extra node, number n, at the distance 0 from all:
 its neighbours are the path's ends. Gains are computed for all nodes at once, then moves
 are made from the largest gain down, each only if the steps it takes away are still
-there; then again, around what has changed.
+there; then again around what has changed, and at last once more around all.
 """
 
 import numpy as np
@@ -57,9 +57,9 @@ class Path:
         nearest = nearest_neighbours(self.vectors, min(NEIGHBOURS, self.n - 1), self.metric)
         near = self.distance(np.arange(self.n)[:, None], nearest)
         least = 1e-6 * self.length() / self.n  # gains below this are rounding
-        active = np.arange(self.n)  # nodes around which something has changed
+        active = everything = np.arange(self.n)  # then those around which something has changed
         fewest = self.n
-        while len(active):
+        while True:
             chunks = np.array_split(active, len(active) // CHUNK + 1)
             found = [self._best_moves(nodes, nearest[nodes], near[nodes]) for nodes in chunks]
             gains, moves = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -72,10 +72,17 @@ class Path:
             places = self.place[np.flatnonzero(changed)]
             reach = np.arange(-LONGEST_SHIFT, LONGEST_SHIFT + 1)
             around = (places[:, None] + reach) % (self.n + 1)
+            if not changed.any():
+                if len(active) == self.n:
+                    break
+                active = everything  # a move may help that was not made, its steps being gone
+                continue
             active = np.setdiff1d(self.tour[around], [self.n])
             if progress and len(active) < fewest:
                 progress(fewest - len(active))
                 fewest = len(active)
+        if progress:
+            progress(fewest)
         return self.tour[1:].copy()
 
     def _best_moves(self, nodes, nearest, near):

@@ -2,20 +2,23 @@
 
     W^[l, f, c] = scale_l * predictor(encoding(l, f', c'))
 
-where (l, f', c') is the coordinate that the permutation gives to kernel (l, f, c).
-The rebuilt classifier is the base run with the kernels W^ and with all else (batch
-normalisation, biases, Dense layers) as it was. How the predictor learns is in
-`trainer`, how the base is read and run in `original`.
+where (l, f', c') is the coordinate that the permutation gives to block (l, f, c), in the
+paper's view the kernel of filter f and channel c of layer l. The rebuilt classifier is the
+base run with the kernels W^ and with all else (batch normalisation, biases, Dense layers) as
+it was. How the predictor learns is in `trainer`, how the base is read and run in `original`.
 """
+
+import itertools
 
 import keras
 import numpy as np
 
-from keras_nern.centring import centre
+from keras_nern.blocks import Blocks
+from keras_nern.centring import SAMPLE, centre
 from keras_nern.files import whole_file
-from keras_nern.kernels import find_convolutions
+from keras_nern.kernels import walk_layers
 from keras_nern.original import Original
-from keras_nern.permutations import Permutation
+from keras_nern.permutations import PERMUTATIONS, Permutation
 from keras_nern.positional_encoding import PACKAGE
 from keras_nern.predictor import KernelPredictor
 from keras_nern.report import summary_table
@@ -33,8 +36,8 @@ class NeRNModel(RepresentationTrainer):
     with predicted convolution kernels. The base itself is never changed.
 
     Args:
-        base: a built functional or Sequential Keras classifier, `(batch, height,
-            width, channels)` to `(batch, classes)`, with 2-D convolutions.
+        base: a built Keras classifier: functional, Sequential or subclassed, with any
+            inputs, and one or several outputs whose last axis is that of classes.
         hidden_size: h, width of the predictor. Defaults to `160`.
         num_blocks: Dense layers of the predictor, at least 2. Defaults to `5`.
         permutation: order of the coordinates within a layer: `None`, `"in_filter"`
@@ -50,15 +53,24 @@ class NeRNModel(RepresentationTrainer):
             their standard deviation, which is kept. Defaults to `None`.
         feature_maps: where distillation compares the two networks: `"convolutions"`,
             `"additions"` (of residual branches) or `"both"` (see
-            `graph.find_feature_maps`). Defaults to `"convolutions"`.
+            `original`). Defaults to `"convolutions"`.
+        view: how kernels are cut into the blocks that are predicted: `"crop"`, as in the
+            paper, or `"block"`, with no entry left over (see `blocks`). Defaults to
+            `"crop"`.
+        block_size: k of the block view; `None` for 3. Defaults to `None`.
+        include, exclude: the layers to represent, or to keep: a name or path, a compiled
+            regular expression, a function from a layer to a bool, or a list of these.
+            Default to `None`: all convolutions are represented.
+        include_dense: whether Dense layers are represented, too; best with the block
+            view. Defaults to `False`.
         **kwargs: `keras.Model` arguments (`name`, ...).
 
     Raises:
-        ValueError: where the base has no convolution, is not built, is subclassed,
-            has several inputs or outputs or weights that are not finite; for widths
-            below 1, fewer than 2 blocks, an unknown permutation, metric, method,
-            normalisation or kind of feature maps, or the `Permutation` of a network
-            with other kernels.
+        ValueError: where the base has no kernel to represent, is not built or has
+            weights that are not finite; for widths below 1, fewer than 2 blocks, an
+            unknown permutation, metric, method, normalisation, view or kind of feature
+            maps, a selection that names what is not there, or the `Permutation` of a
+            network whose layers have other grids of blocks.
 
     Example:
 
@@ -81,49 +93,71 @@ class NeRNModel(RepresentationTrainer):
         metric="euclidean",
         feature_maps="convolutions",
         permutation_method="greedy",
+        view="crop",
+        block_size=None,
+        include=None,
+        exclude=None,
+        include_dense=False,
         **kwargs,
     ):
         kwargs.setdefault("dtype", "float32")
         kwargs.setdefault("name", "nern")
         super().__init__(**kwargs)
-        if not isinstance(permutation, Permutation):
+        if isinstance(permutation, Permutation):
+            permutation_method = metric = None  # not known
+        elif permutation is None or isinstance(permutation, str):
             Permutation.validate(permutation, permutation_method, metric)
+        else:
+            raise ValueError(
+                "permutation must be None, a name or a Permutation (see Permutation.load). "
+                f"Received: permutation={permutation!r}"
+            )
         if normalize not in (None, "layer"):
             raise ValueError(
                 f'normalize must be None or "layer". Received: normalize={normalize!r}'
             )
-        self._original = Original(base, feature_maps)
+        selection = {"include": include, "exclude": exclude, "include_dense": include_dense}
+        self._original = Original(base, feature_maps, view, block_size, **selection)
+        blocks = self._original.blocks
+        self.view = view
+        self.block_size = block_size
+        self.include = include
+        self.exclude = exclude
+        self.include_dense = include_dense
         self.feature_maps = feature_maps
         if not isinstance(permutation, Permutation):
-            permutation = Permutation.of(base, permutation, permutation_method, metric)
-        permutation.check(self._original.shapes)
+            permutation = Permutation.of(blocks, permutation, permutation_method, metric)
+        permutation.check(blocks.grids)
         self.permutation = permutation.kind
         self.permutation_method = permutation_method
         self.metric = metric
         self.encoding = encoding
         self.normalize = normalize
         self.predictor = KernelPredictor(
-            hidden_size, num_blocks, self._original.kernel_size, encoding, name="predictor"
+            hidden_size, num_blocks, blocks.block_length, encoding, name="predictor"
         )
         self.predictor.build((None, 3))
         self.hidden_size = self.predictor.hidden_size
         self.num_blocks = self.predictor.num_blocks
-        self.coordinates = self.add_weight(
-            name="coordinates",
-            shape=(self._original.num_kernels, 3),
-            dtype="int32",
-            initializer="zeros",
-            trainable=False,
-        )
+        self.positions = None  # where blocks stand, if not where they are
+        if permutation.kind is not None:
+            self.positions = self.add_weight(
+                name="positions",
+                shape=(blocks.num_blocks,),
+                dtype="int32",
+                initializer="zeros",
+                trainable=False,
+            )
+            self.positions.assign(permutation.positions())
         self.scales = self.add_weight(
             name="scales",
-            shape=(len(self._original.shapes),),
+            shape=(len(blocks.kernels),),
             initializer="ones",
             trainable=False,
         )
-        coordinates = permutation.coordinates()
-        self.coordinates.assign(coordinates)
-        centre(self.predictor, coordinates)
+        every = -(-blocks.num_blocks // SAMPLE)
+        some = keras.ops.arange(0, blocks.num_blocks, every, dtype="int32")
+        centre(self.predictor, self._coordinates(some))
         if normalize == "layer":
             self.scales.assign(self._original.layer_scales())
         self._base_is_own = False  # True where from_config made it, until it has weights
@@ -134,34 +168,57 @@ class NeRNModel(RepresentationTrainer):
         """The original classifier: the object that was given."""
         return self._original.base
 
-    def _predicted_blocks(self):
-        """All kernels as the predictor gives them, rows `(kernels, k * k)`."""
-        coordinates = keras.ops.convert_to_tensor(self.coordinates)
-        chunks = [
-            self.predictor(coordinates[start : start + CHUNK])
-            for start in range(0, self._original.num_kernels, CHUNK)
-        ]
+    def coordinates(self):
+        """The coordinate of each block, (layer, filter, column): int32 `(blocks, 3)`."""
+        return self.kernel_permutation().coordinates()
+
+    def _coordinates(self, indices):
+        positions = self.positions
+        if positions is not None:
+            positions = keras.ops.convert_to_tensor(positions)
+        return self._original.blocks.coordinates(indices, positions)
+
+    def _predicted_blocks(self, start=0, stop=None):
+        """Blocks from one number to another as the predictor gives them, `(blocks, B)`."""
+        stop = self._original.blocks.num_blocks if stop is None else stop
+        chunks = []
+        for first in range(start, stop, CHUNK):
+            indices = keras.ops.arange(first, min(first + CHUNK, stop), dtype="int32")
+            chunks.append(self.predictor(self._coordinates(indices)))
         return keras.ops.concatenate(chunks)
 
-    def _rebuilt_kernels(self, blocks):
-        """Predicted rows as one kernel `(kh, kw, cin, cout)` per layer, in true units."""
-        scales = keras.ops.take(self.scales, self.coordinates[:, 0], axis=0)
-        return self._original.split(blocks * scales[:, None])
+    def _predicted_kernels(self):
+        """All kernels, in true units and in the shapes of their variables."""
+        blocks = self._original.blocks
+        scales = keras.ops.convert_to_tensor(self.scales)
+        if blocks.num_blocks <= CHUNK:
+            return self._rebuilt_kernels(self._predicted_blocks())
+        return [
+            blocks.kernel(index, self._predicted_blocks(start, stop)) * scales[index]
+            for index, (start, stop) in enumerate(itertools.pairwise(blocks.offsets.tolist()))
+        ]
+
+    def _rebuilt_kernels(self, predicted):
+        """The same, from all predicted blocks."""
+        scales = keras.ops.convert_to_tensor(self.scales)
+        kernels = self._original.blocks.split(predicted)
+        return [kernel * scales[index] for index, kernel in enumerate(kernels)]
 
     def call(self, inputs, training=None):
-        return self._original.classify(inputs, self._rebuilt_kernels(self._predicted_blocks()))
+        return self._original.classify(inputs, self._predicted_kernels())
 
     def predict_kernels(self):
-        """Predicts the kernels of all layers.
+        """Predicts all kernels.
 
         Returns:
-            A dict from layer name (with its path, in nested models) to a float32
-            array `(kh, kw, cin, cout)`.
+            A dict from the kernel's name, which is its layer's path (with the variable's
+            name, where the layer has two), to a float32 array of the variable's shape.
         """
-        kernels = self._rebuilt_kernels(self._predicted_blocks())
         return {
-            conv.name: keras.ops.convert_to_numpy(kernel)
-            for conv, kernel in zip(self._original.convolutions, kernels, strict=True)
+            kernel.name: keras.ops.convert_to_numpy(value)
+            for kernel, value in zip(
+                self._original.blocks.kernels, self._predicted_kernels(), strict=True
+            )
         }
 
     def reconstruct(self):
@@ -172,9 +229,14 @@ class NeRNModel(RepresentationTrainer):
             predicted kernels, everything else copied from the base. Not compiled.
         """
         rebuilt = self._original.copy()
-        convolutions = find_convolutions(rebuilt)
-        for conv, kernel in zip(convolutions, self.predict_kernels().values(), strict=True):
-            conv.layer.kernel.assign(kernel)
+        # by their order: a subclassed model may name its copy's layers otherwise
+        layers = [layer for _, layer in walk_layers(self.base)]
+        copies = [layer for _, layer in walk_layers(rebuilt)]
+        copy_of = {id(layer): copy for layer, copy in zip(layers, copies, strict=True)}
+        for kernel, value in zip(
+            self._original.blocks.kernels, self._predicted_kernels(), strict=True
+        ):
+            getattr(copy_of[id(kernel.layer)], kernel.attribute).assign(value)
         return rebuilt
 
     def summary_table(self):
@@ -183,16 +245,26 @@ class NeRNModel(RepresentationTrainer):
         Returns:
             A `report.SummaryTable`; printed, it is a table.
         """
-        scales = len(self._original.shapes) if self.normalize else 0
+        scales = len(self._original.blocks.kernels) if self.normalize else 0
         bits = self.kernel_permutation().layer_bits
         return summary_table(self._original, self.predictor, bits, scales)
 
     def kernel_permutation(self):
-        """The order of the kernels as a `Permutation`, read from the coordinates."""
-        coordinates = keras.ops.convert_to_numpy(self.coordinates)
-        return Permutation.from_coordinates(coordinates, self._original.shapes, self.permutation)
+        """The order of the blocks as a `Permutation`."""
+        grids = self._original.blocks.grids
+        if self.positions is None:
+            return Permutation(grids, kind=None)
+        positions = keras.ops.convert_to_numpy(self.positions)
+        return Permutation.from_positions(positions, grids, self.permutation)
 
     # Saving.
+
+    def _selection_config(self):
+        """What was chosen, by paths: functions and expressions cannot be written down."""
+        include = None
+        if self.include is not None or self.exclude is not None:
+            include = list(dict.fromkeys(k.path for k in self._original.blocks.kernels))
+        return {"include": include, "exclude": None, "include_dense": self.include_dense}
 
     def get_config(self):
         return {
@@ -206,6 +278,9 @@ class NeRNModel(RepresentationTrainer):
             "encoding": keras.saving.serialize_keras_object(self.encoding),
             "normalize": self.normalize,
             "feature_maps": self.feature_maps,
+            "view": self.view,
+            "block_size": self.block_size,
+            **self._selection_config(),
         }
 
     @classmethod
@@ -213,12 +288,16 @@ class NeRNModel(RepresentationTrainer):
         config = dict(config)
         for name in ("base", "encoding"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
-        # The order of the original's kernels is loaded, not searched for again among
+        # The order of the original's blocks is loaded, not searched for again among
         # the fresh weights of its copy.
-        permutation = config.pop("permutation")
-        Permutation.validate(permutation)
-        model = cls(**config)
-        model.permutation = permutation
+        kind = config["permutation"]
+        Permutation.validate(kind)
+        selection = {
+            name: config[name]
+            for name in ("view", "block_size", "include", "exclude", "include_dense")
+        }
+        grids = Blocks(config["base"], **selection).grids
+        model = cls(**{**config, "permutation": Permutation(grids, kind=kind)})
         model._base_is_own = True
         return model
 
@@ -261,6 +340,7 @@ class NeRNModel(RepresentationTrainer):
     def save_own_variables(self, store):
         super().save_own_variables(store)
         store["sampling_seed"] = self._seed.state.numpy()
+        store["permutation"] = np.array(PERMUTATIONS.index(self.permutation))
         store["phase"] = np.array([self.phase == "distillation", self.reconstruction_finished])
         if self._runtime.schedule:
             plan = self._runtime.schedule.get_config()
@@ -274,6 +354,11 @@ class NeRNModel(RepresentationTrainer):
                 "Expected weights of a representation of this base. Received: those of one with "
                 f"other weights than {self.base.name!r} has (their SHA-256 differ)."
             )
+        kind = PERMUTATIONS[int(np.asarray(store["permutation"]))]
+        if kind != self.permutation:
+            raise ValueError(
+                f"Expected weights with permutation={self.permutation!r}. Received: {kind!r}"
+            )
         self._seed.state.assign(np.asarray(store["sampling_seed"]))
         keys = set(store.keys())
         distils, finished = np.asarray(store["phase"])
@@ -282,6 +367,6 @@ class NeRNModel(RepresentationTrainer):
         if self._runtime.schedule and "plan" in keys:
             rate, steps = np.asarray(store["plan"]).tolist()
             self._runtime.schedule.plan(rate, int(steps))
-        weights = keys - {"sampling_seed", "base_digest", "phase", "plan"}
+        weights = keys - {"sampling_seed", "base_digest", "phase", "plan", "permutation"}
         super().load_own_variables({key: store[key] for key in weights})
         self._base_is_own = False  # its weights come next, and are then the ones to keep

@@ -12,34 +12,75 @@ that follows scales filter f by gamma_f / sigma_f, and the change with it.
 """
 
 import math
+import typing
 
 import keras
 import numpy as np
 
-from keras_nern.graph import convolution_calls
+from keras_nern.recording import normalisations, recorded_calls
 
 
-def convolution_inputs(base, convolutions):
-    """The symbolic input and the output scale of each convolution.
+class Gathered(typing.NamedTuple):
+    """What is known of a kernel's inputs and outputs.
+
+    Attributes:
+        moments: C, float32 `(groups, patch, patch)`, with patch = kh kw cin in the order of
+            a kernel's axes.
+        scale: of its outputs by the normalisation that follows, float32 `(filters,)`.
+    """
+
+    moments: np.ndarray
+    scale: np.ndarray
+
+
+def second_moments(base, kernels, batches):
+    """C of every ordinary convolution and Dense layer, over all patches of all images.
 
     Args:
-        base: a built functional or Sequential model.
-        convolutions: its `kernels.Convolution` list.
+        base: a built `keras.Model`.
+        kernels: list of `kernels.Kernel`.
+        batches: an iterable of what the base takes.
 
     Returns:
-        A list of `(tensor, scale)`, the scale a float32 array `(filters,)`, or of
-        `None` for a convolution inside a nested model. Of one used at several places
-        it is the first.
+        A list of `Gathered`, `None` for kernels of other layers (transposed, depthwise,
+        separable and 3-D convolutions) and for those that are not called.
+
+    Raises:
+        ValueError: where there are no batches.
     """
+    sums, counts, scales, seen = {}, {}, {}, False
+    for inputs in batches:
+        with recorded_calls(base) as calls:
+            base(inputs, training=False)
+        after = normalisations(calls)
+        for index, kernel in enumerate(kernels):
+            for call in calls:
+                if call.operation is not kernel.layer or not _is_plain(kernel.layer):
+                    continue
+                patches = _patches(call.inputs[0], kernel)  # (groups, positions, patch)
+                product = keras.ops.matmul(keras.ops.transpose(patches, (0, 2, 1)), patches)
+                product = keras.ops.convert_to_numpy(product).astype("float64")
+                sums[index] = sums.get(index, 0.0) + product
+                counts[index] = counts.get(index, 0) + patches.shape[1]
+                scales.setdefault(index, _scale(kernel, after.get(id(call.output))))
+        seen = True
+    if not seen:
+        raise ValueError("Expected at least one batch of images. Received: none")
     return [
-        (call.input_tensors[0], _scale(call.operation, normalisation)) if call else None
-        for call, normalisation in convolution_calls(base, convolutions)
+        Gathered((sums[index] / counts[index]).astype("float32"), scales[index])
+        if index in sums
+        else None
+        for index in range(len(kernels))
     ]
 
 
-def _scale(convolution, normalisation):
+def _is_plain(layer):
+    return isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Dense))
+
+
+def _scale(kernel, normalisation):
     if normalisation is None:
-        return np.ones(convolution.filters, "float32")
+        return np.ones(kernel.filters, "float32")
     layer = normalisation.operation
     scale = 1.0 / np.sqrt(keras.ops.convert_to_numpy(layer.moving_variance) + layer.epsilon)
     if layer.scale:
@@ -47,49 +88,31 @@ def _scale(convolution, normalisation):
     return scale.astype("float32")
 
 
-def second_moments(base, convolutions, batches):
-    """C of every convolution, over all patches of all images.
-
-    Args:
-        base: a built functional or Sequential model.
-        convolutions: its `kernels.Convolution` list.
-        batches: an iterable of images `(batch, height, width, channels)`.
-
-    Returns:
-        A list of float32 arrays `(groups, patch, patch)`, with patch = kh kw cin in the
-        order of a kernel's axes, or of `None` for a convolution inside a nested model.
-
-    Raises:
-        ValueError: where there are no images.
-    """
-    inputs = convolution_inputs(base, convolutions)
-    seen = [i for i, found in enumerate(inputs) if found]
-    probe = keras.Model(base.inputs[0], [inputs[i][0] for i in seen])
-    sums, counts = [0.0] * len(convolutions), [0] * len(convolutions)
-    for images in batches:
-        for i, tensor in zip(seen, keras.tree.flatten(probe(images, training=False)), strict=True):
-            patches = _patches(tensor, convolutions[i])  # (groups, positions, patch)
-            product = keras.ops.matmul(keras.ops.transpose(patches, (0, 2, 1)), patches)
-            sums[i] = sums[i] + keras.ops.convert_to_numpy(product).astype("float64")
-            counts[i] += patches.shape[1]
-    if seen and not counts[seen[0]]:
-        raise ValueError("Expected at least one batch of images. Received: none")
-    return [
-        (sums[i] / counts[i]).astype("float32") if found else None for i, found in enumerate(inputs)
-    ]
-
-
-def _patches(tensor, conv):
-    kh, kw, cin, _ = conv.shape
-    layer = conv.layer
+def _patches(tensor, kernel):
+    """The patches a kernel is multiplied with: `(groups, positions, places * channels)`."""
+    layer = kernel.layer
+    tensor = keras.ops.cast(tensor, "float32")
+    if isinstance(layer, keras.layers.Dense):
+        return keras.ops.reshape(tensor, (1, -1, tensor.shape[-1]))
+    if layer.data_format == "channels_first":
+        tensor = keras.ops.moveaxis(tensor, 1, -1)
+    size, strides, dilation = layer.kernel_size, layer.strides, layer.dilation_rate
+    padding = layer.padding
+    if isinstance(layer, keras.layers.Conv1D):
+        if padding == "causal":
+            tensor = keras.ops.pad(tensor, ((0, 0), (dilation[0] * (size[0] - 1), 0), (0, 0)))
+            padding = "valid"
+        tensor = tensor[:, None]
+        size, strides, dilation = (1, *size), (1, *strides), (1, *dilation)
     patches = keras.ops.image.extract_patches(
-        keras.ops.cast(tensor, "float32"),
-        (kh, kw),
-        strides=layer.strides,
-        dilation_rate=layer.dilation_rate,
-        padding=layer.padding,
+        tensor,
+        size,
+        strides=strides,
+        dilation_rate=dilation,
+        padding=padding,
+        data_format="channels_last",
     )
     positions = math.prod(patches.shape[:3])
-    patches = keras.ops.reshape(patches, (positions, kh * kw, layer.groups, cin))
-    patches = keras.ops.transpose(patches, (2, 0, 1, 3))
-    return keras.ops.reshape(patches, (layer.groups, positions, kh * kw * cin))
+    shape = (positions, kernel.places, layer.groups, kernel.channels)
+    patches = keras.ops.transpose(keras.ops.reshape(patches, shape), (2, 0, 1, 3))
+    return keras.ops.reshape(patches, (layer.groups, positions, -1))

@@ -7,8 +7,10 @@ The distance of u and v is
   directions.
 
 Both order the v around a u as  <u', v'> + b(v)  does, from the largest down, with vectors
-*prepared* for it: for the one u' = u / |u| and b = 0, for the other u' = u and
-b = -|v|^2 / 2. So a product of matrices compares many at once.
+*prepared* for it: for the one u' = u / |u| and b = 0; for the other, with the mean m of all
+and some scale r, u' = (u - m) / r and b = -|v'|^2 / 2. So a product of matrices compares many
+at once. It is computed in float32: distances that differ by less than about 1e-7 of the
+squared spread of the vectors count as equal.
 """
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 METRICS = ("cosine", "euclidean")
 EXACT_LIMIT = 16_384  # vectors up to which neighbours are looked for among all
 CHUNK = 65_536  # vectors looked at together
+CANDIDATES = 16_384  # compared with a vector beyond it, at most
 PROBES = 12  # centres whose vectors are looked at beyond the exact limit
 
 
@@ -26,12 +29,22 @@ def validate(name, value, choices):
 
 
 def prepared(vectors, metric):
-    """The vectors as float32 `(n, d)`; for cosines those of norm 1, or 0 where it is 0."""
-    vectors = np.asarray(vectors, "float32")
+    """Vectors `(n, d)` as they are compared, float32; those without direction are zeros.
+
+    Raises:
+        ValueError: where they are not finite.
+    """
+    vectors = np.asarray(vectors, "float64")
+    if not np.isfinite(vectors).all():
+        raise ValueError("Expected finite weights to order. Received: some NaN or infinite")
     if metric == "euclidean":
-        return vectors
+        vectors = vectors - vectors.mean(axis=0)
+        return (vectors / (np.abs(vectors).max(initial=0) or 1.0)).astype("float32")
+    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
+    vectors = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    units = np.divide(vectors, norms, out=vectors, where=norms > 0)
+    return units.astype("float32")
 
 
 def scores(metric, vectors):
@@ -96,4 +109,7 @@ def _neighbourhoods(vectors, bias, count):
         enough = np.searchsorted(np.cumsum(sizes[by_nearness]), count + 1) + 1
         around = by_nearness[: max(PROBES, enough)]
         if sizes[centre]:
-            yield members[centre], np.concatenate([members[one] for one in around])
+            candidates = np.concatenate([members[one] for one in around])
+            # where very many vectors are alike, some of them are as good as all
+            most = max(CANDIDATES, count + 1)
+            yield members[centre], candidates[:: -(-len(candidates) // most)]

@@ -25,7 +25,7 @@ import math
 import keras
 import numpy as np
 
-from keras_nern.graph import first_normalisation
+from keras_nern.recording import first_normalisation
 
 KINDS = ("uniform", "gaussian", "batch_norm")
 
@@ -171,13 +171,12 @@ def match_statistics(base, image_shape):
     Raises:
         ValueError: where there is no batch normalisation.
     """
-    layer, tensor = first_normalisation(base)
-    probe = keras.Model(base.inputs[0], tensor)
+    layer, probe = first_normalisation(base, np.zeros((1, *image_shape), "float32"))
     wanted_mean = np.asarray(keras.ops.convert_to_numpy(layer.moving_mean), "float64")
     wanted_variance = np.asarray(keras.ops.convert_to_numpy(layer.moving_variance), "float64")
 
     def answers(images):
-        seen = keras.ops.convert_to_numpy(probe(images.astype("float32"), training=False))
+        seen = keras.ops.convert_to_numpy(probe(images.astype("float32")))
         return seen.astype("float64").reshape(-1, len(wanted_mean))
 
     channels = image_shape[-1]
@@ -270,7 +269,14 @@ def _per_channel(name, value, channels):
 
 
 def _image_shape(base, image_size):
-    *size, channels = base.inputs[0].shape[1:]
+    inputs = getattr(base, "inputs", None) or []
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        raise ValueError(
+            "NoiseDataset makes images (height, width, channels) for a functional or Sequential "
+            f"base with one input. Received: {base.name!r} with inputs of shapes "
+            f"{[tuple(one.shape) for one in inputs]}"
+        )
+    *size, channels = inputs[0].shape[1:]
     given = list(image_size or ())
     if not all(side >= 1 for side in given):
         raise ValueError(f"image_size must be at least (1, 1). Received: image_size={image_size!r}")

@@ -6,13 +6,15 @@
 L_out, for which second moments have to be gathered first, is left out by default.
 """
 
+import types
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_nern import losses, sampling
-from keras_nern.inputs import examine, image_batches, is_pair
-from keras_nern.moments import convolution_inputs, second_moments
+from keras_nern.inputs import examine, input_batches, is_pair
+from keras_nern.moments import second_moments
 
 # The losses that need images.
 DISTILLED = ("logits_loss", "feature_map_loss")
@@ -23,9 +25,8 @@ WEIGHTED = ("reconstruction_loss", *DISTILLED, "layer_output_loss")
 class RepresentationObjective(keras.Model):
     """The losses of a `NeRNModel`.
 
-    `NeRNModel` owns `_original`, `predictor`, `coordinates` and `scales`, predicts
-    (`_predicted_blocks`) and scales (`_rebuilt_kernels`) all kernels; `compile` sets the
-    losses' weights.
+    `NeRNModel` owns `_original`, `predictor`, `positions` and `scales` and predicts all
+    kernels (`_predicted_kernels`); `compile` sets the losses' weights.
     """
 
     def _start_objective(self):
@@ -38,8 +39,7 @@ class RepresentationObjective(keras.Model):
             A float: sum (W - W^)^2 / sum W^2, of the predictor and the base as they
             are now.
         """
-        self._refresh_targets()
-        terms = self._compare(*self._pick(None), self._predicted_blocks())
+        terms = self._compare_kernels(self._predicted_kernels())
         return float(terms["relative_error"])
 
     def scale_losses(self, **multipliers):
@@ -69,49 +69,76 @@ class RepresentationObjective(keras.Model):
 
     def _refresh_targets(self):
         """Reads what is to be predicted from the base as it is now."""
-        runtime = self._runtime
-        blocks = self._original.blocks()
-        layer = keras.ops.convert_to_numpy(self.coordinates)[:, 0]
-        targets = blocks / keras.ops.convert_to_numpy(self.scales)[layer][:, None]
-        cumulative = sampling.cumulative_magnitude(blocks)
-        if runtime.targets is None:
-            with self.distribute_strategy.scope():
-                runtime.targets = constant(targets)
-                runtime.cumulative = constant(cumulative)
-                runtime.masks = constant(self._original.masks)
+        runtime, blocks = self._runtime, self._original.blocks
+        samplings = (self.kernel_sampling, self.distillation_sampling)
+        cumulative = None
+        if any(getattr(one, "by_magnitude", True) for one in samplings):
+            cumulative = sampling.cumulative_magnitude(blocks.norms())
+        with self.distribute_strategy.scope():
+            if runtime.weights is None:
+                runtime.weights = constant(blocks.weights())
                 runtime.multipliers = constant(np.ones(len(WEIGHTED)))
-        else:
-            runtime.targets.assign(targets)
-            runtime.cumulative.assign(cumulative)
+            else:
+                runtime.weights.assign(blocks.weights())
+            if cumulative is not None and runtime.cumulative is None:
+                runtime.cumulative = constant(cumulative)
+            elif cumulative is not None:
+                runtime.cumulative.assign(cumulative)
 
-    def _pick(self, indices):
-        """Coordinates `(n, 3)` and targets `(n, k * k)` of the drawn kernels."""
-        coordinates = keras.ops.convert_to_tensor(self.coordinates)
-        targets = keras.ops.convert_to_tensor(self._runtime.targets)
+    def _draw(self, sampling):
+        """Numbers of the blocks that get gradients at a step, or `None` for all."""
+        cumulative = self._runtime.cumulative
+        if cumulative is not None:
+            cumulative = keras.ops.convert_to_tensor(cumulative)
+        return sampling.sample(self._original.blocks.num_blocks, self._seed, cumulative)
+
+    def _predict_drawn(self, indices):
+        """Predicts the drawn blocks.
+
+        Returns:
+            `(indices, predicted, means)`: `(n,)`, `(n, B)` and what `predict_with_means`
+            gives besides.
+        """
         if indices is None:
-            return coordinates, targets
-        return (
-            keras.ops.take(coordinates, indices, axis=0),
-            keras.ops.take(targets, indices, axis=0),
-        )
+            indices = keras.ops.arange(self._original.blocks.num_blocks, dtype="int32")
+        return indices, *self.predictor.predict_with_means(self._coordinates(indices))
 
-    def _compare(self, coordinates, targets, predicted):
-        layers = coordinates[:, 0]
-        mask = keras.ops.take(self._runtime.masks, layers, axis=0)  # (n, k*k)
-        scale = keras.ops.take(self.scales, layers, axis=0)[:, None]
+    def _compare(self, indices, predicted):
+        """The weights' errors of drawn blocks."""
+        blocks = self._original.blocks
+        weights = keras.ops.convert_to_tensor(self._runtime.weights)
+        originals, mask = blocks.take(weights, indices)
+        layers, _ = blocks.places(indices)
+        scale = keras.ops.take(keras.ops.convert_to_tensor(self.scales), layers)[:, None]
         return {
-            "reconstruction_loss": losses.reconstruction_loss(targets, predicted, mask),
-            "relative_error": losses.relative_error(scale * targets, scale * predicted, mask),
+            "reconstruction_loss": losses.reconstruction_loss(originals / scale, predicted, mask),
+            "relative_error": losses.relative_error(originals, scale * predicted, mask),
+        }
+
+    def _compare_kernels(self, kernels):
+        """The weights' errors of all kernels."""
+        scales = keras.ops.convert_to_numpy(self.scales)
+        squares = scaled = size = 0.0
+        for scale, kernel, original in zip(
+            scales, kernels, self._original.kernel_values(), strict=True
+        ):
+            error = np.sum((keras.ops.convert_to_numpy(kernel) - original) ** 2, dtype="float64")
+            squares += error
+            scaled += error / scale**2
+            size += np.sum(original**2, dtype="float64")
+        count = self._original.blocks.num_weights
+        return {
+            "reconstruction_loss": np.sqrt(max(scaled / count, losses.EPSILON)),
+            "relative_error": squares / max(size, losses.EPSILON),
         }
 
     def _distance(self, teacher, student):
-        (teacher_maps, teacher_outputs), (student_maps, student_outputs) = teacher, student
-        logits = self._original.logits
+        logits = zip(teacher.logits, student.logits, strict=True)
         return {
-            "logits_loss": losses.logits_distillation_loss(
-                logits(teacher_outputs), logits(student_outputs), self.temperature
+            "logits_loss": sum(
+                losses.logits_distillation_loss(a, b, self.temperature) for a, b in logits
             ),
-            "feature_map_loss": losses.feature_map_distillation_loss(teacher_maps, student_maps),
+            "feature_map_loss": losses.feature_map_distillation_loss(teacher.maps, student.maps),
         }
 
     def _weighted(self, terms, multipliers=(1.0, 1.0, 1.0, 1.0)):
@@ -128,48 +155,46 @@ class RepresentationObjective(keras.Model):
         )
 
     def _reconstruction_terms(self):
-        indices = self.kernel_sampling.sample(self._runtime.cumulative, self._seed)
-        coordinates, targets = self._pick(indices)
-        predicted, means = self.predictor.predict_with_means(coordinates)
-        terms = self._compare(coordinates, targets, predicted)
+        drawn = self._draw(self.kernel_sampling)
+        indices, predicted, means = self._predict_drawn(drawn)
+        terms = self._compare(indices, predicted)
         if self.layer_output_weight:
-            kernels = self._rebuilt_kernels(self._all_blocks(indices, predicted))
+            kernels = self._rebuilt_kernels(self._all_blocks(drawn, predicted))
             terms["layer_output_loss"] = losses.layer_output_loss(
-                [keras.ops.convert_to_tensor(k) for k in self._original.kernels()],
+                [keras.ops.convert_to_tensor(k.variable) for k in self._original.blocks.kernels],
                 kernels,
                 self._runtime.moments,
                 self._runtime.output_scales,
             )
         return terms, means
 
-    def _distillation_terms(self, images, teacher):
-        indices = self.distillation_sampling.sample(self._runtime.cumulative, self._seed)
-        coordinates, targets = self._pick(indices)
-        predicted, means = self.predictor.predict_with_means(coordinates)
-        kernels = self._rebuilt_kernels(self._all_blocks(indices, predicted))
-        student = self._original.observe(images, kernels)
-        terms = self._compare(coordinates, targets, predicted)
+    def _distillation_terms(self, inputs, teacher):
+        drawn = self._draw(self.distillation_sampling)
+        indices, predicted, means = self._predict_drawn(drawn)
+        kernels = self._rebuilt_kernels(self._all_blocks(drawn, predicted))
+        student = self._original.observe(inputs, kernels)
+        terms = self._compare(indices, predicted)
         return {**terms, **self._distance(teacher, student)}, means
 
-    def _all_blocks(self, indices, predicted):
-        """All kernels as rows `(kernels, k * k)`, with gradients to those drawn."""
-        if indices is None:
+    def _all_blocks(self, drawn, predicted):
+        """All blocks as rows `(blocks, B)`, with gradients to those drawn."""
+        if drawn is None:
             return predicted
-        rest = keras.ops.stop_gradient(self.predictor(self.coordinates))
-        # A kernel drawn n times stands in n rows, each of which gets its gradient.
-        drawn = keras.ops.segment_sum(
-            keras.ops.ones_like(indices, "float32"), indices, self._original.num_kernels
+        rest = keras.ops.stop_gradient(self._predicted_blocks())
+        # A block drawn n times stands in n rows, each of which gets its gradient.
+        times = keras.ops.segment_sum(
+            keras.ops.ones_like(drawn, "float32"), drawn, self._original.blocks.num_blocks
         )
-        share = 1.0 / keras.ops.take(drawn, indices, axis=0)[:, None]
+        share = 1.0 / keras.ops.take(times, drawn, axis=0)[:, None]
         fixed = keras.ops.stop_gradient(predicted)
         rows = fixed + share * (predicted - fixed)
-        return keras.ops.scatter_update(rest, indices[:, None], rows)
+        return keras.ops.scatter_update(rest, drawn[:, None], rows)
 
     def gather_second_moments(self, x, images=2000, batch_size=64):
         """Learns from images which errors of the kernels would show, see `moments`.
 
         Args:
-            x: images or (images, labels), as `fit` takes them; noise will do.
+            x: inputs or (inputs, labels), as `fit` takes them; noise will do.
             images: how many of them to use. Defaults to `2000`.
             batch_size: how many to take at once where `x` is an array. Defaults to
                 `64`.
@@ -177,13 +202,12 @@ class RepresentationObjective(keras.Model):
         Raises:
             ValueError: where `x` is empty, or its images do not fit the base.
         """
-        batches = image_batches(self.examine(x), images, batch_size)
-        original = self._original
-        moments = second_moments(original.base, original.convolutions, batches)
-        inputs = convolution_inputs(original.base, original.convolutions)
+        x = self.examine(x)
+        batches = input_batches(x, images, batch_size, self._original.input_shapes)
+        gathered = second_moments(self._original.base, self._original.blocks.kernels, batches)
         with self.distribute_strategy.scope():
-            self._runtime.moments = [m if m is None else constant(m) for m in moments]
-            self._runtime.output_scales = [i if i is None else constant(i[1]) for i in inputs]
+            self._runtime.moments = [m and constant(m.moments) for m in gathered]
+            self._runtime.output_scales = [m and constant(m.scale) for m in gathered]
         self._runtime.traced_phase = None
 
     def examine(self, x, y=None, name="x", validation_split=0.0):
@@ -203,27 +227,29 @@ class RepresentationObjective(keras.Model):
                 labels under a strategy that takes none, or labels or a split are asked
                 of what is no array.
         """
-        if is_between_workers(self.distribute_strategy) and (y is not None or is_pair(x)):
+        shapes = self._original.input_shapes
+        labelled = y is not None or is_pair(x, shapes)
+        if is_between_workers(self.distribute_strategy) and labelled:
             raise ValueError(
                 f"Between workers {name} must give images without labels, as Keras (3.15) reduces "
                 "no pairs. Received: images and labels"
             )
-        if not (is_pair(x) or hasattr(x, "shape")) and (y is not None or validation_split):
+        arrays = not isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, types.GeneratorType))
+        if not arrays and (y is not None or validation_split):
             raise ValueError(
                 f"y and validation_split go with arrays only. Received: {name} of type "
                 f"{type(x).__name__}, validation_split={validation_split!r}, "
                 f"y={'None' if y is None else 'labels'}"
             )
-        return examine(x, self._original.image_shape, name)
+        return examine(x, shapes, name)
 
 
 class Runtime:
     """State that is derived, so neither saved nor counted among the weights."""
 
     def __init__(self):
-        self.targets = None
+        self.weights = None  # what is to be predicted, `blocks.Blocks.weights`
         self.cumulative = None
-        self.masks = None
         self.multipliers = None
         self.kernels = None
         self.terms = None

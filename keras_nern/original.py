@@ -6,71 +6,102 @@ network run with predicted kernels as the student. The student is the original i
 a `keras.StatelessScope` that stands the predicted tensors in for the kernel
 variables, so gradients reach the predictor and no variable is ever assigned.
 
-Where its feature maps are found is told in `graph`.
+A convolution's feature map is taken after the batch normalisation that follows it
+and before the activation; without one, it is the convolution's own output. Feature maps
+can also be taken where a residual network adds its branches.
 """
 
 import hashlib
+import typing
 
 import keras
 import numpy as np
 
-from keras_nern.graph import find_feature_maps, output_activation
-from keras_nern.kernels import (
-    block_mask,
-    block_size,
-    blocks_to_kernel,
-    find_convolutions,
-    kernel_to_blocks,
-    walk_layers,
-)
+from keras_nern.blocks import Blocks
+from keras_nern.kernels import walk_layers
 from keras_nern.losses import logits_of
+from keras_nern.recording import (
+    all_operations,
+    normalisations,
+    output_activation,
+    recorded_calls,
+)
+
+# Where the two networks can be compared.
+FEATURE_MAPS = ("convolutions", "additions", "both")
+
+
+class Seen(typing.NamedTuple):
+    """What is seen of a network that ran: tensors `(batch, ...)`.
+
+    Attributes:
+        maps: list of feature maps.
+        outputs: what the network gave: a tensor, or a structure of them.
+        logits: list of the outputs as logits, in the order of `keras.tree.flatten`, see
+            `losses.logits_of`.
+    """
+
+    maps: list
+    outputs: object
+    logits: list
 
 
 class Original:
-    """A built classifier and its convolutions.
+    """A built classifier and its kernels.
 
     Args:
-        base: a built functional or Sequential `keras.Model` with one input, one
-            output `(batch, classes)` and at least one `Conv2D`.
-        feature_maps: which to observe, of `graph.FEATURE_MAPS`. Defaults to
+        base: a built `keras.Model`, whose outputs' last axes are classes.
+        feature_maps: where to compare networks: `"convolutions"`, the output of each
+            represented layer (Dense ones excepted) after its batch normalisation;
+            `"additions"`, the sums at which branches meet; or `"both"`. Defaults to
             `"convolutions"`.
+        view, block_size, **selection: arguments of `blocks.Blocks`.
 
     Attributes:
         base: the same object.
-        convolutions: list of `kernels.Convolution`.
-        kernel_size: k, the side of the common block.
-        masks: float32 `(layers, k * k)`, 1 where a layer's blocks carry weights.
+        blocks: the kernels in `blocks.Blocks`.
 
     Raises:
-        ValueError: where `base` is no such model, or its kernels hold NaN or infinity;
-            for unknown feature maps, or where there are no additions to take them at.
+        ValueError: where `base` is no such model, or its weights hold NaN or infinity;
+            for unknown feature maps, or where there are no additions to take them at;
+            and as `Blocks` does.
     """
 
-    def __init__(self, base, feature_maps="convolutions"):
+    def __init__(
+        self, base, feature_maps="convolutions", view="crop", block_size=None, **selection
+    ):
         _check_classifier(base)
+        if feature_maps not in FEATURE_MAPS:
+            raise ValueError(
+                f"feature_maps must be one of {FEATURE_MAPS}. "
+                f"Received: feature_maps={feature_maps!r}"
+            )
+        if feature_maps != "convolutions" and not any(
+            _adds(operation) for operation in all_operations(base)
+        ):
+            raise ValueError(
+                "Expected a base that adds feature maps, as residual networks do. Received: "
+                f"feature_maps={feature_maps!r} for {base.name!r}, which adds none"
+            )
         self.base = base
-        self.convolutions = find_convolutions(base)
-        _check_kernels(base, self.convolutions)
-        self.kernel_size = block_size(self.convolutions)
-        self.masks = np.stack([block_mask(shape, self.kernel_size) for shape in self.shapes])
-        maps = find_feature_maps(base, self.convolutions, feature_maps)
-        self._observer = keras.Model(base.inputs[0], {"maps": maps, "outputs": base.outputs[0]})
-        self._activation = output_activation(base)
+        self.blocks = Blocks(base, view, block_size, **selection)
+        _check_weights(base)
+        self.feature_maps = feature_maps
+        self._mapped = {
+            id(kernel.layer)
+            for kernel in self.blocks.kernels
+            if not isinstance(kernel.layer, keras.layers.Dense)
+        }
 
     @property
-    def shapes(self):
-        """The kernel shapes, each `(kh, kw, cin, cout)`."""
-        return [conv.shape for conv in self.convolutions]
+    def input_shapes(self):
+        """The inputs' shapes without the batch, `None` where any length will do.
 
-    @property
-    def image_shape(self):
-        """`(height, width, channels)`, `None` where any size will do."""
-        return tuple(self.base.inputs[0].shape[1:])
-
-    @property
-    def num_kernels(self):
-        """Kernels in all layers together."""
-        return sum(conv.num_kernels for conv in self.convolutions)
+        A list in the order of `keras.tree.flatten`; `None` where the base, being
+        subclassed, does not tell.
+        """
+        inputs = getattr(self.base, "inputs", None)
+        return [tuple(x.shape[1:]) for x in inputs] if inputs else None
 
     @property
     def computes_in_float16(self):
@@ -78,71 +109,60 @@ class Original:
         return any(layer.compute_dtype == "float16" for _, layer in walk_layers(self.base))
 
     def layer_scales(self):
-        """The standard deviation of each layer's weights.
+        """The standard deviation of each kernel's weights.
 
         Returns:
-            float32 array `(layers,)`; 1 where all weights of a layer are equal.
+            float32 array `(layers,)`; 1 where all weights of a kernel are equal.
         """
-        deviations = np.array([np.std(conv.layer.kernel.numpy()) for conv in self.convolutions])
+        deviations = np.array([np.std(values) for values in self.kernel_values()])
         return np.where(deviations > 0, deviations, 1.0).astype("float32")
 
-    def blocks(self):
-        """The current kernels of all layers as float32 rows `(kernels, k * k)`."""
-        return np.concatenate(
-            [
-                kernel_to_blocks(conv.layer.kernel.numpy(), self.kernel_size)
-                for conv in self.convolutions
-            ]
-        ).astype("float32")
+    def kernel_values(self):
+        """The kernels' current weights, float32 arrays of their variables' shapes."""
+        return [
+            np.asarray(keras.ops.convert_to_numpy(kernel.variable), "float32")
+            for kernel in self.blocks.kernels
+        ]
 
-    def kernels(self):
-        """The kernel variables, each `(kh, kw, cin, cout)`."""
-        return [conv.layer.kernel for conv in self.convolutions]
-
-    def split(self, blocks):
-        """Turns rows `(kernels, k * k)` into one kernel tensor per layer."""
-        kernels, start = [], 0
-        for conv in self.convolutions:
-            stop = start + conv.num_kernels
-            kernels.append(blocks_to_kernel(blocks[start:stop], conv.shape))
-            start = stop
-        return kernels
-
-    def observe(self, images, kernels=None):
+    def observe(self, inputs, kernels=None):
         """Runs the network in inference mode, with its own kernels or with others.
 
         Args:
-            images: `(batch, height, width, channels)`.
-            kernels: one tensor per layer, or `None` for its own. Defaults to `None`.
+            inputs: what the base takes.
+            kernels: one tensor per kernel, or `None` for its own. Defaults to `None`.
 
         Returns:
-            `(feature maps, outputs)`: a list of tensors, and `(batch, classes)`.
+            A `Seen`.
         """
-        if kernels is None:
-            seen = self._observer(images, training=False)
-        else:
-            with keras.StatelessScope(state_mapping=self._stand_ins(kernels)):
-                seen = self._observer(images, training=False)
-        return seen["maps"], seen["outputs"]
-
-    def classify(self, images, kernels):
-        """As `observe`, the outputs alone: the network runs no further than these."""
-        with keras.StatelessScope(state_mapping=self._stand_ins(kernels)):
-            return self.base(images, training=False)
-
-    def _stand_ins(self, kernels):
-        return [
-            (conv.layer.kernel, keras.ops.cast(kernel, conv.layer.kernel.dtype))
-            for conv, kernel in zip(self.convolutions, kernels, strict=True)
+        with recorded_calls(self.base) as calls:
+            if kernels is None:
+                outputs = self.base(inputs, training=False)
+            else:
+                outputs = self.classify(inputs, kernels)
+        logits = [
+            logits_of(output, output_activation(calls, output))
+            for output in keras.tree.flatten(outputs)
         ]
+        return Seen(self._maps(calls), outputs, logits)
 
-    def logits(self, outputs):
-        """The outputs as logits, see `losses.logits_of`."""
-        return logits_of(outputs, self._activation)
+    def classify(self, inputs, kernels):
+        """Runs the network with other kernels, for its outputs alone."""
+        stand_ins = [
+            (kernel.variable, keras.ops.cast(value, kernel.variable.dtype))
+            for kernel, value in zip(self.blocks.kernels, kernels, strict=True)
+        ]
+        with keras.StatelessScope(state_mapping=stand_ins):
+            return self.base(inputs, training=False)
 
-    def predicted_class(self, outputs):
-        """The class of each image `(batch,)`; of a single output, 1 for the positive."""
-        return keras.ops.argmax(self.logits(outputs), axis=-1)
+    def _maps(self, calls):
+        after = normalisations(calls)
+        maps = []
+        for call in calls:
+            if id(call.operation) in self._mapped and self.feature_maps != "additions":
+                maps.append(after.get(id(call.output), call).output)
+        if self.feature_maps != "convolutions":
+            maps += [call.output for call in calls if _adds_maps(call)]
+        return maps
 
     def architecture(self):
         """The base's class and config, serialised, without how it was compiled."""
@@ -169,38 +189,38 @@ class Original:
         return np.frombuffer(sha.digest(), "uint8")
 
 
+def _adds(operation):
+    # keras.layers.Add, and what is behind keras.ops.add and x + y
+    return type(operation).__name__ == "Add"
+
+
+def _adds_maps(call):
+    shapes = [tuple(given.shape) for given in call.inputs if hasattr(given, "shape")]
+    return (
+        _adds(call.operation) and len(shapes) > 1 and len(shapes[0]) > 2 and len(set(shapes)) == 1
+    )
+
+
 def _check_classifier(base):
-    expected = "base must be a built functional or Sequential keras.Model"
     if not isinstance(base, keras.Model):
-        raise ValueError(f"{expected}. Received: {base!r} of type {type(base).__name__}")
-    if not base.built:
         raise ValueError(
-            f"{expected}. Received: {base.name!r}, which is not built: give it a keras.Input, "
-            "or call it on a batch of images first."
+            f"base must be a built keras.Model. Received: {base!r} of type {type(base).__name__}"
         )
-    inputs, outputs = getattr(base, "inputs", None), getattr(base, "outputs", None)
-    if not inputs or not outputs:
-        raise ValueError(f"{expected}. Received: a subclassed {type(base).__name__}")
-    if len(inputs) != 1 or len(outputs) != 1:
+    unbuilt = [
+        layer.name for layer in (base, *(x for _, x in walk_layers(base))) if not layer.built
+    ]
+    if unbuilt:
         raise ValueError(
-            f"{expected} with one input and one output. Received: {len(inputs)} inputs and "
-            f"{len(outputs)} outputs"
-        )
-    if len(outputs[0].shape) != 2:
-        raise ValueError(
-            f"{expected} that gives (batch, classes). Received: an output of shape "
-            f"{outputs[0].shape}"
+            "base must be a built keras.Model: give it a keras.Input, or call it on a batch of "
+            f"inputs first. Received: {base.name!r}, where these are not built: {unbuilt}"
         )
 
 
-def _check_kernels(base, convolutions):
-    if not convolutions:
-        raise ValueError(
-            "base must have at least one Conv2D layer. Received: "
-            f"{base.name!r} with layers {[type(layer).__name__ for layer in base.layers]}"
-        )
+def _check_weights(base):
     for weight in base.weights:
-        bad = int(np.sum(~np.isfinite(np.asarray(weight.numpy(), "float64"))))
+        if not keras.backend.is_float_dtype(weight.dtype):
+            continue
+        bad = int(np.sum(~np.isfinite(np.asarray(keras.ops.convert_to_numpy(weight), "float64"))))
         if bad:
             raise ValueError(
                 "base must have finite weights. Received: "

@@ -3,45 +3,53 @@
 A predictor learns a smooth function of the coordinate most easily, and a trained
 network's kernels come in no order at all. NeRN therefore permutes the *coordinates*
 so that neighbouring ones belong to similar kernels (Ashkenazi et al., ICLR 2023,
-section 3.2). What is ordered is either
+section 3.2). A layer is a grid of F filters by C columns of blocks (see `blocks`; in the
+paper's view, a column is a channel and a block a kernel). What is ordered is either
 
-* *cross-filter*: all cin * cout kernels of a layer together. It costs
-  log2((cin * cout)!) bits to keep.
-* *in-filter*: the cin kernels within each filter, then the filters, each compared as
-  the vector of its reordered kernels. It costs cout * log2(cin!) + log2(cout!) bits.
+* *cross-filter*: all F * C blocks of a layer together. It costs log2((F * C)!) bits to keep.
+* *in-filter*: the C blocks within each filter, then the filters, each compared as the
+  vector of its reordered blocks. It costs F * log2(C!) + log2(F!) bits.
 
-How a short path through kernels or filters is found, and what a short step is, is in
-`tours`. An order is an integer array: `order[p]` is the index of the kernel at
-position p, kernel `filter * cin + channel` being that of filter and channel.
+How a short path through blocks or filters is found, and what a short step is, is in
+`tours`. An order is an integer array: `order[p]` is the number of the block at position p,
+block `filter * C + column` being that of filter and column.
 """
 
 import math
+import os
 import zipfile
+import zlib
 
 import keras
 import numpy as np
 
+from keras_nern.blocks import Blocks
 from keras_nern.coordinates import check_order, kernel_coordinates
 from keras_nern.files import whole_file
-from keras_nern.kernels import find_convolutions, kernel_to_blocks
-from keras_nern.tours import METHODS, METRICS, order_vectors, validate
+from keras_nern.tours import METHODS, METRICS, check_fast_tsp, order_vectors, validate
 
 PERMUTATIONS = (None, "in_filter", "cross_filter")
-PROGRESS_FROM = 50_000  # kernels from which on a progress bar is shown
+INFLATES = 500  # how many times its size a file may at most unpack to
+# What zipfile, zlib and NumPy raise for files that are none of theirs, or damaged.
+DAMAGED = (
+    *(ValueError, KeyError, IndexError, TypeError, EOFError, OSError, OverflowError),
+    *(NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
+)
+PROGRESS_FROM = 50_000  # blocks from which on a progress bar is shown
 
 
 class Permutation:
-    """The order of the kernels in every layer of a network: computed once, and kept.
+    """The order of the blocks in every layer of a network: computed once, and kept.
 
     Args:
-        shapes: the layers' kernel shapes, each `(kh, kw, cin, cout)`.
-        orders: for each layer an int array `(cin * cout,)`, `order[p]` the kernel at
-            position p; `None` for the kernels as they stand. Defaults to `None`.
+        grids: for each layer `(filters, columns)`.
+        orders: for each layer an int array `(filters * columns,)`, `order[p]` the block at
+            position p; `None` for the blocks as they stand. Defaults to `None`.
         kind: `None`, `"in_filter"` or `"cross_filter"`, which tells what bits the
             orders cost. Defaults to `"cross_filter"`.
 
     Attributes:
-        shapes: tuple of `(kh, kw, cin, cout)`.
+        grids: tuple of `(filters, columns)`.
         orders: tuple of int64 arrays, not to be written to.
         kind: as given.
 
@@ -57,35 +65,56 @@ class Permutation:
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554, section 3.2.
     """
 
-    def __init__(self, shapes, orders=None, kind="cross_filter"):
+    def __init__(self, grids, orders=None, kind="cross_filter"):
         validate("permutation", kind, PERMUTATIONS)
         self.kind = kind
-        self.shapes = tuple(tuple(int(side) for side in shape) for shape in shapes)
-        counts = [shape[2] * shape[3] for shape in self.shapes]
+        grids = np.asarray(grids)
+        if grids.ndim != 2 or grids.shape[1] != 2 or not _counts(grids):
+            raise ValueError(
+                "Expected grids of (filters, columns), integers of at least 1, at least one. "
+                f"Received: {grids!r}"
+            )
+        self.grids = tuple(map(tuple, grids.tolist()))
+        counts = [math.prod(grid) for grid in self.grids]
         if orders is None:
             orders = [np.arange(count) for count in counts]
         if len(orders) != len(counts):
             raise ValueError(
                 f"Expected one order for each of {len(counts)} layers. Received: {len(orders)}"
             )
+        for index, order in enumerate(orders):
+            if not np.issubdtype(np.asarray(order).dtype, np.integer):
+                raise ValueError(
+                    f"The order of layer {index} must be integers. Received: {order!r}"
+                )
         self.orders = tuple(np.array(order, "int64") for order in orders)
-        for index, (order, shape) in enumerate(zip(self.orders, self.shapes, strict=True)):
-            _check_kind(order, shape, kind, index)
+        for index, (order, grid) in enumerate(zip(self.orders, self.grids, strict=True)):
+            _check_kind(order, grid, kind, index)
             order.flags.writeable = False
 
     @classmethod
-    def of(cls, model, kind="cross_filter", method="greedy", metric="euclidean", verbose="auto"):
-        """Finds the order of a model's kernels.
+    def of(
+        cls,
+        model,
+        kind="cross_filter",
+        method="greedy",
+        metric="euclidean",
+        verbose="auto",
+        **selection,
+    ):
+        """Finds the order of a model's blocks.
 
         Args:
-            model: a built `keras.Model` with 2-D convolutions.
+            model: a built `keras.Model`, or its `blocks.Blocks`.
             kind: `None` (as they stand), `"in_filter"` or `"cross_filter"`. Defaults to
                 `"cross_filter"`.
             method: `"greedy"`, `"two_opt"` or `"fast_tsp"` (see `tours`). Defaults to
                 `"greedy"`.
             metric: `"cosine"` or `"euclidean"`. Defaults to `"euclidean"`.
             verbose: 1 for a progress bar, 0 for none, `"auto"` for one where there are
-                `PROGRESS_FROM` kernels or more. Defaults to `"auto"`.
+                `PROGRESS_FROM` blocks or more. Defaults to `"auto"`.
+            **selection: arguments of `blocks.Blocks` (`view`, `include`, ...), as they
+                are given to `NeRNModel`.
 
         Returns:
             A `Permutation`.
@@ -96,29 +125,28 @@ class Permutation:
             ImportError: where `"fast_tsp"` is not installed.
         """
         cls.validate(kind, method, metric)
-        convolutions = find_convolutions(model)
-        shapes = [conv.shape for conv in convolutions]
+        blocks = model if isinstance(model, Blocks) else Blocks(model, **selection)
+        cls.check_size(blocks.grids, kind, method)
         if kind is None:
-            return cls(shapes, kind=None)
-        total = sum(conv.num_kernels for conv in convolutions)
+            return cls(blocks.grids, kind=None)
         progress = None
-        if verbose == 1 or (verbose == "auto" and total >= PROGRESS_FROM):
+        if verbose == 1 or (verbose == "auto" and blocks.num_blocks >= PROGRESS_FROM):
             phases = 1 if method == "greedy" else 2
-            bar = keras.utils.Progbar(phases * total, unit_name="kernel")
+            bar = keras.utils.Progbar(phases * blocks.num_blocks, unit_name="block")
             progress = bar.add
         orders = [
-            kernel_order(conv.layer.kernel.numpy(), kind, method, metric, progress)
-            for conv in convolutions
+            block_order(blocks.kernel_blocks(index), kind, method, metric, progress)
+            for index in range(len(blocks.kernels))
         ]
-        return cls(shapes, orders, kind)
+        return cls(blocks.grids, orders, kind)
 
     @classmethod
-    def from_coordinates(cls, coordinates, shapes, kind="cross_filter"):
-        """Reads the orders from permuted coordinates, the inverse of `coordinates`.
+    def from_positions(cls, positions, grids, kind="cross_filter"):
+        """Reads the orders from positions, the inverse of `positions`.
 
         Args:
-            coordinates: int array `(kernels, 3)` of (layer, filter, channel).
-            shapes: the layers' kernel shapes, each `(kh, kw, cin, cout)`.
+            positions: int array `(blocks,)`.
+            grids: for each layer `(filters, columns)`.
             kind: as for the constructor. Defaults to `"cross_filter"`.
 
         Returns:
@@ -127,13 +155,19 @@ class Permutation:
         Raises:
             ValueError: as the constructor does.
         """
-        coordinates = np.asarray(coordinates)
-        ends = np.cumsum([shape[2] * shape[3] for shape in shapes])
-        orders = [
-            np.argsort(rows[:, 1] * shape[2] + rows[:, 2])
-            for rows, shape in zip(np.split(coordinates, ends[:-1]), shapes, strict=True)
-        ]
-        return cls(shapes, orders, kind)
+        ends = np.cumsum([math.prod(grid) for grid in grids])
+        parts = np.split(np.asarray(positions), ends[:-1])
+        for index, part in enumerate(parts):
+            check_order(part, math.prod(grids[index]), index)
+        return cls(grids, [invert(part) for part in parts], kind)
+
+    @staticmethod
+    def check_size(grids, kind, method):
+        """Raises an error, before anything is ordered, where a layer is too large."""
+        if kind is not None and method == "fast_tsp":
+            for filters, columns in grids:
+                cross = kind == "cross_filter"
+                check_fast_tsp(filters * columns if cross else max(filters, columns))
 
     @staticmethod
     def validate(kind, method="greedy", metric="euclidean"):
@@ -142,27 +176,31 @@ class Permutation:
         validate("permutation_method", method, METHODS)
         validate("metric", metric, METRICS)
 
-    def check(self, shapes):
-        """Raises a ValueError unless this is the order of kernels of these shapes."""
-        shapes = tuple(map(tuple, shapes))
-        if shapes != self.shapes:
+    def check(self, grids):
+        """Raises a ValueError unless this is the order of the blocks of these grids."""
+        grids = tuple(map(tuple, grids))
+        if grids != self.grids:
             raise ValueError(
-                "Expected a permutation of the base's kernels, of the shapes "
-                f"{list(shapes)}. Received: one of kernels of the shapes {list(self.shapes)}"
+                "Expected a permutation of the base's blocks, in layers of (filters, columns) = "
+                f"{list(grids)}. Received: one of blocks in {list(self.grids)}"
             )
 
+    def positions(self):
+        """Where each block stands in its layer: int32 `(blocks,)`, layer by layer."""
+        return np.concatenate([invert(order) for order in self.orders]).astype("int32")
+
     def coordinates(self):
-        """The kernels' coordinates, permuted: int32 `(kernels, 3)`, see `coordinates`."""
-        return kernel_coordinates(self.shapes, self.orders)
+        """The blocks' coordinates, permuted: int32 `(blocks, 3)`, see `coordinates`."""
+        return kernel_coordinates(self.grids, self.orders)
 
     def inverse(self):
-        """The permutation that undoes this one: its `order[i]` is the position of kernel i."""
-        return Permutation(self.shapes, [invert(order) for order in self.orders], self.kind)
+        """The permutation that undoes this one: its `order[i]` is the position of block i."""
+        return Permutation(self.grids, [invert(order) for order in self.orders], self.kind)
 
     @property
     def layer_bits(self):
         """The bits that each layer's order costs, a list of floats."""
-        return [permutation_bits(shape, self.kind) for shape in self.shapes]
+        return [permutation_bits(grid, self.kind) for grid in self.grids]
 
     @property
     def bits(self):
@@ -179,7 +217,7 @@ class Permutation:
             np.savez_compressed(
                 file,
                 kind=np.array(self.kind or ""),
-                shapes=np.array(self.shapes, "int64").reshape(-1, 4),
+                grids=np.array(self.grids, "int64").reshape(-1, 2),
                 orders=np.concatenate([np.empty(0, "int32"), *self.orders]).astype("int32"),
             )
 
@@ -194,16 +232,27 @@ class Permutation:
             A `Permutation`.
 
         Raises:
-            ValueError: where the file holds no permutation.
+            OSError: where the file cannot be opened.
+            ValueError: where it holds no permutation.
         """
+        with open(path, "rb") as file:
+            return cls._read(file, path)
+
+    @classmethod
+    def _read(cls, file, path):
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                kind, shapes, orders = (arrays[name] for name in ("kind", "shapes", "orders"))
-            counts = np.prod(shapes[:, 2:], axis=1)
+            with zipfile.ZipFile(file) as members:
+                size = sum(member.file_size for member in members.infolist())
+            if size > max(2**20, INFLATES * os.stat(path).st_size):
+                raise ValueError(f"it would take {size:,} bytes")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                kind, grids, orders = (arrays[name] for name in ("kind", "grids", "orders"))
+            counts = np.prod(grids, axis=1)
             if counts.sum() != len(orders):
-                raise ValueError(f"{len(orders)} entries for {counts.sum()} kernels")
-            return cls(shapes, np.split(orders, np.cumsum(counts)[:-1]), str(kind) or None)
-        except (ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{len(orders)} entries for {counts.sum()} blocks")
+            return cls(grids, np.split(orders, np.cumsum(counts)[:-1]), str(kind) or None)
+        except DAMAGED as error:
             raise ValueError(
                 f"Expected a file that Permutation.save wrote. Received: {str(path)!r} ({error})"
             ) from error
@@ -211,24 +260,24 @@ class Permutation:
     def __eq__(self, other):
         if not isinstance(other, Permutation):
             return NotImplemented
-        same = (self.kind, self.shapes) == (other.kind, other.shapes)
+        same = (self.kind, self.grids) == (other.kind, other.grids)
         return same and all(map(np.array_equal, self.orders, other.orders))
 
     __hash__ = None
 
     def __repr__(self):
-        kernels = sum(len(order) for order in self.orders)
+        count = sum(len(order) for order in self.orders)
         return (
-            f"<Permutation {self.kind!r} of {kernels:,} kernels in {len(self.shapes)} layers, "
+            f"<Permutation {self.kind!r} of {count:,} blocks in {len(self.grids)} layers, "
             f"{self.bits:,.0f} bits>"
         )
 
 
-def kernel_order(kernel, kind=None, method="greedy", metric="euclidean", progress=None):
-    """The order of one layer's kernels.
+def block_order(blocks, kind=None, method="greedy", metric="euclidean", progress=None):
+    """The order of one layer's blocks.
 
     Args:
-        kernel: array `(kh, kw, cin, cout)`.
+        blocks: array `(filters, columns, B)`.
         kind: `None` (as they stand), `"in_filter"` or `"cross_filter"`. Defaults to
             `None`.
         method: `"greedy"`, `"two_opt"` or `"fast_tsp"`. Defaults to `"greedy"`.
@@ -236,25 +285,23 @@ def kernel_order(kernel, kind=None, method="greedy", metric="euclidean", progres
         progress: as for `tours.order_vectors`. Defaults to `None`.
 
     Returns:
-        int64 array `(cin * cout,)` of kernel indices; in-filter, positions `f * cin` to
-        `(f + 1) * cin - 1` all belong to one filter.
+        int64 array `(filters * columns,)` of block numbers; in-filter, positions
+        `f * columns` to `(f + 1) * columns - 1` all belong to one filter.
 
     Raises:
         ValueError: for another kind, method or metric.
     """
     Permutation.validate(kind, method, metric)
-    kernel = np.asarray(kernel)
-    _, _, cin, cout = kernel.shape
+    blocks = np.asarray(blocks)
+    filters, columns, length = blocks.shape
     if kind is None:
-        return np.arange(cin * cout)
-    blocks = kernel_to_blocks(kernel, max(kernel.shape[:2]))
+        return np.arange(filters * columns)
     if kind == "cross_filter":
-        return order_vectors(blocks, method, metric, progress)
-    filters = blocks.reshape(cout, cin, -1)
-    channels = np.stack([order_vectors(one, method, metric, progress) for one in filters])
-    ordered = np.take_along_axis(filters, channels[:, :, None], axis=1)
-    by_filter = order_vectors(ordered.reshape(cout, -1), method, metric)
-    return (by_filter[:, None] * cin + channels[by_filter]).ravel()
+        return order_vectors(blocks.reshape(-1, length), method, metric, progress)
+    within = np.stack([order_vectors(one, method, metric, progress) for one in blocks])
+    ordered = np.take_along_axis(blocks, within[:, :, None], axis=1)
+    by_filter = order_vectors(ordered.reshape(filters, -1), method, metric)
+    return (by_filter[:, None] * columns + within[by_filter]).ravel()
 
 
 def invert(order):
@@ -271,11 +318,11 @@ def invert(order):
     return inverse
 
 
-def permutation_bits(shape, kind=None):
+def permutation_bits(grid, kind=None):
     """The bits it takes to keep a layer's permutation.
 
     Args:
-        shape: `(kh, kw, cin, cout)` of the layer's kernel.
+        grid: `(filters, columns)` of the layer's blocks.
         kind: `None`, `"in_filter"` or `"cross_filter"`. Defaults to `None`.
 
     Returns:
@@ -286,31 +333,37 @@ def permutation_bits(shape, kind=None):
 
     Example:
 
-    >>> permutation_bits((3, 3, 4, 1), "cross_filter") == math.log2(24)
-    True
+    >>> round(permutation_bits((1, 4), "cross_filter"), 3)  # log2(4!)
+    4.585
     """
     validate("permutation", kind, PERMUTATIONS)
-    cin, cout = shape[2:]
+    filters, columns = grid
     if kind == "cross_filter":
-        return _log2_factorial(cin * cout)
+        return _log2_factorial(filters * columns)
     if kind == "in_filter":
-        return cout * _log2_factorial(cin) + _log2_factorial(cout)
+        return filters * _log2_factorial(columns) + _log2_factorial(filters)
     return 0.0
+
+
+def _counts(array):
+    return bool(len(array)) and np.issubdtype(array.dtype, np.integer) and bool((array >= 1).all())
 
 
 def _log2_factorial(n):
     return math.lgamma(n + 1) / math.log(2)
 
 
-def _check_kind(order, shape, kind, index):
-    count = shape[2] * shape[3]
-    check_order(order, count, index)
-    if kind is None and not np.array_equal(order, np.arange(count)):
-        raise ValueError(f"The order of layer {index} must be range({count}) where kind is None")
+def _check_kind(order, grid, kind, index):
+    filters, columns = grid
+    check_order(order, filters * columns, index)
+    if kind is None and not np.array_equal(order, np.arange(filters * columns)):
+        raise ValueError(
+            f"The order of layer {index} must be range({filters * columns}) where kind is None"
+        )
     if kind == "in_filter":
-        filters = order.reshape(shape[3], shape[2]) // shape[2]
-        if (filters != filters[:, :1]).any():
+        owners = order.reshape(filters, columns) // columns
+        if (owners != owners[:, :1]).any():
             raise ValueError(
-                f"The order of layer {index} must keep the kernels of each filter together "
+                f"The order of layer {index} must keep the blocks of each filter together "
                 "where kind is 'in_filter'"
             )

@@ -1,6 +1,6 @@
 """The predictor: the small MLP that is the representation.
 
-    encoding(layer, filter, channel) -> Dense(h) -> ReLU -> ... -> Dense(h) -> ReLU -> Dense(k^2)
+    encoding(layer, filter, channel) -> Dense(h) -> ReLU -> ... -> Dense(h) -> ReLU -> Dense(B)
 
 Five blocks in all by default, as in Ashkenazi et al., ICLR 2023, section 3.1. Its
 width h is the knob between size and accuracy. It stays in float32 under any mixed
@@ -26,7 +26,7 @@ class KernelPredictor(keras.layers.Layer):
         hidden_size: h, width of the hidden layers.
         num_blocks: number of Dense layers, the output layer among them, at least 2.
             Defaults to `5`.
-        kernel_size: k, side of the predicted k x k blocks. Defaults to `3`.
+        block_length: B, weights in a predicted block, as k * k. Defaults to `9`.
         encoding: a Keras layer from `(n, 3)` coordinates to features `(n, d)`;
             `None` for `PositionalEncoding()`. Defaults to `None`.
         activation: activation of the hidden layers. Defaults to `"relu"`.
@@ -36,10 +36,10 @@ class KernelPredictor(keras.layers.Layer):
         `(n, 3)`, integer (layer, filter, channel).
 
     Output shape:
-        float32 `(n, k * k)`.
+        float32 `(n, block_length)`.
 
     Raises:
-        ValueError: for a width or kernel size below 1, fewer than 2 blocks, or an
+        ValueError: for a width or block length below 1, fewer than 2 blocks, or an
             encoding that is no Keras layer.
 
     Example:
@@ -55,7 +55,7 @@ class KernelPredictor(keras.layers.Layer):
         self,
         hidden_size,
         num_blocks=5,
-        kernel_size=3,
+        block_length=9,
         encoding=None,
         activation="relu",
         **kwargs,
@@ -65,7 +65,7 @@ class KernelPredictor(keras.layers.Layer):
         for name, value, least in (
             ("hidden_size", hidden_size, 1),
             ("num_blocks", num_blocks, 2),
-            ("kernel_size", kernel_size, 1),
+            ("block_length", block_length, 1),
         ):
             if not isinstance(value, numbers.Integral) or value < least:
                 raise ValueError(
@@ -79,7 +79,7 @@ class KernelPredictor(keras.layers.Layer):
             )
         self.hidden_size = hidden_size = int(hidden_size)
         self.num_blocks = num_blocks = int(num_blocks)
-        self.kernel_size = kernel_size = int(kernel_size)
+        self.block_length = block_length = int(block_length)
         self.encoding = encoding
         self.activation = keras.activations.get(activation)
         self.hidden = [
@@ -88,9 +88,7 @@ class KernelPredictor(keras.layers.Layer):
             )
             for i in range(num_blocks - 1)
         ]
-        self.output_layer = keras.layers.Dense(
-            kernel_size * kernel_size, dtype="float32", name=OUTPUT_LAYER
-        )
+        self.output_layer = keras.layers.Dense(block_length, dtype="float32", name=OUTPUT_LAYER)
 
     def build(self, input_shape):
         # Called, as a layer of the user's own may not say its output shape otherwise.
@@ -122,21 +120,21 @@ class KernelPredictor(keras.layers.Layer):
             inputs: `(n, 3)`, integer (layer, filter, channel).
 
         Returns:
-            `(outputs, means)`: float32 `(n, k * k)`, and for each of `layers` the mean
+            `(outputs, means)`: float32 `(n, block_length)`, and for each of `layers` the mean
             of its inputs `(width,)`, through which no gradient goes.
         """
         *given, outputs = self._activations(inputs)
         return outputs, [keras.ops.stop_gradient(keras.ops.mean(x, axis=0)) for x in given]
 
     def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], self.kernel_size**2)
+        return (*input_shape[:-1], self.block_length)
 
     def get_config(self):
         return {
             **super().get_config(),
             "hidden_size": self.hidden_size,
             "num_blocks": self.num_blocks,
-            "kernel_size": self.kernel_size,
+            "block_length": self.block_length,
             "encoding": keras.saving.serialize_keras_object(self.encoding),
             "activation": keras.activations.serialize(self.activation),
         }

@@ -19,22 +19,14 @@ made small by shrinking them.
 
 import keras
 from keras import ops
-from keras.src.regularizers import ALL_OBJECTS_DICT
 
-from keras_nern.kernels import walk_layers
+from keras_nern.kernels import CONVOLUTIONS, walk_layers
 from keras_nern.positional_encoding import PACKAGE
 
 REDUCTIONS = ("mean", "sum")
 DISTANCES = ("auto", "cosine", "l2")
 SMALLEST_NORM = 1e-12  # a kernel of a smaller norm has no direction
 
-CONVOLUTIONS = tuple(
-    getattr(keras.layers, name)
-    for name in (
-        *("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
-        *("DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D"),
-    )
-)
 # The variables of a convolution, and what a layer may call the regularizer of each.
 ARGUMENTS = {
     "kernel": ("kernel_regularizer", "depthwise_regularizer"),
@@ -141,6 +133,8 @@ class SumOfRegularizers(keras.regularizers.Regularizer):
 
     def __init__(self, regularizers):
         self.regularizers = [keras.regularizers.get(one) for one in regularizers]
+        if None in self.regularizers:
+            raise ValueError(f"Expected regularizers. Received: {regularizers!r}")
 
     def __call__(self, x):
         return sum(ops.cast(one(x), "float32") for one in self.regularizers)
@@ -149,16 +143,16 @@ class SumOfRegularizers(keras.regularizers.Regularizer):
         return {"regularizers": [keras.regularizers.serialize(one) for one in self.regularizers]}
 
 
-def add_regularizer(model, regularizer="smoothness_regularizer", layers=None):
+def add_regularizer(model, regularizer=None, layers=None):
     """Adds a regularizer to the convolutions of a model that exists, in place.
 
-    A kernel that has one keeps it: the two are added up. The layers' configs follow, so
-    that a saved model has the regularizers too.
+    A kernel that has one keeps it: the two are added up, also where this is called twice.
+    The layers' configs follow, so that a saved model has the regularizers too.
 
     Args:
-        model: a built `keras.Model`; nested models are entered.
-        regularizer: what `keras.regularizers.get` takes. Defaults to a
-            `SmoothnessRegularizer`.
+        model: a built `keras.Model`; what is nested in it is entered.
+        regularizer: what `keras.regularizers.get` takes; `None` for a
+            `SmoothnessRegularizer()`. Defaults to `None`.
         layers: a function from a layer to whether it gets the regularizer; `None` for
             every convolution. Defaults to `None`.
 
@@ -175,13 +169,13 @@ def add_regularizer(model, regularizer="smoothness_regularizer", layers=None):
     """
     if not model.built:
         raise ValueError(f"model must be built. Received: {model.name!r}, which is not")
-    regularizer = keras.regularizers.get(regularizer)
+    regularizer = keras.regularizers.get(regularizer) or SmoothnessRegularizer()
     chosen = [
         (layer, getattr(layer, variable), [name for name in arguments if hasattr(layer, name)])
         for _, layer in walk_layers(model)
         if isinstance(layer, CONVOLUTIONS) and (layers is None or layers(layer))
         for variable, arguments in ARGUMENTS.items()
-        if hasattr(layer, variable)
+        if isinstance(getattr(layer, variable, None), keras.Variable)
     ]
     if not chosen:
         raise ValueError(
@@ -197,6 +191,8 @@ def add_regularizer(model, regularizer="smoothness_regularizer", layers=None):
             setattr(layer, name, added)
     if model.compiled and model.train_function is not None:
         model.make_train_function(force=True)
+    if model.compiled and model.test_function is not None:
+        model.make_test_function(force=True)
     return model
 
 
@@ -222,8 +218,18 @@ def _squared_distance(first, second):
     return ops.mean((first - second) ** 2, axis=0)
 
 
-# Keras looks strings up among its own regularizers only, and has no public way to add one;
-# a config names the class in full and does not depend on this.
-ALL_OBJECTS_DICT.update(
-    {name: SmoothnessRegularizer for name in ("SmoothnessRegularizer", "smoothness_regularizer")}
-)
+def _register_names():
+    """Lets `keras.regularizers.get` find the name.
+
+    Keras looks strings up among its own regularizers only, and has no public way to add
+    one. Where this table is gone nothing but the name is; a config does not use it.
+    """
+    try:
+        from keras.src.regularizers import ALL_OBJECTS_DICT
+    except ImportError:
+        return
+    for name in ("SmoothnessRegularizer", "smoothness_regularizer"):
+        ALL_OBJECTS_DICT[name] = SmoothnessRegularizer
+
+
+_register_names()

@@ -9,16 +9,18 @@ are kept as they are, all weights as 4-byte floats, against R represented weight
 above 1 where the representation is the smaller one.
 """
 
+import collections
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerRow:
-    """One convolution: its name, `(kh, kw, cin, cout)`, counts, permutation bits."""
+    """One kernel: its name and shape, its blocks and weights, its permutation's bits."""
 
     name: str
     shape: tuple
-    kernels: int
+    blocks: int
     weights: int
     permutation_bits: float
 
@@ -29,20 +31,22 @@ class SummaryTable:
 
     Attributes:
         layers: list of `LayerRow`.
+        kept: list of `selection.Kept`: layers that are not represented, and why.
         predictor_parameters: weights of the predictor.
         scales: layer scales that are kept beside it.
         kept_weights: all other weights of the base (BN, biases, Dense, ...).
     """
 
     layers: list
+    kept: list
     predictor_parameters: int
     scales: int
     kept_weights: int
 
     @property
-    def kernels(self):
-        """Represented kernels of all layers."""
-        return sum(row.kernels for row in self.layers)
+    def blocks(self):
+        """Represented blocks of all layers."""
+        return sum(row.blocks for row in self.layers)
 
     @property
     def weights(self):
@@ -72,18 +76,18 @@ class SummaryTable:
         return (4 * self.weights + kept) / (self.representation_bytes + kept)
 
     def __str__(self):
-        header = ("layer", "kernel shape", "kernels", "weights", "permutation bits")
+        header = ("layer", "kernel shape", "blocks", "weights", "permutation bits")
         rows = [
             (
                 row.name,
                 "x".join(map(str, row.shape)),
-                row.kernels,
+                row.blocks,
                 row.weights,
                 row.permutation_bits,
             )
             for row in self.layers
         ]
-        rows.append(("total", "", self.kernels, self.weights, self.permutation_bits))
+        rows.append(("total", "", self.blocks, self.weights, self.permutation_bits))
         cells = [header, *([*row[:2], *(f"{n:,.0f}" for n in row[2:])] for row in rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
         lines = []
@@ -103,6 +107,14 @@ class SummaryTable:
             f"ratio of the kernels      {self.kernel_ratio:.2f}",
             f"ratio of the network      {self.network_ratio:.2f}",
         ]
+        kinds = collections.defaultdict(list)
+        for one in self.kept:
+            kinds[type(one.layer).__name__, one.reason].append(one)
+        lines += [""] * bool(kinds)
+        for (kind, reason), kept in kinds.items():
+            names = kept[0].name if len(kept) == 1 else f"{len(kept)} layers"
+            weights = sum(one.num_weights for one in kept)
+            lines.append(f"kept: {kind}, {names}, {weights:,} weights ({reason})")
         return "\n".join(lines)
 
 
@@ -112,19 +124,22 @@ def summary_table(original, predictor, permutation_bits, scales):
     Args:
         original: an `original.Original`.
         predictor: a built `KernelPredictor`.
-        permutation_bits: bits of each layer's permutation.
+        permutation_bits: bits of each kernel's permutation.
         scales: number of layer scales that are kept.
 
     Returns:
         A `SummaryTable`.
     """
     layers = [
-        LayerRow(conv.name, conv.shape, conv.num_kernels, conv.num_weights, bits)
-        for conv, bits in zip(original.convolutions, permutation_bits, strict=True)
+        LayerRow(kernel.name, kernel.shape, math.prod(grid), kernel.num_weights, bits)
+        for kernel, grid, bits in zip(
+            original.blocks.kernels, original.blocks.grids, permutation_bits, strict=True
+        )
     ]
     represented = sum(row.weights for row in layers)
     return SummaryTable(
         layers=layers,
+        kept=original.blocks.kept,
         predictor_parameters=predictor.count_params(),
         scales=scales,
         kept_weights=original.base.count_params() - represented,

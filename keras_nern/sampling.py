@@ -22,12 +22,14 @@ class AllKernels:
 
     Example:
 
-    >>> AllKernels().sample(np.ones(3), seed=keras.random.SeedGenerator(0))
+    >>> AllKernels().sample(3, seed=keras.random.SeedGenerator(0))
 
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
     """
 
-    def sample(self, cumulative, seed):
+    by_magnitude = False  # whether `sample` is to be given `cumulative`
+
+    def sample(self, count, seed, cumulative=None):
         """Returns `None`: take them all."""
         return None
 
@@ -52,7 +54,7 @@ class UniformSampling(AllKernels):
     Example:
 
     >>> sampling = UniformSampling(batch_size=2)
-    >>> sampling.sample(np.array([0.5, 0.7, 1.0]), keras.random.SeedGenerator(0)).shape
+    >>> sampling.sample(3, keras.random.SeedGenerator(0)).shape
     TensorShape([2])
 
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
@@ -63,23 +65,23 @@ class UniformSampling(AllKernels):
             raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}")
         self.batch_size = batch_size
 
-    def sample(self, cumulative, seed):
+    def sample(self, count, seed, cumulative=None):
         """Draws a batch.
 
         Args:
-            cumulative: float32 `(kernels,)`, from `cumulative_magnitude`; only its
-                length counts here.
+            count: kernels in all.
             seed: a `keras.random.SeedGenerator`.
+            cumulative: not used here. Defaults to `None`.
 
         Returns:
             int32 indices `(batch_size,)`, or `None` for all.
         """
-        if cumulative.shape[0] <= self.batch_size:
+        if count <= self.batch_size:
             return None
-        return self._uniform(cumulative, seed)
+        return self._uniform(count, seed)
 
-    def _uniform(self, cumulative, seed):
-        return keras.random.randint((self.batch_size,), 0, cumulative.shape[0], seed=seed)
+    def _uniform(self, count, seed):
+        return keras.random.randint((self.batch_size,), 0, count, seed=seed)
 
     def get_config(self):
         return {"batch_size": self.batch_size}
@@ -99,8 +101,8 @@ class MagnitudeSampling(UniformSampling):
     Example:
 
     >>> sampling = MagnitudeSampling(batch_size=2, share=1.0)
-    >>> only_first = cumulative_magnitude(np.array([[1.0], [0.0]]))
-    >>> sampling.sample(only_first, keras.random.SeedGenerator(0)).numpy()
+    >>> only_first = cumulative_magnitude(np.array([1.0, 0.0]))
+    >>> sampling.sample(2, keras.random.SeedGenerator(0), only_first).numpy()
     array([0, 0], dtype=int32)
 
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
@@ -112,22 +114,25 @@ class MagnitudeSampling(UniformSampling):
             raise ValueError(f"share must be between 0 and 1. Received: share={share!r}")
         self.share = share
 
-    def sample(self, cumulative, seed):
+    by_magnitude = True
+
+    def sample(self, count, seed, cumulative=None):
         """Draws a batch.
 
         Args:
-            cumulative: float32 `(kernels,)`, from `cumulative_magnitude`.
+            count: kernels in all.
             seed: a `keras.random.SeedGenerator`.
+            cumulative: float32 `(kernels,)`, from `cumulative_magnitude`.
 
         Returns:
             int32 indices `(batch_size,)`.
         """
-        uniform = self._uniform(cumulative, seed)
+        uniform = self._uniform(count, seed)
         # side="right" steps over kernels of norm 0, whose interval is empty; a draw
         # that rounding puts past the end goes to the last kernel.
         draws = keras.random.uniform((self.batch_size,), seed=seed)
         weighted = keras.ops.searchsorted(cumulative, draws, side="right")
-        weighted = keras.ops.minimum(keras.ops.cast(weighted, "int32"), cumulative.shape[0] - 1)
+        weighted = keras.ops.minimum(keras.ops.cast(weighted, "int32"), count - 1)
         by_norm = keras.random.uniform((), seed=seed) < self.share
         return keras.ops.where(by_norm, weighted, uniform)
 
@@ -135,17 +140,17 @@ class MagnitudeSampling(UniformSampling):
         return {**super().get_config(), "share": self.share}
 
 
-def cumulative_magnitude(blocks):
+def cumulative_magnitude(norms):
     """The distribution function that `MagnitudeSampling` draws from.
 
     Args:
-        blocks: array `(kernels, k * k)`.
+        norms: array `(kernels,)`, |w_i|.
 
     Returns:
         float32 array `(kernels,)`: entry i is (|w_0| + ... + |w_i|) / sum_j |w_j|.
         Kernels that are all zero are equally likely.
     """
-    norms = np.linalg.norm(np.asarray(blocks, "float64"), axis=1)
+    norms = np.asarray(norms, "float64")
     total = np.cumsum(norms if norms.any() else np.ones_like(norms))
     return (total / total[-1]).astype("float32")
 
@@ -158,7 +163,7 @@ def get(identifier):
 
     Args:
         identifier: `"all"`, `"uniform"`, `"magnitude"`, a serialised sampling, or an
-            object with `sample(cumulative, seed)`.
+            object with `sample(count, seed, cumulative)`.
 
     Returns:
         The sampling.
@@ -173,6 +178,6 @@ def get(identifier):
     if hasattr(identifier, "sample"):
         return identifier
     raise ValueError(
-        f"sampling must be one of {sorted(_BY_NAME)} or have a method sample(cumulative, seed). "
-        f"Received: sampling={identifier!r}"
+        f"sampling must be one of {sorted(_BY_NAME)} or have a method "
+        f"sample(count, seed, cumulative). Received: sampling={identifier!r}"
     )

@@ -14,7 +14,8 @@ import dataclasses
 
 import numpy as np
 
-from keras_nern.kernels import find_convolutions, kernel_to_blocks
+from keras_nern.blocks import Blocks
+from keras_nern.coordinates import check_order
 from keras_nern.permutations import Permutation
 
 AS_TRAINED = "as trained"
@@ -24,12 +25,15 @@ def neighbour_cosines(kernel, order=None):
     """The mean cosine of neighbouring kernels of a layer.
 
     Args:
-        kernel: array `(kh, kw, cin, cout)`.
+        kernel: array `(..., cin, cout)`.
         order: int array `(cin * cout,)`, `order[p]` the kernel at position p; `None`
             for the kernels as they stand. Defaults to `None`.
 
     Returns:
         `(along_channels, along_filters)`: floats, NaN along an axis of length 1.
+
+    Raises:
+        ValueError: where the order is no permutation of the kernels.
 
     Example:
 
@@ -37,17 +41,27 @@ def neighbour_cosines(kernel, order=None):
     (1.0, nan)
     """
     kernel = np.asarray(kernel, "float64")
-    _, _, cin, cout = kernel.shape
-    blocks = kernel_to_blocks(kernel, max(kernel.shape[:2]))
-    norms = np.linalg.norm(blocks, axis=1, keepdims=True)
+    blocks = np.moveaxis(kernel, (-1, -2), (0, 1))  # (filters, channels, ...)
+    if order is not None:
+        check_order(np.asarray(order), blocks.shape[0] * blocks.shape[1], 0)
+    return _cosines(blocks.reshape(*blocks.shape[:2], -1), order)
+
+
+def _cosines(blocks, order):
+    """The same of blocks `(filters, columns, B)`."""
+    norms = np.linalg.norm(blocks, axis=-1, keepdims=True)
     units = np.divide(blocks, norms, out=np.zeros_like(blocks), where=norms > 0)
-    grid = units[slice(None) if order is None else order].reshape(cout, cin, -1)
-    return _mean_product(grid[:, :-1], grid[:, 1:]), _mean_product(grid[:-1], grid[1:])
+    if order is not None:
+        units = units.reshape(-1, units.shape[-1])[order].reshape(units.shape)
+    return _mean_product(units[:, :-1], units[:, 1:]), _mean_product(units[:-1], units[1:])
 
 
 def _mean_product(first, second):
-    products = (first * second).sum(axis=-1)
-    return float(products.mean()) if products.size else float("nan")
+    return _mean((first * second).sum(axis=-1))
+
+
+def _mean(values):
+    return float(values.mean()) if values.size else float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,21 +69,23 @@ class SmoothnessReport:
     """Mean cosines of neighbouring kernels; prints as a table.
 
     Attributes:
-        layers: names of the convolutions.
-        shapes: their kernel shapes, each `(kh, kw, cin, cout)`.
+        layers: names of the kernels.
+        shapes: their shapes.
         cosines: a dict from order (`"as trained"`, `"cross_filter, greedy"`, ...) to a
             float64 array `(layers, 2)`, along channels and along filters.
         bits: a dict from order to the bits it costs.
+        metric: what the orders call near.
     """
 
     layers: list
     shapes: list
     cosines: dict
     bits: dict
+    metric: str
 
     def mean(self, order):
         """The mean over all layers, along channels and along filters: `(2,)`."""
-        return np.nanmean(self.cosines[order], axis=0)
+        return np.array([_mean(axis[~np.isnan(axis)]) for axis in self.cosines[order].T])
 
     def plot(self):
         """Draws the cosines along channels of every layer, a line for each order.
@@ -97,7 +113,8 @@ class SmoothnessReport:
         costs = ", ".join(f"{order}: {bits:,.0f}" for order, bits in self.bits.items())
         return "\n".join(
             [
-                "Mean cosine of neighbouring kernels, along channels / along filters",
+                "Mean cosine of neighbouring kernels, along channels / along filters; "
+                f"orders by {self.metric}",
                 rule,
                 lines[0],
                 rule,
@@ -116,22 +133,25 @@ def smoothness_report(
     methods=("greedy",),
     metric="cosine",
     verbose="auto",
+    **selection,
 ):
     """Measures how smooth a model's kernels are, and would be under permutations.
 
     Args:
-        model: a built `keras.Model` with 2-D convolutions.
+        model: a built `keras.Model`.
         kinds: of permutation (see `permutations`). Defaults to both.
         methods: of finding one (see `tours`). Defaults to `("greedy",)`.
         metric: what they call near. Defaults to `"cosine"`, which is what is measured.
         verbose: as for `Permutation.of`. Defaults to `"auto"`.
+        **selection: arguments of `blocks.Blocks` (`view`, `include`, ...), as they are
+            given to `NeRNModel`.
 
     Returns:
         A `SmoothnessReport`: print it, or `plot()` it.
 
     Raises:
         ValueError: for another kind, method or metric, before any is computed, or a
-            model without 2-D convolutions.
+            model without kernels to represent.
 
     Example:
 
@@ -139,29 +159,33 @@ def smoothness_report(
     >>> print(report)
     >>> report.plot().savefig("smoothness.png")
     """
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    methods = (methods,) if isinstance(methods, str) else methods
     for kind in kinds:
         for method in methods:
             Permutation.validate(kind, method, metric)
-    convolutions = find_convolutions(model)
-    if not convolutions:
-        raise ValueError(f"model must have a Conv2D layer. Received: {model.name!r} without")
-    permutations = {AS_TRAINED: Permutation.of(model, None)}
+    blocks = Blocks(model, **selection)
     for kind in kinds:
         for method in methods:
-            found = Permutation.of(model, kind, method, metric, verbose)
+            Permutation.check_size(blocks.grids, kind, method)
+    permutations = {AS_TRAINED: Permutation.of(blocks, None)}
+    for kind in kinds:
+        for method in methods:
+            found = Permutation.of(blocks, kind, method, metric, verbose)
             permutations[f"{kind}, {method}"] = found
     cosines = {
         name: np.array(
             [
-                neighbour_cosines(conv.layer.kernel.numpy(), order)
-                for conv, order in zip(convolutions, permutation.orders, strict=True)
+                _cosines(blocks.kernel_blocks(index).astype("float64"), order)
+                for index, order in enumerate(permutation.orders)
             ]
         )
         for name, permutation in permutations.items()
     }
     return SmoothnessReport(
-        layers=[conv.name for conv in convolutions],
-        shapes=[conv.shape for conv in convolutions],
+        layers=[kernel.name for kernel in blocks.kernels],
+        shapes=[kernel.shape for kernel in blocks.kernels],
         cosines=cosines,
         bits={name: permutation.bits for name, permutation in permutations.items()},
+        metric=metric,
     )

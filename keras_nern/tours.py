@@ -20,7 +20,8 @@ from keras_nern.local_search import Path
 from keras_nern.nearest_neighbours import METRICS, prepared, scores, validate
 
 METHODS = ("greedy", "two_opt", "fast_tsp")
-FAST_TSP_LIMIT = 10_000
+FAST_TSP_LIMIT = 10_000  # vectors; it takes all their distances
+LONGEST_STEP = 65_535  # the largest distance it takes
 
 
 def order_vectors(vectors, method="greedy", metric="euclidean", progress=None):
@@ -51,11 +52,15 @@ def order_vectors(vectors, method="greedy", metric="euclidean", progress=None):
     """
     validate("method", method, METHODS)
     validate("metric", metric, METRICS)
-    vectors = prepared(vectors, metric)
     if method == "fast_tsp":
-        _check_fast_tsp(len(vectors))
+        check_fast_tsp(len(vectors))
+    vectors = prepared(vectors, metric)
     order = _greedy(vectors, metric, progress)
-    if method == "greedy" or len(order) < 3:
+    if method == "greedy":
+        return order
+    if len(order) < 3:
+        if progress:
+            progress(len(order))
         return order
     order = Path(vectors, order, metric).improve(progress)
     if method == "two_opt":
@@ -77,7 +82,11 @@ def path_length(vectors, order, metric="euclidean"):
         A float.
     """
     validate("metric", metric, METRICS)
-    return Path(prepared(vectors, metric), np.asarray(order), metric).length()
+    vectors = np.asarray(vectors, "float64")[order]
+    if metric == "euclidean":
+        return float(np.linalg.norm(vectors[1:] - vectors[:-1], axis=1).sum())
+    units = prepared(vectors, metric).astype("float64")
+    return float((1 - (units[1:] * units[:-1]).sum(axis=1)).sum())
 
 
 def _greedy(vectors, metric, progress):
@@ -106,7 +115,8 @@ def _greedy(vectors, metric, progress):
     return order
 
 
-def _check_fast_tsp(n):
+def check_fast_tsp(n):
+    """Raises an error unless `fast_tsp` is there and takes n vectors."""
     if n > FAST_TSP_LIMIT:
         raise ValueError(
             f"fast_tsp holds all distances of up to {FAST_TSP_LIMIT:,} vectors; take "
@@ -124,8 +134,11 @@ def _fast_tsp(vectors, metric, seconds=10.0):
 
     path = Path(vectors, np.arange(len(vectors)), metric)
     nodes = np.arange(path.n + 1)
-    rows = [path.distance(np.array([node]), nodes) for node in nodes]
-    distances = np.stack(rows)
-    whole = np.rint(distances * (65_535 / max(distances.max(), 1e-30))).astype("int64")
-    tour = fast_tsp.find_tour(np.maximum(whole, 0), seconds, stop_when_converged=True)
+    longest = 2 * max(1.0, float(np.abs(vectors).max()) * vectors.shape[1] ** 0.5)
+    distances = np.empty((path.n + 1, path.n + 1), "int32")
+    for node in nodes:
+        row = path.distance(np.array([node]), nodes)
+        distances[node] = np.rint(np.maximum(row, 0) * (LONGEST_STEP / longest))
+    distances = np.maximum(distances, distances.T)  # rounding may differ by the way
+    tour = fast_tsp.find_tour(distances, seconds, stop_when_converged=True)
     return np.roll(tour, -tour.index(path.n))[1:]

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from keras_nern.centring import apply_centred
 from keras_nern.compilation import RepresentationCompiler
-from keras_nern.inputs import never_ends, steps_in
+from keras_nern.inputs import is_pair, never_ends, steps_in
 from keras_nern.lifecycle import BeforeTheEpochs, FitCallbacks
 from keras_nern.objective import WEIGHTED, count
 
@@ -102,7 +102,7 @@ class RepresentationTrainer(RepresentationCompiler):
                 not fit the base, `steps_per_epoch` or second moments are missing, or
                 arguments do not go with the kind of `x`.
         """
-        if y is None and isinstance(x, (tuple, list)):
+        if y is None and is_pair(x, self._original.input_shapes) and isinstance(x, (tuple, list)):
             x, y, weight = keras.utils.unpack_x_y_sample_weight(x)
             sample_weight = sample_weight if weight is None else weight
         if x is not None:
@@ -263,20 +263,20 @@ class RepresentationTrainer(RepresentationCompiler):
         )
 
     def make_train_function(self, force=False):
-        if self._runtime.targets is None:
+        if self._runtime.weights is None:
             self._refresh_targets()
         force = force or self._runtime.traced_phase != self.phase
         self._runtime.traced_phase = self.phase
         return super().make_train_function(force)
 
     def train_step(self, data):
-        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         distilling = self.phase == "distillation"
         if distilling:
-            teacher = self._original.observe(images)
+            teacher = self._original.observe(inputs)
         with tf.GradientTape() as tape:
             if distilling:
-                terms, means = self._distillation_terms(images, teacher)
+                terms, means = self._distillation_terms(inputs, teacher)
             else:
                 terms, means = self._reconstruction_terms()
             multipliers = keras.ops.convert_to_tensor(self._runtime.multipliers)

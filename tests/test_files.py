@@ -28,6 +28,16 @@ def test_leaves_the_file_where_writing_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_stays_a_link(tmp_path):
+    path, link = tmp_path / "file", tmp_path / "link"
+    path.write_text("old")
+    link.symlink_to(path)
+    with whole_file(link) as partial:
+        partial.write_text("new")
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+
+
 @pytest.mark.parametrize(("path", "applies"), [("gs://bucket/file", True), ("file", False)])
 def test_other_places_are_written_to_as_they_stand(path, applies):
     with whole_file(path, applies) as given:

@@ -2,64 +2,121 @@ import keras
 import numpy as np
 import pytest
 
-from keras_nern import kernels
+from keras_nern.kernels import Kernel, kernels_of, walk_layers
 
+RNG = np.random.default_rng(0)
 
-def test_finds_the_convolutions_in_order(base):
-    found = kernels.find_convolutions(base)
-    assert [conv.name for conv in found] == ["stem", "conv", "shortcut"]
-    assert [conv.shape for conv in found] == [(3, 3, 1, 4), (3, 3, 4, 6), (1, 1, 4, 6)]
-    assert [conv.num_kernels for conv in found] == [4, 24, 24]
-    assert [conv.num_weights for conv in found] == [36, 216, 24]
+IMAGES = (8, 8, 4)
 
-
-def test_enters_nested_models_and_lists_a_shared_layer_once():
-    shared = keras.layers.Conv2D(2, 3, padding="same", name="shared")
-    inner = keras.Sequential([keras.Input((4, 4, 2)), shared], name="inner")
-    inputs = keras.Input((4, 4, 2))
-    model = keras.Model(inputs, shared(inner(inputs)))
-    assert [conv.name for conv in kernels.find_convolutions(model)] == ["inner/shared"]
-
-
-def test_leaves_depthwise_and_transposed_convolutions_out():
-    model = keras.Sequential(
+# layer, input, and of each kernel: attribute, shape, spatial, channels, filters
+LAYERS = {
+    "1-D": (
+        lambda: keras.layers.Conv1D(5, 3),
+        (8, 4),
+        [("kernel", (3, 4, 5), (3,), 4, 5)],
+    ),
+    "2-D": (
+        lambda: keras.layers.Conv2D(5, (1, 7)),
+        IMAGES,
+        [("kernel", (1, 7, 4, 5), (1, 7), 4, 5)],
+    ),
+    "3-D": (
+        lambda: keras.layers.Conv3D(5, 2),
+        (4, 4, 4, 3),
+        [("kernel", (2, 2, 2, 3, 5), (2, 2, 2), 3, 5)],
+    ),
+    "groups": (
+        lambda: keras.layers.Conv2D(6, 3, groups=2),
+        IMAGES,
+        [("kernel", (3, 3, 2, 6), (3, 3), 2, 6)],
+    ),
+    "transposed": (
+        lambda: keras.layers.Conv2DTranspose(5, 3),
+        IMAGES,
+        [("kernel", (3, 3, 5, 4), (3, 3), 4, 5)],
+    ),
+    "depthwise": (
+        lambda: keras.layers.DepthwiseConv2D(3, depth_multiplier=2),
+        IMAGES,
+        [("kernel", (3, 3, 4, 2), (3, 3), 4, 2)],
+    ),
+    "separable": (
+        lambda: keras.layers.SeparableConv2D(5, 3),
+        IMAGES,
         [
-            keras.Input((4, 4, 2)),
-            keras.layers.DepthwiseConv2D(3),
-            keras.layers.SeparableConv2D(3, 1),
-            keras.layers.Conv2DTranspose(2, 3),
-        ]
-    )
-    assert kernels.find_convolutions(model) == []
+            ("depthwise_kernel", (3, 3, 4, 1), (3, 3), 4, 1),
+            ("pointwise_kernel", (1, 1, 4, 5), (1, 1), 4, 5),
+        ],
+    ),
+    "dense": (lambda: keras.layers.Dense(5), (4,), [("kernel", (4, 5), (), 4, 5)]),
+    "none": (lambda: keras.layers.BatchNormalization(), IMAGES, []),
+}
 
 
-def _slow_blocks(kernel, k):
-    kh, kw, cin, cout = kernel.shape
-    rows = np.zeros((cin * cout, k, k))
-    for f in range(cout):
-        for c in range(cin):
-            for i in range(kh):
-                for j in range(kw):
-                    rows[f * cin + c, (k - kh) // 2 + i, (k - kw) // 2 + j] = kernel[i, j, c, f]
-    return rows.reshape(cin * cout, k * k)
+@pytest.mark.parametrize(("make", "shape", "expected"), LAYERS.values(), ids=LAYERS)
+def test_kernels_of_a_layer(make, shape, expected):
+    layer = make()
+    layer.build((None, *shape))
+    kernels = kernels_of("path", layer)
+    got = [(k.attribute, k.shape, k.spatial, k.channels, k.filters) for k in kernels]
+    assert got == expected
+    for kernel in kernels:
+        assert kernel.variable is getattr(layer, kernel.attribute)
+        assert kernel.shape == tuple(kernel.variable.shape)
+        assert kernel.num_weights == np.prod(kernel.shape)
+        assert kernel.name == ("path" if len(kernels) < 2 else f"path/{kernel.attribute}")
 
 
-@pytest.mark.parametrize("size", [(3, 3), (1, 1), (1, 3), (2, 2), (5, 5)])
-def test_blocks_match_the_definition_and_invert(size):
-    kernel = np.random.default_rng(0).normal(size=(*size, 3, 4)).astype("float32")
-    blocks = kernels.kernel_to_blocks(kernel, 5)
-    np.testing.assert_array_equal(blocks, _slow_blocks(kernel, 5).astype("float32"))
-    np.testing.assert_array_equal(kernels.blocks_to_kernel(blocks, kernel.shape), kernel)
+def _kernel(shape, layer=None):
+    return Kernel("path", layer or keras.layers.Conv2D(1, 1), "kernel", shape)
 
 
-def test_mask_marks_the_centre_crop():
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5), (3, 2, 4, 5), (2, 3, 1, 4, 5)])
+def test_rows_match_the_definition_and_invert(shape):
+    values = RNG.normal(size=shape)
+    kernel = _kernel(shape)
+    rows = kernel.rows(values)
+    for f in range(5):
+        expected = [values[(*place, c, f)] for c in range(4) for place in np.ndindex(shape[:-2])]
+        np.testing.assert_array_equal(rows[f], expected)
+    np.testing.assert_array_equal(kernel.from_rows(keras.ops.convert_to_tensor(rows)), values)
+
+
+def test_rows_of_a_transposed_convolution_are_by_its_filters():
+    values = RNG.normal(size=(3, 2, 5, 4))
+    kernel = _kernel((3, 2, 5, 4), keras.layers.Conv2DTranspose(5, (3, 2)))
+    plain = _kernel((3, 2, 4, 5)).rows(values.transpose(0, 1, 3, 2))
+    np.testing.assert_array_equal(kernel.rows(values), plain)
     np.testing.assert_array_equal(
-        kernels.block_mask((1, 3, 8, 9), 3).reshape(3, 3), [[0, 0, 0], [1, 1, 1], [0, 0, 0]]
+        kernel.from_rows(keras.ops.convert_to_tensor(kernel.rows(values))), values
     )
 
 
-def test_block_size_is_the_largest_side():
-    model = keras.Sequential(
-        [keras.Input((9, 9, 1)), keras.layers.Conv2D(2, (1, 7)), keras.layers.Conv2D(2, 3)]
-    )
-    assert kernels.block_size(kernels.find_convolutions(model)) == 7
+class _Block(keras.layers.Layer):
+    def __init__(self):
+        super().__init__(name="block")
+        self.parts = [
+            keras.layers.Conv2D(2, 3, name="conv"),
+            keras.layers.Conv2D(2, 3, name="conv"),
+        ]
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def test_walks_to_any_depth_and_lists_each_layer_once():
+    shared = keras.layers.Conv2D(2, 3, padding="same", name="shared")
+    inner = keras.Sequential([keras.Input((9, 9, 2)), shared, _Block()], name="inner")
+    middle_input = keras.Input((9, 9, 2))
+    middle = keras.Model(middle_input, inner(shared(middle_input)), name="middle")
+    inputs = keras.Input((3, 9, 9, 2), name="images")
+    model = keras.Model(inputs, keras.layers.TimeDistributed(middle, name="each")(inputs))
+    paths = [path for path, layer in walk_layers(model) if isinstance(layer, keras.layers.Conv2D)]
+    assert paths == [
+        "each/middle/shared",
+        "each/middle/inner/block/conv",
+        "each/middle/inner/block/conv_2",
+    ]
+    assert [path for path, _ in walk_layers(model)][:2] == ["images", "each"]

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from keras_nern import tours
-from keras_nern.local_search import LONGEST_SHIFT, Path
-from keras_nern.nearest_neighbours import METRICS, prepared
+from keras_nern.local_search import LONGEST_SHIFT, NEIGHBOURS, Path
+from keras_nern.nearest_neighbours import METRICS, nearest_neighbours, prepared
 
 RNG = np.random.default_rng(0)
 
@@ -54,6 +54,17 @@ def test_no_better_move_is_left():
                     others.append(rest[:place] + piece + rest[place:])
                     others.append(rest[:place] + piece[::-1] + rest[place:])
     assert min(tours.path_length(vectors, other) for other in others) >= length * (1 - 1e-5)
+
+
+def test_none_is_left_among_many_vectors():
+    """After the last pass no move of any vector gains, though some failed on the way."""
+    vectors = prepared(RNG.normal(size=(1500, 6)), "euclidean")
+    path = Path(vectors, np.arange(1500), "euclidean")
+    path.improve()
+    nearest = nearest_neighbours(vectors, NEIGHBOURS)
+    near = path.distance(np.arange(1500)[:, None], nearest)
+    gains, _ = path._best_moves(np.arange(1500), nearest, near)
+    assert gains.max() <= 1e-6 * path.length() / 1500
 
 
 def test_moves_whose_steps_are_gone_are_not_made():

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import keras_nern
-from keras_nern.permutations import Permutation, kernel_order
+from keras_nern.permutations import Permutation, block_order
 
 
 def _assert_same(a, b):
@@ -20,7 +20,8 @@ def _slow_kernels(nern):
         original = nern.base.get_layer(name).kernel.numpy()
         kh, kw, cin, cout = original.shape
         scale = np.std(original) if nern.normalize == "layer" else 1.0
-        order = list(kernel_order(original, nern.permutation, nern.permutation_method, nern.metric))
+        blocks = original.transpose(3, 2, 0, 1).reshape(cout, cin, kh * kw)
+        order = list(block_order(blocks, nern.permutation, nern.permutation_method, nern.metric))
         kernels[name] = np.zeros(original.shape)
         for f in range(cout):
             for c in range(cin):
@@ -59,7 +60,7 @@ def test_takes_a_permutation_and_gives_it_back(base, tmp_path):
     nern = keras_nern.NeRNModel(base, 8, permutation=permutation)
     assert nern.permutation == "in_filter"
     assert nern.kernel_permutation() == permutation
-    np.testing.assert_array_equal(nern.coordinates, permutation.coordinates())
+    np.testing.assert_array_equal(nern.coordinates(), permutation.coordinates())
     nern.save(tmp_path / "nern.keras")
     loaded = keras.models.load_model(tmp_path / "nern.keras")
     assert loaded.kernel_permutation() == permutation
@@ -67,7 +68,7 @@ def test_takes_a_permutation_and_gives_it_back(base, tmp_path):
 
 def test_refuses_the_permutation_of_another_network(base):
     other = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3)])
-    message = r"a permutation of the base's kernels.*\(3, 3, 1, 4\).*Received: .*\[\(3, 3, 1, 2\)\]"
+    message = r"a permutation of the base's blocks.*\(4, 1\).*Received: .*\[\(2, 1\)\]"
     with pytest.raises(ValueError, match=message):
         keras_nern.NeRNModel(base, 8, permutation=Permutation.of(other))
 
@@ -121,7 +122,10 @@ def test_a_perfect_predictor_rebuilds_the_base(base, images):
     nern = keras_nern.NeRNModel(base, 52, num_blocks=2, encoding=_OneHot(base))
     nern.predictor.hidden[0].kernel.assign(np.eye(52))
     nern.predictor.hidden[0].bias.assign(np.zeros(52))
-    nern.predictor.output_layer.kernel.assign(nern._original.blocks())
+    blocks = nern._original.blocks
+    nern.predictor.output_layer.kernel.assign(
+        np.concatenate([blocks.kernel_blocks(i).reshape(-1, 9) for i in range(3)])
+    )
     np.testing.assert_allclose(nern(images), base(images), atol=1e-6)
     metrics = nern.evaluate(images, return_dict=True, verbose=0)
     assert metrics["relative_error"] == pytest.approx(0, abs=1e-10)
@@ -311,7 +315,7 @@ def test_loading_keeps_order_scales_and_settings(base, images, tmp_path):
     nern.compile(reconstruction_steps=7, temperature=3.0, kernel_sampling="magnitude")
     nern.save(tmp_path / "nern.keras")
     loaded = keras.models.load_model(tmp_path / "nern.keras")
-    np.testing.assert_array_equal(loaded.coordinates, nern.coordinates)
+    np.testing.assert_array_equal(loaded.coordinates(), nern.coordinates())
     np.testing.assert_array_equal(loaded.scales, nern.scales)
     _assert_same(loaded.base.get_weights(), base.get_weights())
     assert (loaded.permutation, loaded.reconstruction_steps) == ("in_filter", 7)

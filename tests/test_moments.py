@@ -5,8 +5,8 @@ import tensorflow as tf
 
 import keras_nern
 from keras_nern import losses
-from keras_nern.kernels import find_convolutions
-from keras_nern.moments import convolution_inputs, second_moments
+from keras_nern.moments import second_moments
+from keras_nern.selection import find_kernels
 
 RNG = np.random.default_rng(0)
 
@@ -35,9 +35,8 @@ def test_the_error_is_that_of_the_layers_outputs(make, normalised):
         bn.moving_variance.assign([1.0, 2.0, 0.5, 4.0])
         scale = np.array([0.5, -2.0, 1.0, 3.0]) / np.sqrt(np.array([1.0, 2.0, 0.5, 4.0]) + 0.1)
     images = RNG.normal(size=(10, 9, 8, 2)).astype("float32")
-    convolutions = find_convolutions(base)
-    (moments,) = second_moments(base, convolutions, [images[:6], images[6:]])
-    ((_, found),) = convolution_inputs(base, convolutions)
+    kernels, _ = find_kernels(base, include_dense=True)
+    moments, found = second_moments(base, kernels, [images[:6], images[6:]])[0]
     np.testing.assert_allclose(found, scale, rtol=1e-5)
 
     original = layer.kernel.numpy()
@@ -79,9 +78,12 @@ def test_reconstruction_follows_the_layers_outputs(base, images):
     # the loss is the layers' own, run side by side
     expected = 0.0
     kernels = nern.predict_kernels()
-    inputs = convolution_inputs(base, nern._original.convolutions)
-    for (tensor, scale), (name, kernel) in zip(inputs, kernels.items(), strict=True):
-        given = keras.Model(base.input, tensor)(images)
+    for name, kernel in kernels.items():
+        given = keras.Model(base.input, base.get_layer(name).input)(images)
+        scale = 1.0
+        if name != "shortcut":
+            bn = base.get_layer(f"{name}_bn")
+            scale = bn.gamma / tf.sqrt(bn.moving_variance + bn.epsilon)
         original = base.get_layer(name).kernel
         change, whole = (
             tf.nn.conv2d(given, weights, 1, "SAME") * scale
@@ -97,7 +99,7 @@ def test_a_drawn_kernel_gets_the_gradient_it_has_among_all(base, images):
     """With a batch that draws every kernel, as with all of them."""
 
     class Every(keras_nern.AllKernels):
-        def sample(self, cumulative, seed):
+        def sample(self, count, seed, cumulative=None):
             return keras.ops.arange(52)
 
     def change(sampling):
@@ -127,14 +129,13 @@ def test_moments_are_gathered_from_what_fit_takes(base, images, labels, kind):
     nern = keras_nern.NeRNModel(base, hidden_size=8)
     nern.gather_second_moments(data, images=11, batch_size=5)
     seen = images if kind != "noise" else np.concatenate([data[0], data[1]])
-    convolutions = nern._original.convolutions
-    expected = second_moments(base, convolutions, [seen[:11]])
+    expected = second_moments(base, nern._original.blocks.kernels, [seen[:11]])
     for got, wanted in zip(nern._runtime.moments, expected, strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got, wanted.moments, rtol=1e-4, atol=1e-5)
 
 
 def test_refuses_images_that_do_not_fit(nern):
     with pytest.raises(ValueError, match=r"x must give images of shape \(batch, 8, 8, 1\)"):
         nern.gather_second_moments(np.zeros((3, 9, 8, 1)))
     with pytest.raises(ValueError, match="Expected at least one batch of images"):
-        second_moments(nern.base, nern._original.convolutions, [])
+        second_moments(nern.base, nern._original.blocks.kernels, [])

@@ -6,7 +6,7 @@ import pytest
 from slow_paths import slow_greedy
 
 from keras_nern import Permutation, permutations
-from keras_nern.kernels import find_convolutions
+from keras_nern.blocks import Blocks
 from keras_nern.nearest_neighbours import METRICS
 
 SHAPES = [(3, 3, 5, 7), (1, 1, 4, 3), (3, 1, 1, 6), (3, 3, 6, 1)]
@@ -15,6 +15,10 @@ SHAPES = [(3, 3, 5, 7), (1, 1, 4, 3), (3, 1, 1, 6), (3, 3, 6, 1)]
 def _slow_kernels(kernel):
     _, _, cin, cout = kernel.shape
     return [[kernel[:, :, c, f].ravel() for c in range(cin)] for f in range(cout)]
+
+
+def _grid(kernel):
+    return np.array([[k for k in filter_] for filter_ in _slow_kernels(kernel)])
 
 
 def _slow_cross_filter(kernel, metric):
@@ -40,14 +44,14 @@ def test_orders_match_the_definition(kind, oracle, shape, metric):
     kernel = np.random.default_rng(0).normal(size=shape)
     if shape[:2] == (1, 1):  # scalars have cosine 1 or -1: ties go to the lowest index
         kernel = np.sign(kernel)
-    order = permutations.kernel_order(kernel, kind, metric=metric)
+    order = permutations.block_order(_grid(kernel), kind, metric=metric)
     np.testing.assert_array_equal(order, oracle(kernel, metric))
 
 
 @pytest.mark.parametrize("method", ["greedy", "two_opt", "fast_tsp"])
 def test_in_filter_keeps_filters_together(method):
     kernel = np.random.default_rng(0).normal(size=(3, 3, 5, 7))
-    order = permutations.kernel_order(kernel, "in_filter", method)
+    order = permutations.block_order(_grid(kernel), "in_filter", method)
     filters = order.reshape(7, 5) // 5
     assert (filters == filters[:, :1]).all()
     assert sorted(filters[:, 0]) == list(range(7))
@@ -60,7 +64,7 @@ def test_inverse_of_an_order():
 
 
 def test_bits_count_the_permutations():
-    shape = (3, 3, 3, 2)
+    shape = (2, 3)
     assert permutations.permutation_bits(shape) == 0
     assert permutations.permutation_bits(shape, "cross_filter") == pytest.approx(math.log2(720))
     # 3! orders in each of 2 filters, and 2! of the filters
@@ -73,27 +77,28 @@ def permutation(request, base):
 
 
 def test_is_that_of_each_layer(base, permutation):
-    convolutions = find_convolutions(base)
-    assert permutation.shapes == tuple(conv.shape for conv in convolutions)
-    for conv, order in zip(convolutions, permutation.orders, strict=True):
-        expected = permutations.kernel_order(conv.layer.kernel.numpy(), permutation.kind)
+    blocks = Blocks(base)
+    assert permutation.grids == tuple(blocks.grids)
+    for index, order in enumerate(permutation.orders):
+        expected = permutations.block_order(blocks.kernel_blocks(index), permutation.kind)
         np.testing.assert_array_equal(order, expected)
     assert permutation.bits == pytest.approx(
-        sum(permutations.permutation_bits(shape, permutation.kind) for shape in permutation.shapes)
+        sum(permutations.permutation_bits(grid, permutation.kind) for grid in permutation.grids)
     )
 
 
 def test_goes_to_coordinates_and_back(permutation):
     coordinates = permutation.coordinates()
-    same = Permutation.from_coordinates(coordinates, permutation.shapes, permutation.kind)
-    assert same == permutation
+    positions = permutation.positions()
+    assert Permutation.from_positions(positions, permutation.grids, permutation.kind) == permutation
     position = 0
-    for layer, (shape, order) in enumerate(
-        zip(permutation.shapes, permutation.orders, strict=True)
+    for layer, ((_, columns), order) in enumerate(
+        zip(permutation.grids, permutation.orders, strict=True)
     ):
         for p, kernel in enumerate(order):
             row = coordinates[position + kernel]
-            assert row.tolist() == [layer, p // shape[2], p % shape[2]]
+            assert row.tolist() == [layer, p // columns, p % columns]
+            assert positions[position + kernel] == p
         position += len(order)
 
 
@@ -130,7 +135,7 @@ def test_files_that_hold_none_are_refused(permutation, tmp_path):
     permutation.save(path)
     whole = path.read_bytes()
     orders = np.concatenate(permutation.orders)
-    kind, shapes = np.array(permutation.kind), np.array(permutation.shapes)
+    kind, grids = np.array(permutation.kind), np.array(permutation.grids)
     doubled = orders.copy()
     doubled[0] = doubled[1]
     for write in (
@@ -138,12 +143,12 @@ def test_files_that_hold_none_are_refused(permutation, tmp_path):
         lambda: path.write_bytes(b""),
         lambda: path.write_text("orders"),
         lambda: path.write_bytes(_npy(orders)),
-        lambda: np.savez(path, kind=kind, shapes=shapes),
-        lambda: np.savez(path, kind=kind, shapes=shapes, orders=orders[1:]),
-        lambda: np.savez(path, kind=kind, shapes=shapes, orders=doubled),
-        lambda: np.savez(path, kind=kind, shapes=shapes[0], orders=orders),
-        lambda: np.savez(path, kind=np.array("by name"), shapes=shapes, orders=orders),
-        lambda: np.savez(path, kind=kind, shapes=shapes, orders=np.array([{}], dtype=object)),
+        lambda: np.savez(path, kind=kind, grids=grids),
+        lambda: np.savez(path, kind=kind, grids=grids, orders=orders[1:]),
+        lambda: np.savez(path, kind=kind, grids=grids, orders=doubled),
+        lambda: np.savez(path, kind=kind, grids=grids[0], orders=orders),
+        lambda: np.savez(path, kind=np.array("by name"), grids=grids, orders=orders),
+        lambda: np.savez(path, kind=kind, grids=grids, orders=np.array([{}], dtype=object)),
     ):
         write()
         with pytest.raises(
@@ -152,36 +157,69 @@ def test_files_that_hold_none_are_refused(permutation, tmp_path):
             Permutation.load(path)
 
 
+def test_damaged_files_are_refused_or_read_right(permutation, tmp_path):
+    path = tmp_path / "order.npz"
+    permutation.save(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for place in rng.integers(0, len(whole), 300):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            assert Permutation.load(path) == permutation
+        except ValueError as error:
+            refused += "a file that Permutation.save wrote" in str(error)
+    assert refused > 100
+    with pytest.raises(FileNotFoundError):
+        Permutation.load(tmp_path / "nowhere.npz")
+
+
+def test_a_file_may_not_unpack_to_very_much(permutation, tmp_path):
+    path = tmp_path / "order.npz"
+    np.savez_compressed(path, orders=np.zeros(10**8, "int8"))
+    with pytest.raises(ValueError, match=r"it would take 100,000,\d+ bytes"):
+        Permutation.load(path)
+
+
 def test_errors_name_the_layer():
-    shapes = [(3, 3, 2, 2), (1, 1, 2, 1)]
+    grids = [(2, 2), (1, 2)]
     with pytest.raises(ValueError, match=r"layer 1 must be a permutation of range\(2\)"):
-        Permutation(shapes, [[0, 1, 2, 3], [0, 0]])
-    with pytest.raises(ValueError, match=r"layer 0 must keep the kernels of each filter together"):
-        Permutation(shapes, [[0, 2, 1, 3], [0, 1]], "in_filter")
+        Permutation(grids, [[0, 1, 2, 3], [0, 0]])
+    with pytest.raises(ValueError, match=r"layer 0 must keep the blocks of each filter together"):
+        Permutation(grids, [[0, 2, 1, 3], [0, 1]], "in_filter")
     with pytest.raises(ValueError, match=r"layer 1 must be range\(2\) where kind is None"):
-        Permutation(shapes, [[0, 1, 2, 3], [1, 0]], None)
+        Permutation(grids, [[0, 1, 2, 3], [1, 0]], None)
+    with pytest.raises(ValueError, match=r"layer 1 must be integers. Received: \[0.5, 1.5\]"):
+        Permutation(grids, [[0, 1, 2, 3], [0.5, 1.5]])
+    for bad in ([(2, 0)], [(2.5, 1)], [(1, 2, 3)], []):
+        with pytest.raises(ValueError, match=r"grids of \(filters, columns\), integers"):
+            Permutation(bad)
+    with pytest.raises(ValueError, match=r"layer 0 must be a permutation of range\(4\)"):
+        Permutation.from_positions([0, 0, 0, 0, 1, 0], grids)
     with pytest.raises(ValueError, match=r"one order for each of 2 layers. Received: 1"):
-        Permutation(shapes, [[0, 1, 2, 3]])
+        Permutation(grids, [[0, 1, 2, 3]])
 
 
 def test_unknown_names(base):
     message = "permutation must be one of .*Received: permutation='smooth'"
     with pytest.raises(ValueError, match=message):
-        permutations.kernel_order(np.zeros((3, 3, 1, 1)), "smooth")
+        permutations.block_order(np.zeros((1, 1, 9)), "smooth")
     with pytest.raises(ValueError, match=message):
-        permutations.permutation_bits((3, 3, 1, 1), "smooth")
+        permutations.permutation_bits((1, 1), "smooth")
     with pytest.raises(ValueError, match=message):
         Permutation.of(base, "smooth")
     with pytest.raises(ValueError, match=r"permutation_method must be one of .*'exact'"):
         Permutation.of(base, method="exact")
     with pytest.raises(ValueError, match=r"metric must be one of .*Received: metric='angle'"):
-        permutations.kernel_order(np.zeros((3, 3, 1, 1)), None, metric="angle")
+        permutations.block_order(np.zeros((1, 1, 9)), None, metric="angle")
 
 
 @pytest.mark.parametrize(("verbose", "shown"), [(1, True), (0, False), ("auto", False)])
 def test_progress_bar(base, verbose, shown, capsys):
     Permutation.of(base, "cross_filter", "two_opt", verbose=verbose)
-    total = 2 * sum(conv.num_kernels for conv in find_convolutions(base))
+    total = 2 * Blocks(base).num_blocks
     output = capsys.readouterr().out
     assert (f"{total}/{total}" in output) == shown
     assert bool(output) == shown

@@ -16,7 +16,7 @@ def _slow_forward(predictor, coordinates):
 
 @pytest.mark.parametrize("blocks", [2, 5])
 def test_matches_the_formula(blocks):
-    predictor = KernelPredictor(hidden_size=7, num_blocks=blocks, kernel_size=3)
+    predictor = KernelPredictor(hidden_size=7, num_blocks=blocks, block_length=9)
     coordinates = np.random.default_rng(0).integers(0, 60, (11, 3))
     predicted = predictor(coordinates).numpy()
     assert predicted.shape == (11, 9)
@@ -78,7 +78,7 @@ def test_takes_integers_of_numpy():
         ({"hidden_size": 2.5}, "hidden_size must be an integer of at least 1. .*hidden_size=2.5"),
         ({"hidden_size": "wide"}, "hidden_size must be an integer .*hidden_size='wide'"),
         ({"hidden_size": 4, "num_blocks": 1}, "num_blocks must be .* at least 2.*num_blocks=1"),
-        ({"hidden_size": 4, "kernel_size": 0}, "kernel_size must be .* at least 1"),
+        ({"hidden_size": 4, "block_length": 0}, "block_length must be .* at least 1"),
         ({"hidden_size": 4, "encoding": "sines"}, "encoding must be a Keras layer .*'sines'"),
     ],
 )

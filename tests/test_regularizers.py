@@ -185,10 +185,12 @@ def test_is_added_to_a_model_in_training():
     images, labels = RNG.normal(size=(4, 8, 8, 3)), np.zeros(4)
     arguments = {"batch_size": 4, "epochs": 1, "verbose": 0}
     model.optimizer.learning_rate = 0.0
+    model.evaluate(images, labels, verbose=0)
     before = model.fit(images, labels, **arguments).history["loss"][0]
     add_regularizer(model, SmoothnessRegularizer(1.0, 1.0))
     after = model.fit(images, labels, **arguments).history["loss"][0]
     assert after - before == pytest.approx(float(sum(model.losses)), rel=1e-4)
+    assert model.evaluate(images, labels, verbose=0) == pytest.approx(after, rel=1e-5)
 
 
 def test_is_added_to_chosen_layers_only():

@@ -7,12 +7,12 @@ import keras_nern
 
 def test_counts_by_hand(base):
     table = keras_nern.NeRNModel(base, hidden_size=10, permutation="cross_filter").summary_table()
-    assert [(row.name, row.kernels, row.weights) for row in table.layers] == [
+    assert [(row.name, row.blocks, row.weights) for row in table.layers] == [
         ("stem", 4, 36),
         ("conv", 24, 216),
         ("shortcut", 24, 24),
     ]
-    assert (table.kernels, table.weights) == (52, 276)
+    assert (table.blocks, table.weights) == (52, 276)
     # Dense(240, 10), 3 x Dense(10, 10), Dense(10, 9)
     assert table.predictor_parameters == 2410 + 3 * 110 + 99
     # two BN of 4 and 6 channels, the shortcut's bias, Dense(6, 3)

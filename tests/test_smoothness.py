@@ -67,7 +67,7 @@ def test_report(base):
 def test_report_prints_a_row_per_layer(base):
     report = smoothness_report(base, kinds=("cross_filter",))
     lines = str(report).splitlines()
-    assert "along channels / along filters" in lines[0]
+    assert "along channels / along filters; orders by cosine" in lines[0]
     for name, (channels, filters) in zip(
         report.layers, report.cosines["cross_filter, greedy"], strict=True
     ):
@@ -89,7 +89,7 @@ def test_report_refuses_before_it_computes(base, monkeypatch):
     monkeypatch.setattr(Permutation, "of", None)
     with pytest.raises(ValueError, match=r"permutation must be one of .*'smooth'"):
         smoothness_report(base, kinds=("cross_filter", "smooth"))
-    with pytest.raises(ValueError, match=r"must have a Conv2D layer. Received: 'dense'"):
+    with pytest.raises(ValueError, match=r"whose kernel can be represented. Received: 'dense'"):
         smoothness_report(
             keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)], name="dense")
         )

@@ -6,6 +6,7 @@ import pytest
 from slow_paths import slow_greedy, slow_length
 
 from keras_nern import nearest_neighbours, tours
+from keras_nern.nearest_neighbours import prepared
 
 RNG = np.random.default_rng(0)
 
@@ -69,26 +70,48 @@ def test_finds_the_way_along_a_line(method):
     assert places[order].tolist() in (sorted(places), sorted(places, reverse=True))
 
 
-def test_two_opt_is_near_the_shortest_path():
-    # Among all paths through 8 points; the mean over 10 draws, greedy's being 1.12.
+def test_two_opt_is_near_the_shortest_path_and_fast_tsp_finds_it():
+    # Among all paths through 7 points; the mean over 10 draws.
     ratios = []
     for _ in range(10):
-        vectors = RNG.random((8, 2))
-        lengths = [
-            slow_length(vectors, order, "euclidean") for order in itertools.permutations(range(8))
-        ]
+        vectors = RNG.random((7, 2))
+        shortest = min(
+            slow_length(vectors, order, "euclidean") for order in itertools.permutations(range(7))
+        )
         order = tours.order_vectors(vectors, "two_opt")
-        ratios.append(tours.path_length(vectors, order) / min(lengths))
+        ratios.append(tours.path_length(vectors, order) / shortest)
+        found = tours._fast_tsp(prepared(vectors, "euclidean"), "euclidean")
+        assert slow_length(vectors, found, "euclidean") == pytest.approx(shortest, rel=1e-3)
     assert min(ratios) > 1 - 1e-6
     assert np.mean(ratios) < 1.05
 
 
+@pytest.mark.parametrize("spread", [1e-2, 1e-4])
+def test_greedy_tells_vectors_apart_that_are_much_alike(spread):
+    vectors = 3.0 + spread * RNG.normal(size=(200, 9))
+    np.testing.assert_array_equal(tours.order_vectors(vectors), slow_greedy(vectors, "euclidean"))
+
+
+@pytest.mark.parametrize("metric", nearest_neighbours.METRICS)
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_very_small_and_large_vectors_have_an_order_too(metric, size):
+    vectors = RNG.normal(size=(50, 4))
+    expected = tours.order_vectors(vectors, "two_opt", metric)
+    np.testing.assert_array_equal(tours.order_vectors(size * vectors, "two_opt", metric), expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_refuses_what_is_not_finite(bad):
+    with pytest.raises(ValueError, match=r"finite weights to order. Received: some NaN or inf"):
+        tours.order_vectors([[0.0, 1.0], [bad, 1.0]])
+
+
 @pytest.mark.parametrize(("method", "rounds"), [("greedy", 1), ("two_opt", 2)])
-def test_progress_adds_up(method, rounds):
+@pytest.mark.parametrize("n", [1, 2, 200])
+def test_progress_adds_up(method, rounds, n):
     done = []
-    tours.order_vectors(RNG.normal(size=(200, 3)), method, progress=done.append)
-    assert sum(done) == rounds * 200
-    assert len(done) > 3
+    tours.order_vectors(RNG.normal(size=(n, 3)), method, progress=done.append)
+    assert sum(done) == rounds * n
 
 
 def test_unknown_names():

@@ -281,17 +281,16 @@ def test_a_distillation_step_is_the_gradient_of_its_loss(base, images):
     )
     original = nern._original
     with tf.GradientTape() as tape:
-        blocks = nern.predictor(nern.coordinates)
-        kernels = original.split(blocks)
+        kernels = original.blocks.split(nern.predictor(nern.coordinates()))
         teacher, student = original.observe(images), original.observe(images, kernels)
         error = [
-            tf.reduce_sum((kernel - conv.layer.kernel) ** 2)
-            for kernel, conv in zip(kernels, original.convolutions, strict=True)
+            tf.reduce_sum((kernel - own.variable) ** 2)
+            for kernel, own in zip(kernels, original.blocks.kernels, strict=True)
         ]
         loss = (
             tf.sqrt(tf.add_n(error) / 276)
-            + 0.5 * losses.logits_distillation_loss(teacher[1], student[1], 2.0)
-            + 0.25 * losses.feature_map_distillation_loss(teacher[0], student[0])
+            + 0.5 * losses.logits_distillation_loss(teacher.outputs, student.outputs, 2.0)
+            + 0.25 * losses.feature_map_distillation_loss(teacher.maps, student.maps)
         )
     variables = nern.trainable_variables
     gradients = tape.gradient(loss, variables)

@@ -1,0 +1,155 @@
+"""What a network's layers are given and give, while it runs.
+
+Any Keras model can be listened to: functional, nested or subclassed. While recording, each
+layer's `call` is stood in for by one that notes inputs and output, so a map in
+the midst of the network is found without its graph: the batch normalisation that follows a
+convolution is the one whose input *is* the convolution's output.
+"""
+
+import contextlib
+import typing
+
+import keras
+
+from keras_nern.kernels import walk_layers
+
+
+class Call(typing.NamedTuple):
+    """One call of a layer or operation: what it was given, flat, and what it gave."""
+
+    operation: object
+    inputs: list
+    output: object
+
+
+@contextlib.contextmanager
+def recorded_calls(model):
+    """Notes the calls of all layers and operations in a model.
+
+    Args:
+        model: a built `keras.Model`.
+
+    Yields:
+        A list to which each `Call` is added when it is done, the innermost first.
+
+    Example:
+
+    >>> with recorded_calls(model) as calls:
+    ...     outputs = model(images)
+    >>> maps = [call.output for call in calls if isinstance(call.operation, keras.layers.ReLU)]
+    """
+    calls, wrapped = [], []
+
+    def listen(operation):
+        call = operation.call
+
+        def listening(*args, **kwargs):
+            output = call(*args, **kwargs)
+            calls.append(Call(operation, keras.tree.flatten((args, kwargs)), output))
+            return output
+
+        operation.__dict__["call"] = listening  # an attribute that Keras need not track
+        wrapped.append(operation)
+
+    try:
+        for operation in all_operations(model):
+            listen(operation)
+        yield calls
+    finally:
+        for operation in wrapped:
+            del operation.__dict__["call"]
+
+
+def all_operations(model):
+    """All layers of a model, to any depth, and the operations between them (`x + y`, ...).
+
+    Those of a subclassed model's own code are no objects of Keras, and are not among them.
+    """
+    layers = [layer for _, layer in walk_layers(model)]
+    found = {id(layer): layer for layer in layers}
+    for one in (model, *layers):
+        for operation in getattr(one, "operations", ()):
+            found.setdefault(id(operation), operation)
+    return list(found.values())
+
+
+def normalisations(calls):
+    """The first batch normalisation of each convolution's output.
+
+    Args:
+        calls: what `recorded_calls` noted.
+
+    Returns:
+        A dict from the id of an output to the `Call` of the `BatchNormalization` that was
+        given it.
+    """
+    found = {}
+    for call in calls:
+        if isinstance(call.operation, keras.layers.BatchNormalization):
+            found.setdefault(id(call.inputs[0]), call)
+    return found
+
+
+class _Reached(Exception):
+    """Ends a run at the layer that was waited for."""
+
+
+def first_normalisation(model, images):
+    """The batch normalisation that comes first in a network.
+
+    Args:
+        model: a built `keras.Model`.
+        images: a batch that it takes.
+
+    Returns:
+        `(layer, probe)`: the layer, and a function from images to what the layer is given,
+        which runs the network no further.
+
+    Raises:
+        ValueError: where the network has none.
+    """
+    with recorded_calls(model) as calls:
+        model(images, training=False)
+    found = [call for call in calls if isinstance(call.operation, keras.layers.BatchNormalization)]
+    if not found:
+        raise ValueError(
+            "Expected a base with a BatchNormalization layer. Received: "
+            f"{model.name!r} with layers {[type(layer).__name__ for layer in model.layers]}"
+        )
+    layer = found[0].operation
+
+    def probe(images):
+        given = []
+
+        def stop(inputs, *args, **kwargs):
+            given.append(inputs)
+            raise _Reached
+
+        layer.__dict__["call"] = stop
+        try:
+            model(images, training=False)
+        except _Reached:
+            pass
+        finally:
+            del layer.__dict__["call"]
+        return given[0]
+
+    return layer, probe
+
+
+def output_activation(calls, output):
+    """What turned logits into an output: softmax, sigmoid, another activation, or None.
+
+    Args:
+        calls: what `recorded_calls` noted of the network that gave the output.
+        output: the tensor itself.
+    """
+    # keras.layers.Softmax, and the operations behind keras.ops.softmax and sigmoid
+    by_class = {"Softmax": keras.activations.softmax, "Sigmoid": keras.activations.sigmoid}
+    for call in calls:
+        if call.output is output:
+            known = by_class.get(type(call.operation).__name__)
+            known = known or getattr(call.operation, "activation", None)
+            if known is not None:
+                return known
+    return None

@@ -1,0 +1,143 @@
+"""Which of a classifier's weights are represented, and why the others are kept.
+
+All convolutions are: ordinary, grouped, dilated, transposed, depthwise and separable, in one
+to three dimensions, wherever they are in the model. Dense layers are on request. Biases,
+batch normalisations and all other weights are kept as they are.
+"""
+
+import dataclasses
+import re
+
+import keras
+
+from keras_nern.kernels import CONVOLUTIONS, kernels_of, walk_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A layer whose own weights are all kept.
+
+    Attributes:
+        name: the layer's path.
+        layer: the Keras layer.
+        num_weights: how many it has, those of layers within it not counted.
+        reason: why they are kept.
+    """
+
+    name: str
+    layer: keras.layers.Layer
+    num_weights: int
+    reason: str
+
+
+def find_kernels(model, include=None, exclude=None, include_dense=False):
+    """Finds the kernels that are to be represented.
+
+    Args:
+        model: a built `keras.Model`.
+        include: the layers to represent, all others being kept: a layer's name or path
+            (`"conv1"`, `"stem/conv1"`), a compiled regular expression to be found in the
+            path, a function from a layer to a bool, or a list of these. `None` for all.
+            Defaults to `None`.
+        exclude: layers to keep, in the same terms. Defaults to `None`.
+        include_dense: whether Dense layers are represented, too. Defaults to `False`.
+
+    Returns:
+        `(kernels, kept)`: a list of `Kernel` and one of `Kept`, in the order in which the
+        model lists its layers. A kernel that is used several times comes once.
+
+    Raises:
+        ValueError: where `include` or `exclude` names a layer that is none of those that
+            can be represented, or is of another type.
+
+    Example:
+
+    >>> kernels, kept = find_kernels(model, exclude=[re.compile("^stem"), "head"])
+    """
+    include, exclude = _Choice("include", include), _Choice("exclude", exclude)
+    kinds = (*CONVOLUTIONS, keras.layers.Dense) if include_dense else CONVOLUTIONS
+    layers = walk_layers(model)
+    candidates = {path: layer for path, layer in layers if isinstance(layer, kinds)}
+    for choice in (include, exclude):
+        choice.check(candidates, include_dense)
+    kernels, kept, owners = [], [], {}
+    for path, layer in layers:
+        if path in candidates and not layer.built:
+            raise ValueError(f"model must be built. Received: {model.name!r}, where {path} is not")
+        own = _own_variables(layer)
+        reason = None
+        if path not in candidates:
+            reason = "no convolution"
+            if isinstance(layer, keras.layers.Dense):
+                reason = "Dense, and include_dense is False"
+        elif include.given and not include.takes(path, layer):
+            reason = "not in include"
+        elif exclude.given and exclude.takes(path, layer):
+            reason = "in exclude"
+        elif not all(_is_float(kernel.variable) for kernel in kernels_of(path, layer)):
+            reason = "its kernel is no variable of floats"
+        else:
+            for kernel in kernels_of(path, layer):
+                owner = owners.setdefault(id(kernel.variable), path)
+                if owner == path:
+                    kernels.append(kernel)
+                else:
+                    reason = f"its kernel is that of {owner}"
+        if reason and own:
+            count = sum(int(keras.ops.size(variable)) for variable in own)
+            kept.append(Kept(path, layer, count, reason))
+    return kernels, kept
+
+
+class _Choice:
+    """Layers chosen by names, regular expressions and functions."""
+
+    def __init__(self, argument, choice):
+        self.argument = argument
+        self.given = choice is not None
+        choices = choice if isinstance(choice, (list, tuple, set)) else [choice]
+        self.choices = list(choices) if self.given else []
+        for one in self.choices:
+            if not (isinstance(one, (str, re.Pattern)) or callable(one)):
+                raise ValueError(
+                    f"{argument} must be a layer's name, a compiled regular expression, a "
+                    f"function from a layer to a bool, or a list of these. Received: {one!r}"
+                )
+
+    def check(self, candidates, include_dense):
+        """Raises a ValueError for names that are no candidate's."""
+        names = set(candidates) | {layer.name for layer in candidates.values()}
+        unknown = [one for one in self.choices if isinstance(one, str) and one not in names]
+        if unknown:
+            dense = "" if include_dense else " (Dense layers with include_dense=True only)"
+            raise ValueError(
+                f"{self.argument} must name layers that can be represented{dense}, of "
+                f"{sorted(candidates)}. Received: {unknown}"
+            )
+
+    def takes(self, path, layer):
+        """Whether a layer is among the chosen."""
+        for one in self.choices:
+            if isinstance(one, str):
+                found = one in (path, layer.name)
+            elif isinstance(one, re.Pattern):
+                found = one.search(path)
+            else:
+                found = one(layer)
+            if found:
+                return True
+        return False
+
+
+def _own_variables(layer):
+    inner = {
+        id(variable)
+        for one in layer._flatten_layers(include_self=False, recursive=False)
+        for variable in one.weights
+    }
+    return [variable for variable in layer.weights if id(variable) not in inner]
+
+
+def _is_float(variable):
+    # under LoRA, `kernel` is a sum
+    return isinstance(variable, keras.Variable) and keras.backend.is_float_dtype(variable.dtype)
