@@ -9,6 +9,7 @@ memory. Each row is a process of its own.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -65,7 +66,7 @@ def run(options, network, view):
         on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter())
     )
     history = nern.fit(steps_per_epoch=options.steps, verbose=0, callbacks=[watch]).history
-    steps = [1e3 * (b - a) for a, b in zip(ends[10:], ends[11:], strict=False)]
+    steps = [1e3 * (b - a) for a, b in itertools.pairwise(ends[10:])]
     low, middle, high = statistics.quantiles(steps, n=4)
     table = nern.summary_table()
     return [
