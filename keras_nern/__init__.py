@@ -9,6 +9,7 @@ from keras_nern import models as models
 from keras_nern import permutations as permutations
 from keras_nern import sampling as sampling
 from keras_nern import tours as tours
+from keras_nern.compression import compress as compress
 from keras_nern.coordinates import kernel_coordinates as kernel_coordinates
 from keras_nern.model import NeRNModel as NeRNModel
 from keras_nern.noise import NoiseDataset as NoiseDataset

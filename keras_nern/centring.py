@@ -31,7 +31,7 @@ def centre(predictor, coordinates):
     """
     x = predictor.encoding(coordinates)
     for layer in predictor.hidden:
-        layer.bias.assign(-keras.ops.matmul(keras.ops.mean(x, axis=0), layer.kernel))
+        layer.bias.assign(-keras.ops.matmul(keras.ops.mean(x, axis=0), _kernel_in_use(layer)))
         x = layer(x)
 
 
@@ -51,11 +51,16 @@ def apply_centred(optimizer, gradients, variables, predictor, means):
     for layer, mean in zip(predictor.layers, means, strict=True):
         kernel, bias = place[id(layer.kernel)], place[id(layer.bias)]
         gradients[kernel] = gradients[kernel] - mean[:, None] * gradients[bias][None, :]
-        before.append(tf.identity(keras.ops.convert_to_tensor(layer.kernel)))
+        before.append(tf.identity(_kernel_in_use(layer)))
     optimizer.apply_gradients(zip(gradients, variables, strict=True))
     for layer, mean, kernel in zip(predictor.layers, means, before, strict=True):
-        change = keras.ops.convert_to_tensor(layer.kernel) - kernel
+        change = _kernel_in_use(layer) - kernel
         _subtract(layer.bias, keras.ops.matmul(mean, change))
+
+
+def _kernel_in_use(layer):
+    """What a layer multiplies by: of one that is compressed, not its kernel."""
+    return keras.ops.convert_to_tensor(getattr(layer, "kernel_in_use", layer.kernel))
 
 
 def _subtract(variable, value):

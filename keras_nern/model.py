@@ -63,6 +63,8 @@ class NeRNModel(RepresentationTrainer):
             Default to `None`: all convolutions are represented.
         include_dense: whether Dense layers are represented, too; best with the block
             view. Defaults to `False`.
+        bits, pruned: of the predictor's kernels (see `predictor`); `compress` sets them.
+            Default to `None` and `False`: floats, all of them.
         **kwargs: `keras.Model` arguments (`name`, ...).
 
     Raises:
@@ -98,6 +100,8 @@ class NeRNModel(RepresentationTrainer):
         include=None,
         exclude=None,
         include_dense=False,
+        bits=None,
+        pruned=False,
         **kwargs,
     ):
         kwargs.setdefault("dtype", "float32")
@@ -134,11 +138,20 @@ class NeRNModel(RepresentationTrainer):
         self.encoding = encoding
         self.normalize = normalize
         self.predictor = KernelPredictor(
-            hidden_size, num_blocks, blocks.block_length, encoding, name="predictor"
+            hidden_size,
+            num_blocks,
+            blocks.block_length,
+            encoding,
+            bits=bits,
+            pruned=pruned,
+            name="predictor",
         )
         self.predictor.build((None, 3))
+        self.predictor.compress()
         self.hidden_size = self.predictor.hidden_size
         self.num_blocks = self.predictor.num_blocks
+        self.bits = bits
+        self.pruned = pruned
         self.positions = None  # where blocks stand, if not where they are
         if permutation.kind is not None:
             self.positions = self.add_weight(
@@ -155,9 +168,7 @@ class NeRNModel(RepresentationTrainer):
             initializer="ones",
             trainable=False,
         )
-        every = -(-blocks.num_blocks // SAMPLE)
-        some = keras.ops.arange(0, blocks.num_blocks, every, dtype="int32")
-        centre(self.predictor, self._coordinates(some))
+        centre(self.predictor, self._some_coordinates())
         if normalize == "layer":
             self.scales.assign(self._original.layer_scales())
         self._base_is_own = False  # True where from_config made it, until it has weights
@@ -177,6 +188,12 @@ class NeRNModel(RepresentationTrainer):
         if positions is not None:
             positions = keras.ops.convert_to_tensor(positions)
         return self._original.blocks.coordinates(indices, positions)
+
+    def _some_coordinates(self):
+        """Evenly spread over all blocks, no more than are needed for means."""
+        count = self._original.blocks.num_blocks
+        every = -(-count // SAMPLE)
+        return self._coordinates(keras.ops.arange(0, count, every, dtype="int32"))
 
     def _predicted_blocks(self, start=0, stop=None):
         """Blocks from one number to another as the predictor gives them, `(blocks, B)`."""
@@ -257,6 +274,27 @@ class NeRNModel(RepresentationTrainer):
         positions = keras.ops.convert_to_numpy(self.positions)
         return Permutation.from_positions(positions, grids, self.permutation)
 
+    def _with_predictor(self, bits, pruned):
+        """This representation with another kind of kernels, which hold nothing yet."""
+        names = ("hidden_size", "num_blocks", "normalize", "feature_maps", "view", "block_size")
+        names += ("include", "exclude", "include_dense", "name")
+        encoding = keras.saving.serialize_keras_object(self.encoding)
+        other = NeRNModel(
+            self.base,
+            permutation=self.kernel_permutation(),
+            encoding=keras.saving.deserialize_keras_object(encoding),
+            bits=bits,
+            pruned=pruned,
+            **{name: getattr(self, name) for name in names},
+        )
+        other.predictor.encoding.set_weights(self.predictor.encoding.get_weights())
+        other.metric, other.permutation_method = self.metric, self.permutation_method
+        other.scales.assign(self.scales)
+        other.compile_from_config(self.get_compile_config())
+        other.reconstruction_iterations.assign(self.reconstruction_iterations)
+        other.reconstruction_finished = self.reconstruction_finished
+        return other
+
     # Saving.
 
     def _selection_config(self):
@@ -280,6 +318,8 @@ class NeRNModel(RepresentationTrainer):
             "feature_maps": self.feature_maps,
             "view": self.view,
             "block_size": self.block_size,
+            "bits": self.bits,
+            "pruned": self.pruned,
             **self._selection_config(),
         }
 

@@ -12,6 +12,7 @@ import numbers
 
 import keras
 
+from keras_nern.compressed_dense import CompressedDense
 from keras_nern.positional_encoding import PACKAGE, PositionalEncoding
 
 # The optimizer treats the output layer apart from the hidden ones, by this name.
@@ -30,6 +31,9 @@ class KernelPredictor(keras.layers.Layer):
         encoding: a Keras layer from `(n, 3)` coordinates to features `(n, d)`;
             `None` for `PositionalEncoding()`. Defaults to `None`.
         activation: activation of the hidden layers. Defaults to `"relu"`.
+        bits: of the Dense layers' kernels, 2 to 8, where they are quantised (see
+            `compression`); `None` for floats. Defaults to `None`.
+        pruned: whether the kernels have masks. Defaults to `False`.
         **kwargs: `keras.layers.Layer` arguments.
 
     Input shape:
@@ -39,8 +43,8 @@ class KernelPredictor(keras.layers.Layer):
         float32 `(n, block_length)`.
 
     Raises:
-        ValueError: for a width or block length below 1, fewer than 2 blocks, or an
-            encoding that is no Keras layer.
+        ValueError: for a width or block length below 1, fewer than 2 blocks, other bits,
+            or an encoding that is no Keras layer.
 
     Example:
 
@@ -58,6 +62,8 @@ class KernelPredictor(keras.layers.Layer):
         block_length=9,
         encoding=None,
         activation="relu",
+        bits=None,
+        pruned=False,
         **kwargs,
     ):
         kwargs.setdefault("dtype", "float32")
@@ -82,13 +88,19 @@ class KernelPredictor(keras.layers.Layer):
         self.block_length = block_length = int(block_length)
         self.encoding = encoding
         self.activation = keras.activations.get(activation)
+        self.bits = bits
+        self.pruned = pruned
         self.hidden = [
-            keras.layers.Dense(
-                hidden_size, activation=self.activation, dtype="float32", name=f"hidden_{i}"
-            )
+            self._dense(hidden_size, activation=self.activation, name=f"hidden_{i}")
             for i in range(num_blocks - 1)
         ]
-        self.output_layer = keras.layers.Dense(block_length, dtype="float32", name=OUTPUT_LAYER)
+        self.output_layer = self._dense(block_length, name=OUTPUT_LAYER)
+
+    def _dense(self, units, **arguments):
+        arguments["dtype"] = "float32"
+        if self.bits is None and not self.pruned:
+            return keras.layers.Dense(units, **arguments)
+        return CompressedDense(units, self.bits, self.pruned, **arguments)
 
     def build(self, input_shape):
         # Called, as a layer of the user's own may not say its output shape otherwise.
@@ -101,6 +113,46 @@ class KernelPredictor(keras.layers.Layer):
     def layers(self):
         """The Dense layers, from the encoding to the kernels."""
         return [*self.hidden, self.output_layer]
+
+    def compress(self, sparsity=0.0):
+        """Sets masks and steps, where there are any, from the kernels as they are.
+
+        Args:
+            sparsity: as for `CompressedDense.compress`. Defaults to `0.0`.
+        """
+        for layer in self.layers:
+            if isinstance(layer, CompressedDense):
+                layer.compress(sparsity)
+
+    def quantized(self):
+        """The kernels of `layers` as integers and steps: a list of `quantization.Quantized`.
+
+        Raises:
+            ValueError: where they are not quantised.
+        """
+        if self.bits is None:
+            raise ValueError("The predictor must be quantised, see compress. Received: bits=None")
+        return [layer.quantized() for layer in self.layers]
+
+    @property
+    def num_parameters(self):
+        """Weights and biases, masks and steps not counted."""
+        apart = {
+            id(variable)
+            for layer in self.layers
+            for variable in (getattr(layer, "mask", None), getattr(layer, "steps", None))
+        }
+        return sum(int(keras.ops.size(v)) for v in self.weights if id(v) not in apart)
+
+    @property
+    def num_bytes(self):
+        """Bytes of these at 4 each; those of quantised kernels at their bits, 2 for a step."""
+        size = 4.0 * self.num_parameters
+        if self.bits is not None:
+            for layer in self.layers:
+                size -= (4 - self.bits / 8) * int(keras.ops.size(layer.kernel))
+                size += 2 * layer.units
+        return size
 
     def call(self, inputs):
         return collections.deque(self._activations(inputs), maxlen=1).pop()
@@ -137,6 +189,8 @@ class KernelPredictor(keras.layers.Layer):
             "block_length": self.block_length,
             "encoding": keras.saving.serialize_keras_object(self.encoding),
             "activation": keras.activations.serialize(self.activation),
+            "bits": self.bits,
+            "pruned": self.pruned,
         }
 
     @classmethod

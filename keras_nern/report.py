@@ -1,12 +1,14 @@
 """The size of a representation, layer by layer.
 
-With P predictor parameters, B bits of permutation, S layer scales and K weights that
-are kept as they are, all weights as 4-byte floats, against R represented weights:
+With P bytes of predictor, B bits of permutation, S layer scales and K weights that are kept
+as they are, each of these a 4-byte float, against R represented weights:
 
-    ratio of the kernels  =  R / (P + S + B / 32)
-    ratio of the network  =  (R + K) / (P + S + B / 32 + K)
+    ratio of the kernels  =  4 R / (P + 4 S + B / 8)
+    ratio of the network  =  4 (R + K) / (P + 4 S + B / 8 + 4 K)
 
-above 1 where the representation is the smaller one.
+above 1 where the representation is the smaller one. A predictor's weights are 4-byte floats,
+too, unless they are quantised (see `compression`). An exported file is smaller still where
+its weights can be coded in fewer bits than they have (see `artifact`).
 """
 
 import collections
@@ -33,6 +35,7 @@ class SummaryTable:
         layers: list of `LayerRow`.
         kept: list of `selection.Kept`: layers that are not represented, and why.
         predictor_parameters: weights of the predictor.
+        predictor_bytes: what these take, see `predictor.KernelPredictor.num_bytes`.
         scales: layer scales that are kept beside it.
         kept_weights: all other weights of the base (BN, biases, Dense, ...).
     """
@@ -40,6 +43,7 @@ class SummaryTable:
     layers: list
     kept: list
     predictor_parameters: int
+    predictor_bytes: float
     scales: int
     kept_weights: int
 
@@ -60,9 +64,8 @@ class SummaryTable:
 
     @property
     def representation_bytes(self):
-        """Bytes of predictor (float32), scales and permutations."""
-        floats = self.predictor_parameters + self.scales
-        return 4 * floats + self.permutation_bits / 8
+        """Bytes of predictor, scales and permutations."""
+        return self.predictor_bytes + 4 * self.scales + self.permutation_bits / 8
 
     @property
     def kernel_ratio(self):
@@ -101,6 +104,7 @@ class SummaryTable:
         lines += [
             "",
             f"predictor parameters      {self.predictor_parameters:,}",
+            f"predictor                 {self.predictor_bytes:,.0f} bytes",
             f"layer scales              {self.scales:,}",
             f"weights kept as they are  {self.kept_weights:,}",
             f"representation            {self.representation_bytes:,.0f} bytes",
@@ -140,7 +144,8 @@ def summary_table(original, predictor, permutation_bits, scales):
     return SummaryTable(
         layers=layers,
         kept=original.blocks.kept,
-        predictor_parameters=predictor.count_params(),
+        predictor_parameters=predictor.num_parameters,
+        predictor_bytes=predictor.num_bytes,
         scales=scales,
         kept_weights=original.base.count_params() - represented,
     )

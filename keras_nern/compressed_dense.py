@@ -1,0 +1,115 @@
+"""A Dense layer that computes with a pruned and quantised kernel, and learns with it.
+
+    y = W~^T x + b,    W~ = quantise(M * W)
+
+M is a mask of zeros and ones, and what quantising does is in `quantization`. Forwards the
+layer is what a compact file will hold. Backwards the kernel W, which is a float32 as ever,
+learns as if it were not quantised, so that a few small steps move its weights to where
+rounding harms least (quantisation-aware training: Jacob et al., "Quantization and Training of
+Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, arXiv 1712.05877).
+Mask and steps are set once, by `compress`, and do not learn.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_nern.positional_encoding import PACKAGE
+from keras_nern.quantization import largest_level, quantization_steps, quantize, straight_through
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class CompressedDense(keras.layers.Dense):
+    """A `keras.layers.Dense` whose kernel is pruned, quantised, or both.
+
+    Args:
+        units: as for `keras.layers.Dense`.
+        bits: of the kernel, 2 to 8; `None` for floats. Defaults to `None`.
+        pruned: whether there is a mask. Defaults to `False`.
+        **kwargs: `keras.layers.Dense` arguments.
+
+    Raises:
+        ValueError: for other bits.
+    """
+
+    def __init__(self, units, bits=None, pruned=False, **kwargs):
+        super().__init__(units, **kwargs)
+        if bits is not None:
+            largest_level(bits)
+        self.bits = bits
+        self.pruned = pruned
+        self.mask = self.steps = None
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        if self.pruned:
+            self.mask = self._constant("mask", self.kernel.shape)
+        if self.bits is not None:
+            self.steps = self._constant("steps", (self.units,))
+
+    def _constant(self, name, shape):
+        return self.add_weight(name=name, shape=shape, initializer="ones", trainable=False)
+
+    def compress(self, sparsity=0.0):
+        """Prunes the smallest weights, then chooses the steps for those that are left.
+
+        Args:
+            sparsity: share of the weights to prune, in [0, 1), where the layer is pruned at
+                all. Defaults to `0.0`.
+        """
+        kernel = ops.convert_to_numpy(self.kernel)
+        if self.pruned:
+            count = round(sparsity * kernel.size)
+            mask = np.ones(kernel.size, "float32")
+            mask[np.argsort(np.abs(kernel), axis=None, kind="stable")[:count]] = 0
+            self.mask.assign(mask.reshape(kernel.shape))
+            kernel = kernel * mask.reshape(kernel.shape)
+        if self.bits is not None:
+            self.steps.assign(quantization_steps(kernel, self.bits).astype("float32"))
+
+    @property
+    def kernel_in_use(self):
+        """W~, a float32 tensor `(inputs, units)`."""
+        kernel = ops.convert_to_tensor(self.kernel)
+        if self.pruned:
+            kernel = kernel * self.mask
+        if self.bits is not None:
+            kernel = straight_through(kernel, ops.convert_to_tensor(self.steps), self.bits)
+        return kernel
+
+    def quantized(self):
+        """The kernel as integers and steps, a `quantization.Quantized`.
+
+        Raises:
+            ValueError: where it is not quantised.
+        """
+        if self.bits is None:
+            raise ValueError(f"{self.name!r} must be quantised. Received: bits=None")
+        kernel = self.kernel * self.mask if self.pruned else self.kernel
+        steps = ops.convert_to_numpy(self.steps).astype("float16")
+        return quantize(ops.convert_to_numpy(kernel), self.bits, steps)
+
+    def call(self, inputs, training=None):
+        outputs = ops.matmul(inputs, self.kernel_in_use)
+        if self.bias is not None:
+            outputs = outputs + self.bias
+        return outputs if self.activation is None else self.activation(outputs)
+
+    # Dense saves its kernel and bias and nothing else.
+
+    def save_own_variables(self, store):
+        for variable in self.variables:
+            store[variable.name] = variable
+
+    def load_own_variables(self, store):
+        missing = sorted({variable.name for variable in self.variables} - set(store.keys()))
+        if missing:
+            raise ValueError(
+                f"Expected a file with {missing} of the layer {self.name!r}. "
+                f"Received: {sorted(store.keys())}"
+            )
+        for variable in self.variables:
+            variable.assign(store[variable.name])
+
+    def get_config(self):
+        return {**super().get_config(), "bits": self.bits, "pruned": self.pruned}

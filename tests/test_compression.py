@@ -1,0 +1,129 @@
+import keras
+import numpy as np
+import pytest
+from roundtrips import assert_config_round_trip
+
+import keras_nern
+from keras_nern.compressed_dense import CompressedDense
+
+
+@pytest.fixture
+def nern(base):
+    keras.utils.set_random_seed(1)
+    nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter", normalize="layer")
+    nern.compile(reconstruction_steps=60)
+    nern.fit(steps_per_epoch=60, verbose=0)
+    return nern
+
+
+@pytest.mark.parametrize(("bits", "pruned"), [(None, True), (4, False), (3, True)])
+def test_layer_against_the_formula(bits, pruned):
+    layer = CompressedDense(5, bits=bits, pruned=pruned, activation="relu")
+    layer.build((None, 8))
+    layer.bias.assign(np.linspace(-1, 1, 5))
+    layer.compress(sparsity=0.5)
+    kernel = layer.kernel.numpy()
+    if pruned:
+        assert np.count_nonzero(layer.mask) == 20
+        kept = np.abs(kernel)[layer.mask.numpy() == 1]
+        assert kept.min() >= np.abs(kernel)[layer.mask.numpy() == 0].max()
+        kernel = kernel * layer.mask
+    if bits:
+        steps = layer.steps.numpy()
+        top = 2 ** (bits - 1) - 1
+        kernel = np.clip(np.rint(kernel / steps), -top, top) * steps
+        np.testing.assert_array_equal(layer.quantized().values(), kernel)
+        assert len(np.unique(np.rint(kernel / steps))) <= 2 * top + 1
+    x = np.random.default_rng(2).normal(size=(7, 8)).astype("float32")
+    np.testing.assert_allclose(layer(x), np.maximum(x @ kernel + layer.bias, 0), atol=1e-5)
+    assert_config_round_trip(layer)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"bits": 8}, {"sparsity": 0.3}, {"bits": 4, "sparsity": 0.2}]
+)
+def test_a_compressed_representation_saves_loads_and_rebuilds(nern, images, arguments, tmp_path):
+    small = keras_nern.compress(nern, **arguments)
+    for kernel in small.predictor.layers:
+        used = kernel.kernel_in_use.numpy()
+        if "sparsity" in arguments:
+            assert np.mean(used == 0) >= arguments["sparsity"] - 0.01
+    small.fit(images, epochs=1, batch_size=8, verbose=0)
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    for name, value in small.predict_kernels().items():
+        np.testing.assert_allclose(loaded.predict_kernels()[name], value, atol=1e-6)
+    np.testing.assert_allclose(small.reconstruct()(images), small(images), rtol=1e-4, atol=1e-4)
+    assert (loaded.bits, loaded.pruned) == (small.bits, small.pruned)
+
+
+def test_fewer_bits_are_a_larger_error_and_many_are_none(nern):
+    errors = [keras_nern.compress(nern, bits).relative_error() for bits in (3, 5, 8)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] == pytest.approx(nern.relative_error(), rel=0.02)
+
+
+def test_the_mean_output_stays(nern):
+    coordinates = nern.coordinates()
+    before = nern.predictor(coordinates).numpy()
+    small = keras_nern.compress(nern, bits=2)
+    after = small.predictor(coordinates).numpy()
+    assert np.abs(after - before).max() > 0.01
+    np.testing.assert_allclose(after.mean(axis=0), before.mean(axis=0), atol=1e-4)
+
+
+def test_training_with_few_bits_takes_back_part_of_the_error(nern):
+    small = keras_nern.compress(nern, bits=3, sparsity=0.1)
+    before = small.relative_error()
+    masks = [layer.mask.numpy() for layer in small.predictor.layers]
+    steps = [layer.steps.numpy() for layer in small.predictor.layers]
+    small.compile(reconstruction_learning_rate=2e-3)
+    small.fit(steps_per_epoch=60, verbose=0)
+    assert small.relative_error() < before
+    for layer, mask, step in zip(small.predictor.layers, masks, steps, strict=True):
+        np.testing.assert_array_equal(layer.mask, mask)
+        np.testing.assert_array_equal(layer.steps, step)
+        assert not (layer.quantized().levels * (1 - mask)).any()
+
+
+def test_distils_without_reconstructing_anew_and_leaves_the_other_alone(nern, images):
+    kernels = nern.predict_kernels()
+    small = keras_nern.compress(nern, bits=4)
+    history = small.fit(images, batch_size=8, verbose=0)
+    assert history.reconstruction == {}
+    assert list(history.history["loss"])
+    assert small.optimizer is not nern.optimizer
+    for name, value in nern.predict_kernels().items():
+        np.testing.assert_array_equal(value, kernels[name])
+
+
+def test_bytes_follow_the_bits(nern):
+    table = nern.summary_table()
+    small = keras_nern.compress(nern, bits=4).summary_table()
+    weights = 240 * 16 + 3 * 16 * 16 + 16 * 9
+    units = 4 * 16 + 9
+    assert table.predictor_bytes == 4 * (weights + units)
+    assert small.predictor_parameters == table.predictor_parameters == weights + units
+    assert small.predictor_bytes == weights / 2 + 2 * units + 4 * units
+    assert small.representation_bytes < table.representation_bytes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "Expected bits, a sparsity, or both"),
+        ({"bits": 1}, "bits must be an integer from 2 to 8. Received: bits=1"),
+        ({"sparsity": 1.0}, r"sparsity must be in \[0, 1\). Received: sparsity=1.0"),
+    ],
+)
+def test_refuses(nern, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        keras_nern.compress(nern, **arguments)
+
+
+def test_refuses_what_is_compressed(nern):
+    small = keras_nern.compress(nern, bits=4)
+    with pytest.raises(ValueError, match=r"must not be compressed already.*bits=4, pruned=False"):
+        keras_nern.compress(small, bits=3)
+    with pytest.raises(ValueError, match=r"nern must be a NeRNModel\. Received"):
+        keras_nern.compress(nern.base, bits=3)
