@@ -20,6 +20,7 @@ EXTRAS["dev"] = [
     *EXTRAS["data"],
     *EXTRAS["demo"],
     *EXTRAS["tsp"],
+    "jax",  # tests/test_backends.py
     "tensorboard",  # keras.callbacks.TensorBoard; tensorflow 2.21 does not bring it
     "pytest>=8",
     "pytest-xdist>=3",

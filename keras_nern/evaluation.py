@@ -11,7 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern.objective import RepresentationObjective, constant, is_between_workers
+from keras_nern.objective import (
+    RepresentationObjective,
+    constant,
+    is_between_workers,
+    needs_tensorflow,
+)
 
 # Training shows the losses and the error; evaluation, how the rebuilt classifier does.
 _METRICS = (
@@ -34,26 +39,32 @@ class RepresentationEvaluator(RepresentationObjective):
         self._trackers = {name: keras.metrics.Mean(name=name) for name in _METRICS}
 
     def make_test_function(self, force=False):
-        self._refresh_rebuilt()
+        needs_tensorflow("evaluate")
+        kernels = self._refresh_rebuilt()
+        terms = self._compare_kernels(kernels)
+        runtime = self._runtime
+        if runtime.terms is None:
+            with self.distribute_strategy.scope():
+                runtime.terms = {name: constant(0.0) for name in terms}
+        for name, value in terms.items():
+            runtime.terms[name].assign(value)
         return super().make_test_function(force)
 
     def make_predict_function(self, force=False):
+        needs_tensorflow("predict")
         self._refresh_rebuilt()
         return super().make_predict_function(force)
 
     def _refresh_rebuilt(self):
-        """Predicts all kernels once for all batches of an evaluation."""
+        """Predicts all kernels once for all batches of an evaluation, and returns them."""
         runtime = self._runtime
         kernels = self._predicted_kernels()
-        terms = self._compare_kernels(kernels)
         if runtime.kernels is None:
             with self.distribute_strategy.scope():
                 runtime.kernels = [constant(np.zeros(kernel.shape)) for kernel in kernels]
-                runtime.terms = {name: constant(0.0) for name in terms}
         for variable, kernel in zip(runtime.kernels, kernels, strict=True):
             variable.assign(kernel)
-        for name, value in terms.items():
-            runtime.terms[name].assign(value)
+        return kernels
 
     def predict_step(self, data):
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)

@@ -201,7 +201,9 @@ class RepresentationObjective(keras.Model):
 
         Raises:
             ValueError: where `x` is empty, or its images do not fit the base.
+            RuntimeError: on another Keras backend than TensorFlow.
         """
+        needs_tensorflow("gather_second_moments")
         x = self.examine(x)
         batches = input_batches(x, images, batch_size, self._original.input_shapes)
         gathered = second_moments(self._original.base, self._original.blocks.kernels, batches)
@@ -260,6 +262,15 @@ class Runtime:
         self.settings = []  # names of ours
         self.unbuilt_metrics = False
         self.schedule = None  # the default optimizer's
+
+
+def needs_tensorflow(method):
+    """Raises where Keras runs on another backend, whose trainers are not built on."""
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"{method} needs KERAS_BACKEND=tensorflow; on every backend reconstruct() gives the "
+            f"rebuilt classifier. Received: KERAS_BACKEND={keras.backend.backend()}"
+        )
 
 
 def is_between_workers(strategy):

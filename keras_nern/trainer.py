@@ -23,7 +23,7 @@ from keras_nern.centring import apply_centred
 from keras_nern.compilation import RepresentationCompiler
 from keras_nern.inputs import is_pair, never_ends, steps_in
 from keras_nern.lifecycle import BeforeTheEpochs, FitCallbacks
-from keras_nern.objective import WEIGHTED, count
+from keras_nern.objective import WEIGHTED, count, needs_tensorflow
 
 # The length of an epoch that cannot be told: the rate then stays at its peak.
 UNKNOWN_STEPS = 10**9
@@ -101,7 +101,9 @@ class RepresentationTrainer(RepresentationCompiler):
             ValueError: before any training, where `x` is empty or its images do
                 not fit the base, `steps_per_epoch` or second moments are missing, or
                 arguments do not go with the kind of `x`.
+            RuntimeError: on another Keras backend than TensorFlow.
         """
+        needs_tensorflow("fit")
         if y is None and is_pair(x, self._original.input_shapes) and isinstance(x, (tuple, list)):
             x, y, weight = keras.utils.unpack_x_y_sample_weight(x)
             sample_weight = sample_weight if weight is None else weight

@@ -1,0 +1,43 @@
+"""Trained on TensorFlow, used on another backend of Keras: the same numbers."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from other_backend import results
+
+import keras_nern
+
+SCRIPT = pathlib.Path(__file__).with_name("other_backend.py")
+ROOT = pathlib.Path(keras_nern.__file__).parents[1]
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_another_backend_gives_what_tensorflow_does(backend, base, images, tmp_path):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter", normalize="layer")
+    nern.compile(reconstruction_steps=20)
+    nern.fit(steps_per_epoch=20, verbose=0)
+    nern.save(tmp_path / "nern.keras")
+    np.save(tmp_path / "images.npy", images)
+    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, SCRIPT, tmp_path], check=True, env=environment)
+    expected = results(nern, images)
+    with np.load(tmp_path / f"{backend}.npz") as received:
+        assert set(received.files) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(
+                received[name], value, rtol=1e-4, atol=1e-5, err_msg=name, strict=name != "bits"
+            )
+    refused = json.loads((tmp_path / f"{backend}.json").read_text())
+    for method in ("fit", "evaluate", "predict", "gather_second_moments"):
+        assert refused[method] == (
+            f"{method} needs KERAS_BACKEND=tensorflow; on every backend reconstruct() gives the "
+            f"rebuilt classifier. Received: KERAS_BACKEND={backend}"
+        )
