@@ -17,6 +17,7 @@ import concurrent.futures
 import contextlib
 import copy
 import math
+import textwrap
 
 import keras
 import numpy as np
@@ -42,18 +43,22 @@ def serialize(obj):
     try:
         config = keras.saving.serialize_keras_object(obj)
     except Exception as error:  # NotImplementedError, and what layers say
-        raise ValueError(f"{obj.name!r} has no config: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            "Expected a base and an encoding that Keras can write as a config. Received: "
+            f"{obj.name!r} ({_said(error)})"
+        ) from error
     for _, value in _entries(config):
         if isinstance(value, dict):
             value.pop("compile_config", None)
     return config
 
 
-def check(config):
+def check(config, largest=LARGEST):
     """Checks that a config brings no code and asks for nothing out of proportion.
 
     Args:
         config: as `serialize` gives it, or as it was read from a file.
+        largest: of integers in it. Defaults to 2^24.
 
     Raises:
         ValueError: where it does.
@@ -65,8 +70,8 @@ def check(config):
             _check_class(value)
         elif key == "vocabulary" and isinstance(value, str):
             raise ValueError(f"it takes a vocabulary from the file {value!r}")
-        elif isinstance(value, int) and abs(value) > LARGEST and key not in UNBOUNDED:
-            raise ValueError(f"it asks for {key}={value!r}, beyond {LARGEST:,}")
+        elif isinstance(value, int) and abs(value) > largest and key not in UNBOUNDED:
+            raise ValueError(f"it asks for {key}={value!r}, beyond {largest:,}")
 
 
 def _check_class(config):
@@ -168,7 +173,13 @@ def errors_of_keras():
     try:
         yield
     except Exception as error:
-        raise ValueError(f"Keras cannot build it: {type(error).__name__}: {error}") from error
+        raise ValueError(f"Keras cannot build it: {_said(error)}") from error
+
+
+def _said(error):
+    """The point of an error of Keras, which may quote the whole config around it."""
+    text = str(error).rpartition("Exception encountered: ")[2]
+    return f"{type(error).__name__}: {textwrap.shorten(text, 300)}"
 
 
 def check_encoding(encoding):

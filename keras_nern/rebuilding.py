@@ -19,6 +19,7 @@ from keras_nern.predictor import KernelPredictor
 from keras_nern.quantization import Quantized
 
 MAX_BYTES = 2**31  # of a rebuilt classifier
+LARGEST_WIDTH = 2**16  # of a predictor, its encoding and its blocks
 MOST_BLOCKS = 1024  # Dense layers of a predictor
 ACTIVATIONS = 2**24  # numbers that the predictor computes with at once
 CONFIG_RATIO = 500  # how many times its size a config may at most unpack to
@@ -96,7 +97,7 @@ def read_config(parts):
     if predictor["num_blocks"] > MOST_BLOCKS:
         raise ValueError(f"its predictor has more than {MOST_BLOCKS} layers")
     architecture.check(config["architecture"])
-    architecture.check(predictor)
+    architecture.check(predictor, LARGEST_WIDTH)
     return config
 
 

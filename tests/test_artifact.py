@@ -14,8 +14,7 @@ import pytest
 import zstandard
 
 import keras_nern
-from keras_nern import architecture, coding, container
-from keras_nern.rebuilding import read_config
+from keras_nern import coding, container
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -356,7 +355,9 @@ def test_refuses_a_base_without_a_config(path):
             raise NotImplementedError("not this one")
 
     model = _called(NoConfig(keras.layers.Conv2D(2, 3)))
-    with pytest.raises(ValueError, match=r"Received: 'no_config' .*has no config.*not this one"):
+    with pytest.raises(
+        ValueError, match=r"can write as a config\. Received: 'no_config' .*not this one"
+    ):
         keras_nern.NeRNModel(model, 4).export(path)
 
 
@@ -372,6 +373,9 @@ def test_refuses_a_config_that_builds_other_weights(path):
 
         def call(self, inputs):
             return inputs
+
+        def get_config(self):
+            return {"name": self.name}
 
     nern = keras_nern.NeRNModel(sequential(keras.layers.Conv2D(2, 3), Forgetful(3)), 4)
     with pytest.raises(ValueError, match="builds other weights than it has"):
@@ -439,7 +443,7 @@ def test_custom_classes_are_registered_or_given(path):
     nern = keras_nern.NeRNModel(sequential(keras.layers.Conv2D(2, 3), Unregistered()), 4)
     nern.export(path)
     with pytest.raises(
-        ValueError, match="Keras cannot build it: TypeError: Could not locate class"
+        ValueError, match=r"Keras cannot build it: \w+: Could not locate class 'Unregistered'"
     ):
         keras_nern.load(path)
     objects = {"Unregistered": Unregistered}
@@ -481,8 +485,9 @@ NETWORK_ENCODING = {
     "module": "keras",
     "class_name": "Sequential",
     "config": {
+        "name": "network",
         "layers": [
-            {**LAYER, "class_name": "RepeatVector", "config": {"n": 2**24}},
+            {**LAYER, "class_name": "RepeatVector", "config": {"n": 2**16}},
             {**LAYER, "class_name": "GlobalAveragePooling1D", "config": {}},
         ],
         "build_input_shape": [None, 3],
@@ -504,13 +509,16 @@ HOSTILE = {
     "compiled": (changed(("architecture", "compile_config", {"optimizer": "x"})), "is compiled"),
     "no architecture": (changed(("architecture", {})), "no model"),
     "a wide predictor": (
-        changed(("predictor", "hidden_size", 2**24)),
-        "its predictor takes .* more than max_bytes",
+        changed(("predictor", "hidden_size", 2**16), ("predictor", "num_blocks", 3)),
+        r"its predictor takes 17,18\d,.* bytes, more than max_bytes",
     ),
     "a deep predictor": (changed(("predictor", "num_blocks", 10**9)), "more than 1024 layers"),
     "a predictor of strings": (changed(("predictor", "hidden_size", "2")), "hidden_size='2'"),
     "a predictor that is true": (changed(("predictor", "num_blocks", True)), "num_blocks=True"),
-    "large blocks": (changed(("predictor", "block_length", 2**40)), "beyond 16,777,216"),
+    "large blocks": (
+        changed(("predictor", "block_length", 2**40)),
+        "asks for block_length=1099511627776, beyond 65,536",
+    ),
     "other blocks": (changed(("predictor", "block_length", 5)), "its blocks have 4 weights"),
     "an encoding of networks": (
         changed(("predictor", "encoding", NETWORK_ENCODING)),
@@ -518,7 +526,7 @@ HOSTILE = {
     ),
     "large features": (
         changed(("predictor", "encoding", "config", "num_frequencies", 2**24)),
-        "Part|packed bytes where",
+        "asks for num_frequencies=16777216, beyond 65,536",
     ),
     "an activation that is no function": (
         changed(("predictor", "activation", "no_function")),
@@ -576,12 +584,12 @@ def test_refuses(name, path):
         ({"config": None}, "it has no part 'config'"),
         ({"config": plain_frame(b"[" * 90_000)}, "its config is no JSON"),
         ({"config": plain_frame(b'{"a": \xff}')}, "its config is no JSON"),
-        ({"config": coding.pack(bytes(10**8))}, "100,000,000 packed bytes where at most 4,"),
+        ({"config": coding.pack(bytes(10**8))}, "100,000,000 packed bytes where at most 1,"),
         ({"kept.float32": None}, "it has no part 'kept.float32'"),
         ({"kept.float32": planes([0.5])}, "4 packed bytes where 8 are expected"),
         ({"scales": planes([0.5, 1.0])}, "8 packed bytes where 4 are expected"),
         ({"predictor.kernels": coding.pack(bytes(10**7))}, "10,000,000 packed bytes where 80"),
-        ({"permutation": b""}, None),
+        ({"permutation": b""}, "0 bytes are too few for the order of 2 blocks"),
         ({"permutation": bytes(400)}, "words left over"),
         ({"permutation": bytes(3)}, "no whole number of 4-byte words"),
     ],
@@ -589,16 +597,13 @@ def test_refuses(name, path):
 def test_refuses_parts(parts, message, path):
     changed = {**LITERAL, **parts}
     path.write_bytes(assembled({name: part for name, part in changed.items() if part is not None}))
-    if message is None:  # no words are words of 0
-        keras_nern.load(path)
-        return
     with pytest.raises(ValueError, match=message):
         keras_nern.load(path)
 
 
 def test_max_bytes_can_be_chosen(nern, path):
     nern.export(path)
-    with pytest.raises(ValueError, match="its classifier takes .* more than max_bytes=1,000"):
+    with pytest.raises(ValueError, match=r"its classifier takes .* more than max_bytes=1,000"):
         keras_nern.load(path, max_bytes=1000)
 
 
@@ -628,7 +633,7 @@ def test_mutations_with_the_right_hash_are_read_or_refused(path, monkeypatch):
     rng = random.Random(2)
     outcomes = {"read": 0, "refused": 0}
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for trial in range(1500):
+    for trial in range(300):
         parts = dict(LITERAL)
         if trial % 3:
             config = CONFIG
@@ -640,15 +645,14 @@ def test_mutations_with_the_right_hash_are_read_or_refused(path, monkeypatch):
             part = bytearray(parts[name])
             part[rng.randrange(len(part))] = rng.randrange(256)
             parts[name] = bytes(part[: rng.choice([len(part), rng.randrange(len(part) + 1)])])
-        data = {name: part for name, part in parts.items()}
-        monkeypatch.setattr(container, "read", lambda path, data=data: data)
+        monkeypatch.setattr(container, "read", lambda path, parts=parts: parts)
         try:
             keras_nern.load(path)
             outcomes["read"] += 1
         except ValueError:
             outcomes["refused"] += 1
-    assert outcomes["read"] > 50
-    assert outcomes["refused"] > 500
+    assert outcomes["read"] > 10
+    assert outcomes["refused"] > 100
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < start + 2**20
 
 
