@@ -18,6 +18,7 @@ import contextlib
 import copy
 import math
 import textwrap
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -30,11 +31,12 @@ FUNCTIONS = (
     *("keras.activations", "keras.ops", "keras.initializers", "keras.regularizers"),
     *("keras.constraints", "builtins"),
 )
+Shapes = list[tuple[tuple[int, ...], str]]
 LARGEST = 2**24  # of integers in a config, seeds and the like excepted
 UNBOUNDED = ("seed", "shared_object_id")
 
 
-def serialize(obj):
+def serialize(obj: keras.layers.Layer) -> dict:
     """The config of a Keras object, without how it or models in it were compiled.
 
     Raises:
@@ -53,7 +55,7 @@ def serialize(obj):
     return config
 
 
-def check(config, largest=LARGEST):
+def check(config: dict, largest: int = LARGEST) -> None:
     """Checks that a config brings no code and asks for nothing out of proportion.
 
     Args:
@@ -97,7 +99,9 @@ def _entries(config):
             waiting += [(key, one) for one in value]
 
 
-def outline(config, custom_objects=None, prepare=None):
+def outline(
+    config: dict, custom_objects: dict | None = None, prepare: Callable | None = None
+) -> Shapes:
     """The shapes and types of the weights that an object would have.
 
     Args:
@@ -134,7 +138,7 @@ def _outline_here(config, custom_objects, prepare):
     return shapes(obj if prepare is None else prepare(obj))
 
 
-def shapes(obj):
+def shapes(obj: keras.layers.Layer) -> Shapes:
     """The shapes and types of an object's weights, a list of `(shape, dtype)`."""
     return [
         (tuple(weight.shape), keras.backend.standardize_dtype(weight.dtype))
@@ -149,7 +153,7 @@ def _named(config):
     return {name: obj for name, obj in found.items() if obj is not None}
 
 
-def build(config, custom_objects=None):
+def build(config: dict | str, custom_objects: dict | None = None) -> object:
     """Builds an object from its config.
 
     Args:
@@ -168,7 +172,7 @@ def build(config, custom_objects=None):
 
 
 @contextlib.contextmanager
-def errors_of_keras():
+def errors_of_keras() -> Iterator[None]:
     """Makes a ValueError of whatever a layer says to arguments that are none of its."""
     try:
         yield
@@ -182,7 +186,7 @@ def _said(error):
     return f"{type(error).__name__}: {textwrap.shorten(text, 300)}"
 
 
-def check_encoding(encoding):
+def check_encoding(encoding: object) -> None:
     """Checks that a predictor's encoding is one layer, from `(n, 3)` to `(n, features)`.
 
     A predictor runs when a file is read. Of Keras's own layers, several in a row could
@@ -208,7 +212,7 @@ def check_encoding(encoding):
         raise ValueError(f"its encoding gives {shape} instead of (n, features)")
 
 
-def num_bytes(shapes):
+def num_bytes(shapes: Shapes) -> int:
     """The bytes that weights of these shapes and types take."""
     return sum(math.prod(shape) * np.dtype(_numpy_name(dtype)).itemsize for shape, dtype in shapes)
 

@@ -56,7 +56,7 @@ CHOICES = {
 }
 
 
-def read_config(parts):
+def read_config(parts: dict[str, bytes]) -> dict:
     """Reads and checks the part `config`.
 
     Args:
@@ -126,13 +126,13 @@ class Rebuilding:
         ValueError: where the config is none.
     """
 
-    def __init__(self, parts, custom_objects, max_bytes):
+    def __init__(self, parts: dict[str, bytes], custom_objects: dict | None, max_bytes: int):
         self.parts = parts
         self.custom_objects = custom_objects
         self.max_bytes = max_bytes
         self.config = read_config(parts)
 
-    def classifier(self):
+    def classifier(self) -> keras.Model:
         """Rebuilds it.
 
         Returns:
