@@ -83,7 +83,8 @@ def _check_class(config):
             f"{name!r} is Python code or refers to it, which a compact file does not hold: "
             "make it a layer of a registered class"
         )
-    if name == "function" and str(module).startswith("keras.") and module not in FUNCTIONS:
+    is_of_keras = name == "function" and str(module).startswith("keras.")
+    if is_of_keras and not module.startswith(FUNCTIONS):
         raise ValueError(f"{module}.{config.get('config')} is no function for a layer")
 
 

@@ -87,7 +87,7 @@ def inspect(path: container.Path) -> "ArtifactInfo":
         file_bytes=total,
         format_version=container.VERSION,
         versions=config["versions"],
-        name=str(config["architecture"].get("config", {}).get("name")),
+        name=str(config["architecture"]["config"].get("name")),
         precision=config["predictor"]["precision"],
         kept_precision=config["kept_precision"],
         permutation=config["permutation"],

@@ -25,7 +25,6 @@ ACTIVATIONS = 2**24  # numbers that the predictor computes with at once
 CONFIG_RATIO = 500  # how many times its size a config may at most unpack to
 CONFIG_BYTES = 2**20  # or to this, if it is more
 
-
 # The fields of the config and their types; those of docs/format.md.
 FIELDS = {
     "versions": dict,
@@ -88,6 +87,7 @@ def read_config(parts: dict[str, bytes]) -> dict:
         sizes = [*kernel["shape"], *kernel["grid"]]
         if len(kernel["grid"]) != 2 or len(kernel["shape"]) < 2 or not all(map(_is_size, sizes)):
             raise ValueError(f"one of its kernels has no shape and grid: {kernel}")
+    _check_fields("its architecture", config["architecture"], {"class_name": str, "config": dict})
     predictor = config["predictor"]
     _check_fields("its predictor", predictor, PREDICTOR_FIELDS)
     if predictor["precision"] not in coding.PRECISIONS:
