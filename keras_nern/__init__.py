@@ -11,6 +11,8 @@ from keras_nern import sampling as sampling
 from keras_nern import tours as tours
 from keras_nern.compression import compress as compress
 from keras_nern.coordinates import kernel_coordinates as kernel_coordinates
+from keras_nern.importance import kernel_importance as kernel_importance
+from keras_nern.importance import prune as prune
 from keras_nern.model import NeRNModel as NeRNModel
 from keras_nern.noise import NoiseDataset as NoiseDataset
 from keras_nern.permutations import Permutation as Permutation
