@@ -13,10 +13,12 @@ VERSION = re.search(
 EXTRAS = {
     # tensorflow-datasets 4.9.10 imports importlib_resources without requiring it.
     "data": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
+    "compact": ["safetensors>=0.5", "constriction>=0.4", "zstandard>=0.22"],
     "tsp": ["fast-tsp>=0.2"],
     "demo": ["scikit-learn>=1.4", "matplotlib>=3.8"],
 }
 EXTRAS["dev"] = [
+    *EXTRAS["compact"],
     *EXTRAS["data"],
     *EXTRAS["demo"],
     *EXTRAS["tsp"],

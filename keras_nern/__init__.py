@@ -1,5 +1,6 @@
 """Neural representations for the weights of trained convolutional networks, in Keras."""
 
+from keras_nern import artifact as artifact
 from keras_nern import blocks as blocks
 from keras_nern import callbacks as callbacks
 from keras_nern import files as files
@@ -9,6 +10,7 @@ from keras_nern import models as models
 from keras_nern import permutations as permutations
 from keras_nern import sampling as sampling
 from keras_nern import tours as tours
+from keras_nern.artifact import load as load
 from keras_nern.compression import compress as compress
 from keras_nern.coordinates import kernel_coordinates as kernel_coordinates
 from keras_nern.importance import kernel_importance as kernel_importance

@@ -3,19 +3,12 @@
 A predictor is a network like another, and can itself be compressed (Ashkenazi et al., ICLR
 2023, the second application): the smallest weights of each Dense layer are set to zero, the
 others become integers of a few bits (see `quantization`). What that does to a layer's mean
-output is taken back by its bias,
-
-    b~ = mean(W^T x + b) - mean(W~^T x~),
-
-x being the layer's inputs in the predictor as it was and x~ those in the compressed one
-(bias correction: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-Correction", ICCV 2019, arXiv 1906.04721). The rest a short fit makes good, in which the
-predictor learns with its kernels as they are kept (`compressed_dense`).
+output is taken back by its bias (see `predictor.compress_into`). The rest a short fit makes
+good, in which the predictor learns with its kernels as they are kept (`compressed_dense`).
 """
 
-import keras
-
 from keras_nern.model import NeRNModel
+from keras_nern.predictor import compress_into
 
 
 def compress(nern, bits=None, sparsity=0.0):
@@ -55,14 +48,5 @@ def compress(nern, bits=None, sparsity=0.0):
             f"Received: one with bits={nern.bits!r}, pruned={nern.pruned!r}"
         )
     small = nern._with_predictor(bits, sparsity > 0)
-    coordinates = small._some_coordinates()
-    x = nern.predictor.encoding(coordinates)
-    y = small.predictor.encoding(coordinates)
-    for layer, copy in zip(nern.predictor.layers, small.predictor.layers, strict=True):
-        copy.kernel.assign(layer.kernel)
-        copy.compress(sparsity)
-        shift = keras.ops.matmul(keras.ops.mean(x, axis=0), layer.kernel)
-        shift -= keras.ops.matmul(keras.ops.mean(y, axis=0), copy.kernel_in_use)
-        copy.bias.assign(layer.bias + shift)
-        x, y = layer(x), copy(y)
+    compress_into(small.predictor, nern.predictor, small._some_coordinates(), sparsity)
     return small

@@ -13,6 +13,7 @@ import itertools
 import keras
 import numpy as np
 
+from keras_nern import exporting
 from keras_nern.blocks import Blocks
 from keras_nern.centring import SAMPLE, centre
 from keras_nern.files import whole_file
@@ -330,6 +331,42 @@ class NeRNModel(RepresentationTrainer):
         model = cls(**{**config, "permutation": Permutation(grids, kind=kind)})
         model._base_is_own = True
         return model
+
+    def export(self, filepath, format="nern", precision="auto", kept_precision="float32", **kwargs):
+        """Writes one file that rebuilds the classifier, or exports the rebuilt classifier.
+
+        Args:
+            filepath: where to; of a compact file, the one that is there stays until all is
+                written.
+            format: `"nern"` for the compact file, which `keras_nern.load` reads; or a format
+                of `keras.Model.export` (`"tf_saved_model"`, `"onnx"`, ...), which the
+                rebuilt classifier is exported in. Defaults to `"nern"`.
+            precision: of the predictor's kernels in a compact file: `"float32"`,
+                `"float16"`, or `"int2"` to `"int8"`; `"auto"` for as many bits as they have
+                (see `compress`), else `"float32"`. Defaults to `"auto"`.
+            kept_precision: in a compact file, of weights that are not represented:
+                `"float32"`, as they are, or `"float16"`. Defaults to `"float32"`.
+            **kwargs: of `keras.Model.export`, with its formats.
+
+        Raises:
+            ValueError: for other precisions, and for a base that has code in it (a Lambda
+                layer) or that Keras cannot build from its config.
+            ImportError: where the extra `compact` is not installed.
+
+        Example:
+
+        >>> nern.export("classifier.nern", precision="int6")
+        >>> rebuilt = keras_nern.load("classifier.nern")
+        """
+        if format == "nern":
+            if kwargs:
+                raise ValueError(
+                    "Expected no more than precision and kept_precision for format='nern'. "
+                    f"Received: {kwargs}"
+                )
+            exporting.write(self, filepath, precision, kept_precision)
+        else:
+            self.reconstruct().export(filepath, format=format, **kwargs)
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """Saves as `keras.Model.save` does; a file that is there stays until all is written."""

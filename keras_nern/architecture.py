@@ -1,0 +1,163 @@
+"""A network's architecture as data: checked, measured and built without trusting it.
+
+A Keras config is JSON that names classes and gives their arguments. Building it from a file
+must not run code that the file brings, and must not take more memory than the caller allows:
+
+* `check` refuses what Keras would need its *unsafe* mode for: Lambda layers, functions that
+  are no activations and the like, files elsewhere, numbers that no layer's size needs.
+* `outline` builds an object without values, and returns the shapes of its weights; nothing of
+  their size is allocated.
+* `build` builds it.
+
+Classes come from Keras, from `keras.saving.register_keras_serializable`, or from the caller's
+`custom_objects`; none is imported for being named in the config.
+"""
+
+import concurrent.futures
+import copy
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# Layers whose config holds code, or a path to it.
+CODE = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
+# Where Keras has the functions that layers take as arguments.
+FUNCTIONS = (
+    *("keras.activations", "keras.ops", "keras.initializers", "keras.regularizers"),
+    *("keras.constraints", "builtins"),
+)
+LARGEST = 2**24  # of integers in a config, seeds and the like excepted
+UNBOUNDED = ("seed", "shared_object_id")
+
+
+def serialize(obj):
+    """The config of a Keras object, without how it or models in it were compiled."""
+    config = keras.saving.serialize_keras_object(obj)
+    for _, value in _entries(config):
+        if isinstance(value, dict):
+            value.pop("compile_config", None)
+    return config
+
+
+def check(config):
+    """Checks that a config brings no code and asks for nothing out of proportion.
+
+    Args:
+        config: as `serialize` gives it, or as it was read from a file.
+
+    Raises:
+        ValueError: where it does.
+    """
+    for key, value in _entries(config):
+        if isinstance(value, dict):
+            _check_class(value)
+        elif key == "vocabulary" and isinstance(value, str):
+            raise ValueError(f"it takes a vocabulary from the file {value!r}")
+        elif isinstance(value, int) and abs(value) > LARGEST and key not in UNBOUNDED:
+            raise ValueError(f"it asks for {key}={value!r}, beyond {LARGEST:,}")
+
+
+def _check_class(config):
+    name, module = config.get("class_name"), config.get("module")
+    if name in CODE:
+        raise ValueError(
+            f"{name!r} is Python code or refers to it, which a compact file does not hold: "
+            "make it a layer of a registered class"
+        )
+    if name == "function" and str(module).startswith("keras.") and module not in FUNCTIONS:
+        raise ValueError(f"{module}.{config.get('config')} is no function for a layer")
+
+
+def _entries(config):
+    """All values in a config, at any depth, each with the key it, or its list, is under."""
+    waiting = [(None, config)]
+    while waiting:
+        key, value = waiting.pop()
+        yield key, value
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, (list, tuple)):
+            waiting += [(key, one) for one in value]
+
+
+def outline(config, custom_objects=None, prepare=None):
+    """The shapes and types of the weights that an object would have.
+
+    Args:
+        config: of the object.
+        custom_objects: dict from name to class. Defaults to `None`.
+        prepare: function from the object to one that is built; `None` where it is.
+            Defaults to `None`.
+
+    Returns:
+        List of `(shape, dtype)`.
+
+    Raises:
+        ValueError: where it cannot be built.
+    """
+    # A thread of its own, for Keras keeps a list per thread of variables that have no value
+    # yet, and would give them one sooner or later.
+    found = {**_named(config), **(custom_objects or {})}
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(_outline, config, found, prepare).result()
+
+
+def _outline(config, custom_objects, prepare):
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            return _outline_here(config, custom_objects, prepare)
+    except ValueError:
+        # Not in that scope: variables that are made from values. Then in a graph, slowly.
+        with tf.Graph().as_default():
+            return _outline_here(config, custom_objects, prepare)
+
+
+def _outline_here(config, custom_objects, prepare):
+    obj = build(config, custom_objects)
+    return shapes(obj if prepare is None else prepare(obj))
+
+
+def shapes(obj):
+    """The shapes and types of an object's weights, a list of `(shape, dtype)`."""
+    return [
+        (tuple(weight.shape), keras.backend.standardize_dtype(weight.dtype))
+        for weight in obj.weights
+    ]
+
+
+def _named(config):
+    """What is registered, or in a custom object scope, of all that a config names."""
+    names = {value for _, value in _entries(config) if isinstance(value, str)}
+    found = {name: keras.saving.get_registered_object(name) for name in names}
+    return {name: obj for name, obj in found.items() if obj is not None}
+
+
+def build(config, custom_objects=None):
+    """Builds an object from its config.
+
+    Args:
+        config: that `check` did not refuse.
+        custom_objects: dict from name to class. Defaults to `None`.
+
+    Returns:
+        A Keras object.
+
+    Raises:
+        ValueError: where it cannot be built.
+    """
+    try:
+        own = copy.deepcopy(config)  # Keras changes the config it reads
+        return keras.saving.deserialize_keras_object(own, custom_objects, safe_mode=True)
+    except Exception as error:  # whatever a layer says to arguments that are none of its
+        raise ValueError(f"Keras cannot build it: {type(error).__name__}: {error}") from error
+
+
+def num_bytes(shapes):
+    """The bytes that weights of these shapes and types take."""
+    return sum(math.prod(shape) * np.dtype(_numpy_name(dtype)).itemsize for shape, dtype in shapes)
+
+
+def _numpy_name(dtype):
+    return {"bfloat16": "float16", "string": "uint8"}.get(dtype, dtype)

@@ -1,0 +1,165 @@
+"""One file of named parts, with a hash: the outer layer of the compact file.
+
+    [ length n of the header: 8 bytes ][ header: n bytes of JSON ][ the parts ]
+
+This is a safetensors file (https://github.com/huggingface/safetensors), all of whose tensors
+are one-dimensional and of unsigned bytes. The last of them, `sha256`, is the SHA-256 of all
+bytes of the file before it. What the parts hold is in `coding` and `artifact`, and byte for
+byte in docs/format.md.
+
+A file comes from anywhere. Its header is read only up to a length that no file of ours has,
+its parts only where the header accounts for every byte of the file, and their content is
+given out only where the hash is right.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+
+import numpy as np
+
+from keras_nern.files import whole_file
+
+VERSION = "1"  # of the format
+MARK = "keras_nern"  # the key of the version in the header's metadata
+HASH = "sha256"  # the last part: its name comes after all others'
+HASH_BYTES = 32
+LONGEST_HEADER = 65_536
+
+
+def needed(module):
+    """A module of the extra `compact`.
+
+    Args:
+        module: its name.
+
+    Raises:
+        ImportError: where it is not installed, with what to do about it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"The compact file needs {module.partition('.')[0]}: `pip install keras-nern[compact]`"
+        ) from error
+
+
+def write(path, parts):
+    """Writes a file, whole or not at all.
+
+    Args:
+        path: where to; a file that is there is replaced.
+        parts: dict from name to bytes.
+
+    Raises:
+        ValueError: for names that do not come before `"sha256"`, or too many parts.
+        ImportError: where safetensors is not installed.
+    """
+    data = dump(parts)
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        file.write(data)
+
+
+def dump(parts):
+    """The bytes of a file; see `write`."""
+    late = [name for name in parts if name >= HASH]
+    if late:
+        raise ValueError(f"Names of parts must come before {HASH!r}. Received: {late}")
+    tensors = {name: np.frombuffer(part, "uint8") for name, part in parts.items()}
+    tensors[HASH] = np.zeros(HASH_BYTES, "uint8")
+    data = needed("safetensors.numpy").save(tensors, {MARK: VERSION})
+    if int.from_bytes(data[:8], "little") > LONGEST_HEADER:
+        raise ValueError(f"Expected fewer parts. Received: {len(parts)}")
+    return data[:-HASH_BYTES] + hashlib.sha256(data[:-HASH_BYTES]).digest()
+
+
+def read(path):
+    """Reads a file that `write` wrote.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        dict from name to bytes, `"sha256"` among them.
+
+    Raises:
+        OSError: where the file cannot be opened.
+        ValueError: where it is none of ours, of another version, or damaged: the text says
+            how.
+        ImportError: where safetensors is not installed.
+    """
+    safetensors = needed("safetensors.numpy")
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or not 2 <= length <= LONGEST_HEADER:
+                raise ValueError(f"it begins with {start!r}, which is no length of a header")
+            header = file.read(length)
+            if len(header) < length:
+                raise ValueError(f"it ends within its header of {length:,} bytes")
+            expected = 8 + length + _length_of_parts(header)
+            if size != expected:
+                raise ValueError(f"it has {size:,} bytes where its header says {expected:,}")
+            data = start + header + file.read(size - 8 - length)
+        if hashlib.sha256(data[:-HASH_BYTES]).digest() != data[-HASH_BYTES:]:
+            raise ValueError("it is damaged: its SHA-256 is not the one that it ends with")
+        try:
+            tensors = safetensors.load(data)
+        except Exception as error:  # SafetensorError, and what NumPy says to odd shapes
+            raise ValueError(f"safetensors cannot read it: {error}") from error
+    except ValueError as error:
+        raise refusal(path, error) from error
+    return {name: tensor.tobytes() for name, tensor in tensors.items()}
+
+
+def refusal(path, reason):
+    """The error for a file that cannot be read."""
+    return ValueError(
+        f"Expected a file that NeRNModel.export wrote. Received: {str(path)!r} ({reason})"
+    )
+
+
+def _length_of_parts(header):
+    """Checks a header, and returns how many bytes it says follow it."""
+    try:
+        entries = json.loads(header.decode(), object_pairs_hook=_unique)
+        version = entries.pop("__metadata__")[MARK]
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"its header is no JSON: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"its header says nothing of {MARK!r}") from error
+    if version != VERSION:
+        raise ValueError(
+            f"it is of format {version!r}, and this version of keras_nern reads {VERSION!r}"
+        )
+    end = 0
+    for name, entry in sorted(entries.items()):
+        length = _length_of_part(name, entry)
+        expected = {"dtype": "U8", "shape": [length], "data_offsets": [end, end + length]}
+        if entry != expected:
+            raise ValueError(f"its part {name!r} must be {expected}, and is {entry}")
+        end += length
+    if max(entries, default="") != HASH or entries[HASH]["shape"] != [HASH_BYTES]:
+        raise ValueError(f"its last part is not {HASH!r} of {HASH_BYTES} bytes")
+    return end
+
+
+def _length_of_part(name, entry):
+    try:
+        (length,) = entry["shape"]
+    except (KeyError, TypeError, ValueError):
+        length = None
+    if type(length) is not int or length < 0:
+        raise ValueError(f"its part {name!r} has no length")
+    return length
+
+
+def _unique(pairs):
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"its header names {twice} twice")
+    return dict(pairs)

@@ -1,0 +1,181 @@
+"""Writing a representation to a compact file.
+
+What is written is the predictor at the precision asked for, and all that is needed beside it
+(see `artifact`). First of all the base is rebuilt from its config, without values, to see that
+a reader will be able to: a base that only its own process can build is refused before any work.
+"""
+
+import json
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nern import architecture, coding, container
+from keras_nern.kernels import walk_layers
+from keras_nern.predictor import KernelPredictor, compress_into, kernel_in_use
+
+
+def write(nern, path, precision="auto", kept_precision="float32"):
+    """Writes a representation to a compact file; see `NeRNModel.export`.
+
+    Args:
+        nern: a `NeRNModel`.
+        path: where to; a file that is there is replaced when all is written.
+        precision: of the predictor's weights: `"float32"`, `"float16"`, `"int2"` to
+            `"int8"`, or `"auto"`. Defaults to `"auto"`.
+        kept_precision: of weights that are not represented: `"float32"` (as they are) or
+            `"float16"`. Defaults to `"float32"`.
+
+    Raises:
+        ValueError: for other precisions, and a base that cannot be rebuilt from a file.
+        ImportError: where the extra `compact` is not installed.
+    """
+    precision = _precision(precision, nern.predictor)
+    if kept_precision not in coding.FLOATS:
+        raise ValueError(
+            f"kept_precision must be one of {coding.FLOATS}. "
+            f"Received: kept_precision={kept_precision!r}"
+        )
+    for module in ("safetensors.numpy", "constriction", "zstandard"):
+        container.needed(module)
+    config = _config(nern, precision, kept_precision)
+    text = json.dumps(config, separators=(",", ":"), ensure_ascii=False)
+    parts = {"config": coding.pack(text.encode())}
+    permutation = nern.kernel_permutation()
+    if permutation.kind is not None:
+        parts["permutation"] = coding.encode_orders(permutation)
+    if nern.normalize:
+        scales = keras.ops.convert_to_numpy(nern.scales)
+        parts["scales"] = coding.pack_floats(scales, "float32")
+    parts |= _predictor_parts(nern.predictor, precision, nern._some_coordinates())
+    represented = {kernel["weight"] for kernel in config["kernels"]}
+    kept = [weight for i, weight in enumerate(nern.base.weights) if i not in represented]
+    parts |= _weights_parts("kept", kept, kept_precision)
+    container.write(path, parts)
+
+
+def _precision(precision, predictor):
+    own = "float32" if predictor.bits is None else f"int{predictor.bits}"
+    if precision == "auto":
+        return own
+    if precision not in coding.PRECISIONS:
+        raise ValueError(
+            f'precision must be "auto" or one of {coding.PRECISIONS}. '
+            f"Received: precision={precision!r}"
+        )
+    if predictor.bits is not None and precision not in (own, *coding.FLOATS):
+        raise ValueError(
+            f"precision must be {own!r} for a predictor of {predictor.bits} bits, or a float. "
+            f"Received: precision={precision!r}"
+        )
+    return precision
+
+
+def _config(nern, precision, kept_precision):
+    """All but numbers, after seeing that the base can be built from it."""
+    import keras_nern
+
+    base, predictor = nern.base, nern.predictor
+    place = {id(weight): index for index, weight in enumerate(base.weights)}
+    blocks = nern._original.blocks
+    try:
+        config = {
+            "versions": {
+                "keras_nern": keras_nern.__version__,
+                "keras": keras.__version__,
+                "tensorflow": tf.__version__,
+            },
+            "base_sha256": nern._original.digest().tobytes().hex(),
+            "kept_precision": kept_precision,
+            "normalize": nern.normalize is not None,
+            "permutation": nern.permutation,
+            "view": nern.view,
+            "block_size": nern.block_size,
+            "include_dense": bool(nern.include_dense),
+            "kernels": [
+                {
+                    "name": kernel.name,
+                    "weight": place[id(kernel.variable)],
+                    "shape": list(kernel.shape),
+                    "grid": list(grid),
+                }
+                for kernel, grid in zip(blocks.kernels, blocks.grids, strict=True)
+            ],
+            "predictor": {
+                "precision": precision,
+                "hidden_size": predictor.hidden_size,
+                "num_blocks": predictor.num_blocks,
+                "block_length": predictor.block_length,
+                "activation": keras.activations.serialize(predictor.activation),
+                "encoding": architecture.serialize(predictor.encoding),
+            },
+            "architecture": architecture.serialize(base),
+        }
+        config = json.loads(json.dumps(config))  # as a reader will have it
+        architecture.check(config["architecture"])
+        architecture.check(config["predictor"])
+        classes = {type(layer).__name__: type(layer) for _, layer in walk_layers(base)}
+        classes |= {type(base).__name__: type(base)}
+        shapes = architecture.outline(config["architecture"], classes)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ValueError(
+            "base must be a model that Keras can build from its config, without code in it. "
+            f"Received: {base.name!r} ({error})"
+        ) from error
+    own = architecture.shapes(base)
+    if shapes != own:
+        raise ValueError(
+            "base must be a model that Keras can build from its config. Received: "
+            f"{base.name!r}, of which that builds weights {shapes} instead of {own}"
+        )
+    return config
+
+
+def _predictor_parts(predictor, precision, coordinates):
+    parts = _weights_parts("predictor.encoding", predictor.encoding.weights, "float32")
+    if precision in coding.FLOATS:
+        kernels = [_numpy(kernel_in_use(layer)) for layer in predictor.layers]
+        parts["predictor.kernels"] = _packed(kernels, precision)
+    else:
+        bits = int(precision.removeprefix("int"))
+        if predictor.bits is None:
+            predictor = _quantized(predictor, bits, coordinates)
+        quantized = predictor.quantized()
+        parts["predictor.levels"] = coding.encode_levels([one.levels for one in quantized], bits)
+        parts["predictor.steps"] = _packed([one.steps for one in quantized], "float16")
+    biases = [_numpy(layer.bias) for layer in predictor.layers]
+    parts["predictor.biases"] = _packed(biases, coding.bias_type(precision))
+    return parts
+
+
+def _quantized(predictor, bits, coordinates):
+    copy = KernelPredictor(
+        predictor.hidden_size,
+        predictor.num_blocks,
+        predictor.block_length,
+        predictor.encoding,
+        predictor.activation,
+        bits=bits,
+    )
+    copy.build((None, 3))
+    compress_into(copy, predictor, coordinates)
+    return copy
+
+
+def _weights_parts(name, weights, precision):
+    """Weights of several types, a part for each type they are written in."""
+    by_type = {}
+    for weight in weights:
+        dtype = coding.stored_type(keras.backend.standardize_dtype(weight.dtype), precision)
+        by_type.setdefault(dtype, []).append(_numpy(weight))
+    return {f"{name}.{dtype}": _packed(values, dtype) for dtype, values in by_type.items()}
+
+
+def _packed(arrays, dtype):
+    return coding.pack_floats(np.concatenate([np.ravel(array) for array in arrays]), dtype)
+
+
+def _numpy(value):
+    array = keras.ops.convert_to_numpy(value)
+    return array.astype("float32") if array.dtype.name == "bfloat16" else array

@@ -1,0 +1,296 @@
+"""Rebuilding a classifier from the parts of a compact file.
+
+Nothing in the parts is believed. Sizes follow from the architecture, which is outlined before
+it is built, and are held against what the parts contain and what the caller allows, before
+memory is taken. What does not fit is a `ValueError` that says so.
+"""
+
+import json
+import math
+
+import keras
+import numpy as np
+
+from keras_nern import architecture, coding
+from keras_nern.blocks import BLOCK_SIZE, VIEWS, Blocks
+from keras_nern.kernels import kernels_of
+from keras_nern.permutations import PERMUTATIONS, Permutation
+from keras_nern.predictor import KernelPredictor
+from keras_nern.quantization import Quantized
+
+MAX_BYTES = 2**31  # of a rebuilt classifier
+MOST_BLOCKS = 1024  # Dense layers of a predictor
+ACTIVATIONS = 2**24  # numbers that the predictor computes with at once
+CONFIG_RATIO = 500  # how many times its size a config may at most unpack to
+CONFIG_BYTES = 2**20  # or to this, if it is more
+
+
+# The fields of the config and their types; those of docs/format.md.
+FIELDS = {
+    "versions": dict,
+    "base_sha256": str,
+    "kept_precision": str,
+    "normalize": bool,
+    "permutation": (str, type(None)),
+    "view": str,
+    "block_size": (int, type(None)),
+    "include_dense": bool,
+    "kernels": list,
+    "predictor": dict,
+    "architecture": dict,
+}
+KERNEL_FIELDS = {"name": str, "weight": int, "shape": list, "grid": list}
+PREDICTOR_FIELDS = {
+    "precision": str,
+    "hidden_size": int,
+    "num_blocks": int,
+    "block_length": int,
+    "activation": (str, dict),
+    "encoding": dict,
+}
+CHOICES = {
+    "kept_precision": coding.FLOATS,
+    "permutation": PERMUTATIONS,
+    "view": VIEWS,
+}
+
+
+def read_config(parts):
+    """Reads and checks the part `config`.
+
+    Args:
+        parts: dict from name to bytes.
+
+    Returns:
+        A dict with `FIELDS`, whose architecture and encoding bring no code.
+
+    Raises:
+        ValueError: where it is none.
+    """
+    if "config" not in parts:
+        raise ValueError("it has no part 'config'")
+    packed = parts["config"]
+    text = coding.unpack(packed, max(CONFIG_BYTES, CONFIG_RATIO * len(packed)))
+    try:
+        config = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its config is no JSON: {error}") from error
+    _check_fields("its config", config, FIELDS)
+    for name, choices in CHOICES.items():
+        if config[name] not in choices:
+            raise ValueError(f"its {name} is {config[name]!r}, none of {choices}")
+    block_size = config["block_size"]
+    if block_size is not None and (config["view"] == "crop" or block_size < 1):
+        raise ValueError(f"its block_size is {block_size!r} in the view {config['view']!r}")
+    for kernel in config["kernels"]:
+        _check_fields("one of its kernels", kernel, KERNEL_FIELDS)
+        sizes = [*kernel["shape"], *kernel["grid"]]
+        if len(kernel["grid"]) != 2 or len(kernel["shape"]) < 2 or not all(map(_is_size, sizes)):
+            raise ValueError(f"one of its kernels has no shape and grid: {kernel}")
+    predictor = config["predictor"]
+    _check_fields("its predictor", predictor, PREDICTOR_FIELDS)
+    if predictor["precision"] not in coding.PRECISIONS:
+        raise ValueError(
+            f"its precision is {predictor['precision']!r}, none of {coding.PRECISIONS}"
+        )
+    if predictor["num_blocks"] > MOST_BLOCKS:
+        raise ValueError(f"its predictor has more than {MOST_BLOCKS} layers")
+    architecture.check(config["architecture"])
+    architecture.check(predictor)
+    return config
+
+
+def _check_fields(what, config, fields):
+    if not isinstance(config, dict):
+        raise ValueError(f"{what} is no object: {config!r}")
+    for name, types in fields.items():
+        value = config.get(name)
+        wrong = isinstance(value, bool) and types is not bool
+        if name not in config or wrong or not isinstance(value, types):
+            raise ValueError(f"{what} has {name}={value!r}")
+
+
+def _is_size(value):
+    return type(value) is int and value >= 1
+
+
+class Rebuilding:
+    """A classifier on its way from the parts of a file.
+
+    Args:
+        parts: dict from name to bytes.
+        custom_objects, max_bytes: see `artifact.load`.
+
+    Raises:
+        ValueError: where the config is none.
+    """
+
+    def __init__(self, parts, custom_objects, max_bytes):
+        self.parts = parts
+        self.custom_objects = custom_objects
+        self.max_bytes = max_bytes
+        self.config = read_config(parts)
+
+    def classifier(self):
+        """Rebuilds it.
+
+        Returns:
+            A Keras model.
+
+        Raises:
+            ValueError: where the parts are none of a classifier's, or too large.
+        """
+        config = self.config
+        shapes = architecture.outline(config["architecture"], self.custom_objects)
+        self._check_bytes("its classifier", architecture.num_bytes(shapes))
+        self._check_kernels(shapes)
+        represented = {kernel["weight"] for kernel in config["kernels"]}
+        kept = [index for index in range(len(shapes)) if index not in represented]
+        values = self._arrays("kept", [shapes[i] for i in kept], config["kept_precision"])
+        predictor = self._predictor()
+        model = architecture.build(config["architecture"], self.custom_objects)
+        blocks = self._blocks(model)
+        permutation = self._permutation(blocks.grids)
+        scales = np.ones(len(blocks.kernels), "float32")
+        if config["normalize"]:
+            scales = coding.unpack_floats(self._part("scales"), len(scales), "float32")
+        for index, value in zip(kept, values, strict=True):
+            model.weights[index].assign(value)
+        for index, kernel in enumerate(blocks.kernels):
+            predicted = self._predicted(predictor, blocks, permutation, index)
+            kernel.variable.assign(blocks.kernel(index, predicted) * scales[index])
+        return model
+
+    def _part(self, name):
+        if name not in self.parts:
+            raise ValueError(f"it has no part {name!r}")
+        return self.parts[name]
+
+    def _check_bytes(self, what, count):
+        if count > self.max_bytes:
+            raise ValueError(
+                f"{what} takes {count:,} bytes, more than max_bytes={self.max_bytes:,}"
+            )
+
+    def _check_kernels(self, shapes):
+        """Checks the represented kernels against the classifier's weights and the blocks."""
+        config = self.config
+        kernels = config["kernels"]
+        places = [kernel["weight"] for kernel in kernels]
+        if not kernels or len(set(places)) < len(places):
+            raise ValueError(f"its kernels are the weights {places}")
+        for kernel in kernels:
+            if not 0 <= kernel["weight"] < len(shapes):
+                raise ValueError(f"its kernel {kernel} is none of {len(shapes)} weights")
+            if list(shapes[kernel["weight"]][0]) != kernel["shape"]:
+                raise ValueError(f"its kernel {kernel} is of shape {shapes[kernel['weight']][0]}")
+        spatial = [kernel["shape"][:-2] for kernel in kernels]
+        length = (config["block_size"] or BLOCK_SIZE) ** 2
+        if config["view"] == "crop":
+            rank = max(1, *map(len, spatial))
+            length = max((1, *(max(sides, default=1) for sides in spatial))) ** rank
+        if length != config["predictor"]["block_length"]:
+            raise ValueError(f"its blocks have {length} weights, and its predictor others")
+        self._check_bytes("a table of its blocks", 8 * length * len(kernels))
+        for kernel in kernels:
+            count = math.prod(kernel["grid"]) * length
+            self._check_bytes(f"the kernel {kernel['name']!r} in blocks", 4 * count)
+
+    def _blocks(self, model):
+        config = self.config
+        chosen = [model.weights[kernel["weight"]] for kernel in config["kernels"]]
+        ids = {id(variable) for variable in chosen}
+        blocks = Blocks(
+            model,
+            config["view"],
+            config["block_size"],
+            include=lambda layer: all(id(k.variable) in ids for k in kernels_of("", layer)),
+            include_dense=config["include_dense"],
+        )
+        grids = [tuple(kernel["grid"]) for kernel in config["kernels"]]
+        if blocks.grids != grids or any(
+            kernel.variable is not variable
+            for kernel, variable in zip(blocks.kernels, chosen, strict=True)
+        ):
+            raise ValueError(f"its kernels are in blocks {grids}, its classifier's {blocks.grids}")
+        return blocks
+
+    def _permutation(self, grids):
+        kind = self.config["permutation"]
+        if kind is None:
+            return Permutation(grids, kind=None)
+        return coding.decode_orders(self._part("permutation"), grids, kind)
+
+    def _predictor(self):
+        """The predictor with its weights as floats, whatever they are in the file."""
+        config = self.config["predictor"]
+
+        def make(encoding):
+            names = ("hidden_size", "num_blocks", "block_length")
+            predictor = KernelPredictor(
+                **{name: config[name] for name in names},
+                encoding=encoding,
+                activation=architecture.build(config["activation"], self.custom_objects),
+            )
+            predictor.build((None, 3))
+            return predictor
+
+        shapes = architecture.outline(config["encoding"], self.custom_objects, make)
+        self._check_bytes("its predictor", architecture.num_bytes(shapes))
+        predictor = make(architecture.build(config["encoding"], self.custom_objects))
+        encoding = self._arrays(
+            "predictor.encoding", architecture.shapes(predictor.encoding), "float32"
+        )
+        for weight, value in zip(predictor.encoding.weights, encoding, strict=True):
+            weight.assign(value)
+        kernels = self._kernels([tuple(layer.kernel.shape) for layer in predictor.layers])
+        sizes = [tuple(layer.bias.shape) for layer in predictor.layers]
+        dtype = coding.bias_type(config["precision"])
+        biases = self._floats("predictor.biases", sizes, dtype)
+        for layer, kernel, bias in zip(predictor.layers, kernels, biases, strict=True):
+            layer.kernel.assign(kernel)
+            layer.bias.assign(bias)
+        return predictor
+
+    def _kernels(self, shapes):
+        precision = self.config["predictor"]["precision"]
+        if precision in coding.FLOATS:
+            return self._floats("predictor.kernels", shapes, precision)
+        bits = int(precision.removeprefix("int"))
+        levels = coding.decode_levels(self._part("predictor.levels"), shapes, bits)
+        steps = self._floats("predictor.steps", [shape[-1:] for shape in shapes], "float16")
+        return [Quantized(*pair).values() for pair in zip(levels, steps, strict=True)]
+
+    def _floats(self, name, shapes, dtype):
+        sizes = [math.prod(shape) for shape in shapes]
+        values = coding.unpack_floats(self._part(name), sum(sizes), dtype)
+        parts = np.split(values, np.cumsum(sizes)[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _arrays(self, name, shapes, precision):
+        """Weights of several types, in their order."""
+        types = [coding.stored_type(dtype, precision) for _, dtype in shapes]
+        values = {
+            dtype: iter(
+                self._floats(
+                    f"{name}.{dtype}",
+                    [shape for (shape, _), one in zip(shapes, types, strict=True) if one == dtype],
+                    dtype,
+                )
+            )
+            for dtype in dict.fromkeys(types)
+        }
+        return [next(values[dtype]) for dtype in types]
+
+    def _predicted(self, predictor, blocks, permutation, index):
+        """The blocks of a kernel."""
+        start, stop = blocks.offsets[index : index + 2].tolist()
+        widest = max(max(layer.kernel.shape) for layer in predictor.layers)
+        chunk = max(1, ACTIVATIONS // widest)
+        coordinates = permutation.coordinates()[start:stop]
+        return np.concatenate(
+            [
+                keras.ops.convert_to_numpy(predictor(coordinates[first : first + chunk]))
+                for first in range(0, stop - start, chunk)
+            ]
+        )
