@@ -44,11 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()  # on stderr
         return _report(arguments, error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, click.Abort) as error:
-        code, text = getattr(error, "code", INTERRUPTED), str(error) or "Stopped; nothing is kept."
-        print(f"\n{text}", file=sys.stderr)
-        resume = {"resume": error.resume} if hasattr(error, "resume") else {}
-        return _report(arguments, text, code, **resume)
+    except click.Abort as error:  # click's word for a KeyboardInterrupt
+        stopped = error.__cause__
+        text = str(stopped or "") or "Stopped; nothing is kept."
+        print(text, file=sys.stderr)
+        resume = {"resume": stopped.resume} if hasattr(stopped, "resume") else {}
+        return _report(arguments, text, getattr(stopped, "code", INTERRUPTED), **resume)
     except (ValueError, OSError, ImportError) as error:  # what the library says of bad input
         print(f"Error: {error}", file=sys.stderr)
         return _report(arguments, str(error), FAILED)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import math
 import pathlib
 import shlex
 import sys
@@ -52,12 +53,21 @@ def verb(function):
         with contextlib.redirect_stdout(sys.stderr):
             results, text = function(*arguments, **options)
         if as_json or text:
-            click.echo(json.dumps(results, allow_nan=False) if as_json else text)
+            click.echo(json.dumps(_finite(results), allow_nan=False) if as_json else text)
 
     as_json = click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
     )
     return commands.command()(as_json(run))
+
+
+def _finite(results):
+    """Results with `None` where there is no finite number, for which JSON has no word."""
+    if isinstance(results, dict):
+        return {name: _finite(value) for name, value in results.items()}
+    if isinstance(results, list):
+        return [_finite(value) for value in results]
+    return results if not isinstance(results, float) or math.isfinite(results) else None
 
 
 def data_options(required):

@@ -33,7 +33,10 @@ def load(options, base, split, for_training=False):
     """
     if options["data"] == "noise":
         counts = {"batch_size": options["batch_size"], "steps": options["noise_batches"]}
-        return keras_nern.NoiseDataset(base, seed=options["seed"], **counts), None
+        noise = keras_nern.NoiseDataset(base, seed=options["seed"], **counts)
+        if for_training:
+            return noise, None
+        return np.concatenate([noise[index] for index in range(len(noise))]), None
     if pathlib.Path(options["data"]).suffix in IMAGES:
         images, labels = _from_file(options["data"])
         if options["scale"] != 1:

@@ -68,7 +68,7 @@ def fit(options, command):
         else:
             batch_size = options["batch_size"] if isinstance(images, np.ndarray) else None
             history = nern.fit(images, epochs=options["epochs"], batch_size=batch_size, **arguments)
-    nern.save(output)
+        nern.save(output)
     shutil.rmtree(backup)
     table = nern.summary_table()
     results = {
@@ -181,8 +181,6 @@ def importance(options):
         f"{one['name']:{width}}  {one['kernels']:7,}  {one['median']:12.4g}" for one in layers
     ]
     lines += [str(options[name]) for name in ("scores", "plot", "pruned") if options[name]]
-    for one in layers:  # JSON has no infinity, the median of a layer of zeros
-        one["median"] = one["median"] if np.isfinite(one["median"]) else None
     return results, "\n".join(lines)
 
 
