@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
 def fit(folder, output, *more):
     small = ("--hidden-size", 8, "--steps", 40, "--quiet")
     given = ("--data", folder / "images.npz", "--epochs", 2, "--batch-size", 4)
-    return ("fit", folder / "base.keras", folder / output, *small, *data, *more)
+    return ("fit", folder / "base.keras", folder / output, *small, *given, *more)
 
 
 def kernels(path):
