@@ -8,7 +8,10 @@ import tensorflow as tf
 import keras_nern
 from keras_nern_cli.checks import IMAGES
 
-NAMES = {"images": ("images", "x", "x_train", "x_test"), "labels": ("labels", "y")}
+NAMES = {
+    "images": ("images", "x"),
+    "labels": ("labels", "y"),
+}
 SHUFFLED = 10_000  # images that a dataset is shuffled among
 
 
