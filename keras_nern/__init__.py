@@ -4,10 +4,12 @@ from keras_nern import artifact as artifact
 from keras_nern import blocks as blocks
 from keras_nern import callbacks as callbacks
 from keras_nern import files as files
+from keras_nern import importance as importance
 from keras_nern import kernels as kernels
 from keras_nern import losses as losses
 from keras_nern import models as models
 from keras_nern import permutations as permutations
+from keras_nern import plots as plots
 from keras_nern import sampling as sampling
 from keras_nern import tours as tours
 from keras_nern.artifact import load as load
