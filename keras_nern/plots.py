@@ -1,6 +1,11 @@
 """Pictures of kernels and of their order, with matplotlib (`pip install keras-nern[demo]`)."""
 
+import typing
+
 import numpy as np
+
+if typing.TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot_kernels(original, predicted, title="", limit=64):
@@ -93,7 +98,7 @@ def _grid(kernels):
     return grid
 
 
-def plot_importance(scores, title=""):
+def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> "Figure":
     """Draws which kernels matter: a map of filters and channels for each layer.
 
     A kernel's colour is its rank, the share of all kernels in the network that score

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import zipfile
+from collections.abc import Sequence
 
 import click
 
@@ -74,7 +75,7 @@ class Output(click.ParamType):
         return path
 
 
-def kind_of(path):
+def kind_of(path: pathlib.Path) -> str | None:
     """What a file is by its content: one of the kinds above, or `None`."""
     with open(path, "rb") as file:
         start = file.read(8)
@@ -92,12 +93,14 @@ def kind_of(path):
     return NERN if name == "keras_nern>NeRNModel" else CLASSIFIER
 
 
-def backup_of(output):
+def backup_of(output: pathlib.Path) -> pathlib.Path:
     """The folder that keeps a fit until its output is written."""
     return output.with_name(f"{output.name}.backup")
 
 
-def no_overwriting(force, *outputs, inputs=()):
+def no_overwriting(
+    force: bool, *outputs: pathlib.Path | None, inputs: Sequence[pathlib.Path] = ()
+) -> None:
     """Refuses outputs that are there, unless with --force, and those that are inputs."""
     for path in outputs:
         if path is None:
@@ -111,7 +114,7 @@ def no_overwriting(force, *outputs, inputs=()):
         raise click.UsageError(f"Expected outputs of different names. Received: {named[0]} twice.")
 
 
-def data_source(ctx, param, value):
+def data_source(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Checks `--data`: `noise`, a file of images, or else the name of a TFDS dataset."""
     if value is None or value == "noise":
         return value

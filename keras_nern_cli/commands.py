@@ -7,6 +7,7 @@ import math
 import pathlib
 import shlex
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -42,7 +43,7 @@ def commands():
     """
 
 
-def verb(function):
+def verb(function: Callable) -> click.Command:
     """A verb whose function returns `(results, text)`, one of which is printed.
 
     Whatever else is printed meanwhile, such as Keras's progress bars, goes to stderr.
@@ -70,7 +71,7 @@ def _finite(results):
     return results if not isinstance(results, float) or math.isfinite(results) else None
 
 
-def data_options(required):
+def data_options(required: bool) -> Callable:
     """The options that say which images are read, for fit and evaluate."""
     options = [
         click.option(
@@ -353,7 +354,7 @@ def demo(**options):
     return work.demo(options)
 
 
-def resume_command(arguments):
+def resume_command(arguments: list[str]) -> str:
     """The command line that goes on with the one that was given."""
     more = [] if "--resume" in arguments else ["--resume"]
     return shlex.join(["keras-nern", *arguments, *more])

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -15,7 +16,7 @@ NAMES = {
 SHUFFLED = 10_000  # images that a dataset is shuffled among
 
 
-def load(options, base, split, for_training=False):
+def load(options: dict, base: keras.Model, split: str, for_training: bool = False) -> tuple:
     """Loads what `--data` names.
 
     Args:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 import click
 import keras
@@ -35,7 +36,7 @@ class Stopped(KeyboardInterrupt):
         self.resume = resume
 
 
-def fit(options, command):
+def fit(options: dict, command: str) -> tuple[dict, str]:
     """Represents a classifier; `command` is the command line, for the way to go on."""
     output, backup = options["output"], backup_of(options["output"])
     keras.utils.set_random_seed(options["seed"])
@@ -87,7 +88,7 @@ def fit(options, command):
     return results, text
 
 
-def info(options):
+def info(options: dict) -> tuple[dict, str]:
     """What a NeRN or a compact file holds."""
     path = options["model"]
     if kind_of(path) == COMPACT:
@@ -99,7 +100,7 @@ def info(options):
     return {"kind": NERN, **table.to_dict()}, str(table)
 
 
-def reconstruct(options):
+def reconstruct(options: dict) -> tuple[dict, str]:
     """The rebuilt classifier, as a file of Keras's."""
     output = options["output"]
     with refused():
@@ -110,7 +111,7 @@ def reconstruct(options):
     return results, f"{output}: {rebuilt.name}, {rebuilt.count_params():,} parameters"
 
 
-def evaluate(options):
+def evaluate(options: dict) -> tuple[dict, str]:
     """How a rebuilt classifier does on images, beside the original where there is one."""
     with refused():
         nern, base, rebuilt = _open(options["model"])
@@ -141,7 +142,7 @@ def evaluate(options):
     return results, "\n".join(f"{name:<18} {value:>10}" for name, value in shown.items())
 
 
-def export(options):
+def export(options: dict) -> tuple[dict, str]:
     """The compact file of a NeRN."""
     output = options["output"]
     with refused():
@@ -151,7 +152,7 @@ def export(options):
     return {"output": str(output), **held.to_dict()}, f"{output}: {held.file_bytes:,} bytes"
 
 
-def importance(options):
+def importance(options: dict) -> tuple[dict, str]:
     """Scores of all kernels; of each layer the middle one and how many are pruned."""
     with refused():
         nern = _load_model(options["model"])
@@ -184,7 +185,7 @@ def importance(options):
     return results, "\n".join(lines)
 
 
-def demo(options):
+def demo(options: dict) -> tuple[dict, str]:
     """The demo of `keras_nern.demo`."""
     from keras_nern import demo
 
@@ -194,7 +195,7 @@ def demo(options):
 
 
 @contextlib.contextmanager
-def refused():
+def refused() -> Iterator[None]:
     """Before the work starts: what the library refuses is the command line's mistake."""
     try:
         yield
