@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(arguments, error.format_message(), error.exit_code)
     except click.Abort as error:  # click's word for a KeyboardInterrupt
         stopped = error.__cause__
-        text = str(stopped or "") or "Stopped; nothing is kept."
+        text = str(stopped or "") or "Stopped; nothing was changed."
         print(text, file=sys.stderr)
         resume = {"resume": stopped.resume} if hasattr(stopped, "resume") else {}
         return _report(arguments, text, getattr(stopped, "code", INTERRUPTED), **resume)
