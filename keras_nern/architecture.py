@@ -14,6 +14,7 @@ Classes come from Keras, from `keras.saving.register_keras_serializable`, or fro
 """
 
 import concurrent.futures
+import contextlib
 import copy
 import math
 
@@ -33,8 +34,15 @@ UNBOUNDED = ("seed", "shared_object_id")
 
 
 def serialize(obj):
-    """The config of a Keras object, without how it or models in it were compiled."""
-    config = keras.saving.serialize_keras_object(obj)
+    """The config of a Keras object, without how it or models in it were compiled.
+
+    Raises:
+        ValueError: where it has none.
+    """
+    try:
+        config = keras.saving.serialize_keras_object(obj)
+    except Exception as error:  # NotImplementedError, and what layers say
+        raise ValueError(f"{obj.name!r} has no config: {type(error).__name__}: {error}") from error
     for _, value in _entries(config):
         if isinstance(value, dict):
             value.pop("compile_config", None)
@@ -51,6 +59,8 @@ def check(config):
         ValueError: where it does.
     """
     for key, value in _entries(config):
+        if key == "compile_config":
+            raise ValueError("it says how the model is compiled")
         if isinstance(value, dict):
             _check_class(value)
         elif key == "vocabulary" and isinstance(value, str):
@@ -147,11 +157,44 @@ def build(config, custom_objects=None):
     Raises:
         ValueError: where it cannot be built.
     """
-    try:
+    with errors_of_keras():
         own = copy.deepcopy(config)  # Keras changes the config it reads
         return keras.saving.deserialize_keras_object(own, custom_objects, safe_mode=True)
-    except Exception as error:  # whatever a layer says to arguments that are none of its
+
+
+@contextlib.contextmanager
+def errors_of_keras():
+    """Makes a ValueError of whatever a layer says to arguments that are none of its."""
+    try:
+        yield
+    except Exception as error:
         raise ValueError(f"Keras cannot build it: {type(error).__name__}: {error}") from error
+
+
+def check_encoding(encoding):
+    """Checks that a predictor's encoding is one layer, from `(n, 3)` to `(n, features)`.
+
+    A predictor runs when a file is read. Of Keras's own layers, several in a row could
+    be told to compute with any amount of numbers, and leave no trace in the shapes of weights.
+
+    Args:
+        encoding: what was built from a config.
+
+    Raises:
+        ValueError: where it is not.
+    """
+    if not isinstance(encoding, keras.layers.Layer):
+        raise ValueError(f"its encoding is no layer: {encoding!r}")
+    own = type(encoding).__module__.partition(".")[0] != "keras"
+    if not own and list(encoding._flatten_layers(include_self=False)):
+        raise ValueError(
+            f"its encoding {encoding.name!r} is made of several of Keras's layers: make it a "
+            "layer of a registered class"
+        )
+    with errors_of_keras():
+        shape = encoding(keras.KerasTensor((None, 3), "int32")).shape
+    if len(shape) != 2:
+        raise ValueError(f"its encoding gives {shape} instead of (n, features)")
 
 
 def num_bytes(shapes):

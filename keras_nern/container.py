@@ -89,21 +89,25 @@ def read(path):
             how.
         ImportError: where safetensors is not installed.
     """
+    with open(path, "rb") as file:
+        return read_from(file, os.fstat(file.fileno()).st_size, path)
+
+
+def read_from(file, size, name):
+    """The same, from a binary file of so many bytes; `name` is for the errors."""
     safetensors = needed("safetensors.numpy")
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or not 2 <= length <= LONGEST_HEADER:
-                raise ValueError(f"it begins with {start!r}, which is no length of a header")
-            header = file.read(length)
-            if len(header) < length:
-                raise ValueError(f"it ends within its header of {length:,} bytes")
-            expected = 8 + length + _length_of_parts(header)
-            if size != expected:
-                raise ValueError(f"it has {size:,} bytes where its header says {expected:,}")
-            data = start + header + file.read(size - 8 - length)
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= length <= LONGEST_HEADER:
+            raise ValueError(f"it begins with {start!r}, which is no length of a header")
+        header = file.read(length)
+        if len(header) < length:
+            raise ValueError(f"it ends within its header of {length:,} bytes")
+        expected = 8 + length + _length_of_parts(header)
+        if size != expected:
+            raise ValueError(f"it has {size:,} bytes where its header says {expected:,}")
+        data = start + header + file.read(size - 8 - length)
         if hashlib.sha256(data[:-HASH_BYTES]).digest() != data[-HASH_BYTES:]:
             raise ValueError("it is damaged: its SHA-256 is not the one that it ends with")
         try:
@@ -111,7 +115,7 @@ def read(path):
         except Exception as error:  # SafetensorError, and what NumPy says to odd shapes
             raise ValueError(f"safetensors cannot read it: {error}") from error
     except ValueError as error:
-        raise refusal(path, error) from error
+        raise refusal(name, error) from error
     return {name: tensor.tobytes() for name, tensor in tensors.items()}
 
 

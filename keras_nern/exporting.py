@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_nern import architecture, coding, container
 from keras_nern.kernels import walk_layers
 from keras_nern.predictor import KernelPredictor, compress_into, kernel_in_use
+from keras_nern.rebuilding import read_config
 
 
 def write(nern, path, precision="auto", kept_precision="float32"):
@@ -40,8 +41,7 @@ def write(nern, path, precision="auto", kept_precision="float32"):
     for module in ("safetensors.numpy", "constriction", "zstandard"):
         container.needed(module)
     config = _config(nern, precision, kept_precision)
-    text = json.dumps(config, separators=(",", ":"), ensure_ascii=False)
-    parts = {"config": coding.pack(text.encode())}
+    parts = {"config": _readable(nern, config)}
     permutation = nern.kernel_permutation()
     if permutation.kind is not None:
         parts["permutation"] = coding.encode_orders(permutation)
@@ -73,63 +73,67 @@ def _precision(precision, predictor):
 
 
 def _config(nern, precision, kept_precision):
-    """All but numbers, after seeing that the base can be built from it."""
-    import keras_nern
+    """All that is no array, as docs/format.md has it."""
+    import keras_nern  # for its version: it imports this module
 
-    base, predictor = nern.base, nern.predictor
+    base, predictor, blocks = nern.base, nern.predictor, nern._original.blocks
     place = {id(weight): index for index, weight in enumerate(base.weights)}
-    blocks = nern._original.blocks
+    return {
+        "versions": {
+            "keras_nern": keras_nern.__version__,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+        },
+        "base_sha256": nern._original.digest().tobytes().hex(),
+        "kept_precision": kept_precision,
+        "normalize": nern.normalize is not None,
+        "permutation": nern.permutation,
+        "view": nern.view,
+        "block_size": nern.block_size,
+        "include_dense": bool(nern.include_dense),
+        "kernels": [
+            {
+                "name": kernel.name,
+                "weight": place[id(kernel.variable)],
+                "shape": list(kernel.shape),
+                "grid": list(grid),
+            }
+            for kernel, grid in zip(blocks.kernels, blocks.grids, strict=True)
+        ],
+        "predictor": {
+            "precision": precision,
+            "hidden_size": predictor.hidden_size,
+            "num_blocks": predictor.num_blocks,
+            "block_length": predictor.block_length,
+            "activation": keras.activations.serialize(predictor.activation),
+            "encoding": architecture.serialize(predictor.encoding),
+        },
+        "architecture": architecture.serialize(base),
+    }
+
+
+def _readable(nern, config):
+    """The config as bytes, from which a reader will build the same weights."""
+    base, encoding = nern.base, nern.predictor.encoding
     try:
-        config = {
-            "versions": {
-                "keras_nern": keras_nern.__version__,
-                "keras": keras.__version__,
-                "tensorflow": tf.__version__,
-            },
-            "base_sha256": nern._original.digest().tobytes().hex(),
-            "kept_precision": kept_precision,
-            "normalize": nern.normalize is not None,
-            "permutation": nern.permutation,
-            "view": nern.view,
-            "block_size": nern.block_size,
-            "include_dense": bool(nern.include_dense),
-            "kernels": [
-                {
-                    "name": kernel.name,
-                    "weight": place[id(kernel.variable)],
-                    "shape": list(kernel.shape),
-                    "grid": list(grid),
-                }
-                for kernel, grid in zip(blocks.kernels, blocks.grids, strict=True)
-            ],
-            "predictor": {
-                "precision": precision,
-                "hidden_size": predictor.hidden_size,
-                "num_blocks": predictor.num_blocks,
-                "block_length": predictor.block_length,
-                "activation": keras.activations.serialize(predictor.activation),
-                "encoding": architecture.serialize(predictor.encoding),
-            },
-            "architecture": architecture.serialize(base),
-        }
-        config = json.loads(json.dumps(config))  # as a reader will have it
-        architecture.check(config["architecture"])
-        architecture.check(config["predictor"])
-        classes = {type(layer).__name__: type(layer) for _, layer in walk_layers(base)}
-        classes |= {type(base).__name__: type(base)}
-        shapes = architecture.outline(config["architecture"], classes)
-    except (ValueError, TypeError, NotImplementedError) as error:
+        text = json.dumps(config, separators=(",", ":"), ensure_ascii=False)
+        part = coding.pack(text.encode())
+        read = read_config({"config": part})
+        layers = [base, encoding, *(layer for _, layer in walk_layers(base))]
+        classes = {type(layer).__name__: type(layer) for layer in layers}
+        architecture.check_encoding(encoding)
+        for config, own in (
+            (read["architecture"], base),
+            (read["predictor"]["encoding"], encoding),
+        ):
+            if architecture.outline(config, classes) != architecture.shapes(own):
+                raise ValueError(f"the config of {own.name!r} builds other weights than it has")
+    except (ValueError, TypeError) as error:
         raise ValueError(
-            "base must be a model that Keras can build from its config, without code in it. "
-            f"Received: {base.name!r} ({error})"
+            "base must be a model, and its encoding a layer, that Keras can build from its "
+            f"config, without code in it. Received: {base.name!r} ({error})"
         ) from error
-    own = architecture.shapes(base)
-    if shapes != own:
-        raise ValueError(
-            "base must be a model that Keras can build from its config. Received: "
-            f"{base.name!r}, of which that builds weights {shapes} instead of {own}"
-        )
-    return config
+    return part
 
 
 def _predictor_parts(predictor, precision, coordinates):

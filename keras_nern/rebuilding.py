@@ -141,7 +141,7 @@ class Rebuilding:
             ValueError: where the parts are none of a classifier's, or too large.
         """
         config = self.config
-        shapes = architecture.outline(config["architecture"], self.custom_objects)
+        shapes = architecture.outline(config["architecture"], self.custom_objects, _as_model)
         self._check_bytes("its classifier", architecture.num_bytes(shapes))
         self._check_kernels(shapes)
         represented = {kernel["weight"] for kernel in config["kernels"]}
@@ -149,15 +149,17 @@ class Rebuilding:
         values = self._arrays("kept", [shapes[i] for i in kept], config["kept_precision"])
         predictor = self._predictor()
         model = architecture.build(config["architecture"], self.custom_objects)
-        blocks = self._blocks(model)
-        permutation = self._permutation(blocks.grids)
+        weights = model.weights
+        blocks = self._blocks(model, weights)
+        coordinates = self._permutation(blocks.grids).coordinates()
         scales = np.ones(len(blocks.kernels), "float32")
         if config["normalize"]:
             scales = coding.unpack_floats(self._part("scales"), len(scales), "float32")
         for index, value in zip(kept, values, strict=True):
-            model.weights[index].assign(value)
+            weights[index].assign(value)
         for index, kernel in enumerate(blocks.kernels):
-            predicted = self._predicted(predictor, blocks, permutation, index)
+            start, stop = blocks.offsets[index : index + 2].tolist()
+            predicted = _predicted(predictor, coordinates[start:stop])
             kernel.variable.assign(blocks.kernel(index, predicted) * scales[index])
         return model
 
@@ -196,9 +198,9 @@ class Rebuilding:
             count = math.prod(kernel["grid"]) * length
             self._check_bytes(f"the kernel {kernel['name']!r} in blocks", 4 * count)
 
-    def _blocks(self, model):
+    def _blocks(self, model, weights):
         config = self.config
-        chosen = [model.weights[kernel["weight"]] for kernel in config["kernels"]]
+        chosen = [weights[kernel["weight"]] for kernel in config["kernels"]]
         ids = {id(variable) for variable in chosen}
         blocks = Blocks(
             model,
@@ -226,13 +228,15 @@ class Rebuilding:
         config = self.config["predictor"]
 
         def make(encoding):
+            architecture.check_encoding(encoding)
             names = ("hidden_size", "num_blocks", "block_length")
-            predictor = KernelPredictor(
-                **{name: config[name] for name in names},
-                encoding=encoding,
-                activation=architecture.build(config["activation"], self.custom_objects),
-            )
-            predictor.build((None, 3))
+            with architecture.errors_of_keras():
+                predictor = KernelPredictor(
+                    **{name: config[name] for name in names},
+                    encoding=encoding,
+                    activation=architecture.build(config["activation"], self.custom_objects),
+                )
+                predictor.build((None, 3))
             return predictor
 
         shapes = architecture.outline(config["encoding"], self.custom_objects, make)
@@ -282,15 +286,20 @@ class Rebuilding:
         }
         return [next(values[dtype]) for dtype in types]
 
-    def _predicted(self, predictor, blocks, permutation, index):
-        """The blocks of a kernel."""
-        start, stop = blocks.offsets[index : index + 2].tolist()
-        widest = max(max(layer.kernel.shape) for layer in predictor.layers)
-        chunk = max(1, ACTIVATIONS // widest)
-        coordinates = permutation.coordinates()[start:stop]
-        return np.concatenate(
-            [
-                keras.ops.convert_to_numpy(predictor(coordinates[first : first + chunk]))
-                for first in range(0, stop - start, chunk)
-            ]
-        )
+
+def _predicted(predictor, coordinates):
+    """What a predictor answers, by no more at once than memory is good for."""
+    widest = max(max(layer.kernel.shape) for layer in predictor.layers)
+    chunk = max(1, ACTIVATIONS // widest)
+    with architecture.errors_of_keras():
+        answers = [
+            predictor(coordinates[start : start + chunk])
+            for start in range(0, len(coordinates), chunk)
+        ]
+    return keras.ops.concatenate(answers)
+
+
+def _as_model(obj):
+    if not isinstance(obj, keras.Model):
+        raise ValueError(f"its architecture is that of a {type(obj).__name__}, no model")
+    return obj

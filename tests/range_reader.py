@@ -1,0 +1,66 @@
+"""A reader of docs/format.md that knows nothing of constriction: integers and a loop."""
+
+import bisect
+
+BITS = 24
+
+
+class RangeReader:
+    """The range decoder of docs/format.md."""
+
+    def __init__(self, data):
+        self.words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
+        self.lower, self.range, self.point = 0, 2**64 - 1, 0
+        for _ in range(2):
+            self._next_word()
+
+    def _next_word(self):
+        word = self.words.pop(0) if self.words else 0
+        self.point = (self.point << 32 | word) % 2**64
+
+    def symbol(self, starts):
+        """The next symbol s, of which there are `len(starts) - 1`.
+
+        Args:
+            starts: where each symbol's share of [0, 2^24) starts, and 2^24.
+        """
+        scale = self.range >> BITS
+        quantile = (self.point - self.lower) % 2**64 // scale
+        symbol = bisect.bisect_right(starts, quantile) - 1
+        self.lower = (self.lower + scale * starts[symbol]) % 2**64
+        self.range = scale * (starts[symbol + 1] - starts[symbol])
+        if self.range < 2**32:
+            self.lower, self.range = (self.lower << 32) % 2**64, self.range << 32
+            self._next_word()
+        return symbol
+
+    def uniform(self, size):
+        """One of `size` numbers that are equally likely; the last has what is left over."""
+        share = 2**BITS // size
+        return self.symbol([share * i for i in range(size)] + [2**BITS])
+
+    def order(self, size):
+        """An order of so many blocks, up to 2^20."""
+        order = list(range(size))
+        for i in range(1, size):
+            j = self.uniform(i + 1)
+            order[i], order[j] = order[j], order[i]
+        return order
+
+    def levels(self, size, bits):
+        """So many levels of a kernel."""
+        top = 2 ** (bits - 1) - 1
+        counts, levels = [1] * (2 * top + 1), []
+        while len(levels) < size:
+            free, total = 2**BITS - len(counts), sum(counts)
+            shares = [count * free // total for count in counts]
+            shares[counts.index(max(counts))] += free - sum(shares)
+            starts = [0]
+            for share in shares:
+                starts.append(starts[-1] + share + 1)
+            run = min(max(64, len(levels) // 8), size - len(levels))
+            symbols = [self.symbol(starts) for _ in range(run)]
+            for symbol in symbols:
+                counts[symbol] += 2
+            levels += [symbol - top for symbol in symbols]
+        return levels
