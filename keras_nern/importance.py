@@ -21,6 +21,7 @@ compared with. A kernel of zeros has the lowest score that there is, for nothing
 import keras
 import numpy as np
 
+from keras_nern.kernels import Kernel
 from keras_nern.model import NeRNModel
 from keras_nern.original import Original
 
@@ -102,7 +103,7 @@ def prune(
     scores = {name: np.asarray(score, "float64") for name, score in scores.items()}
     _check_scores(scores, kernels)
     groups = [[name] for name in scores] if per_layer else [list(scores)]
-    kept = {}
+    kept: dict[str, np.ndarray] = {}
     for names in groups:
         kept.update(_keep({name: scores[name] for name in names}, kernels, sparsity))
     values = []
@@ -114,13 +115,13 @@ def prune(
     return original.rebuilt(values)
 
 
-def _by_kernel(kernel, array):
+def _by_kernel(kernel: Kernel, array: np.ndarray) -> np.ndarray:
     """An array of a variable's shape as float64 `(filters, channels, places)`."""
     rows = kernel.rows(array).astype("float64")
     return rows.reshape(kernel.filters, kernel.channels, kernel.places)
 
 
-def _score(measure, w, w_hat, rng):
+def _score(measure: str, w: np.ndarray, w_hat: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Scores `(filters, channels)` of kernels `(filters, channels, places)`."""
     root = np.sqrt(w.shape[-1])
     norms = np.linalg.norm(w, axis=-1)
@@ -138,13 +139,15 @@ def _score(measure, w, w_hat, rng):
     return np.where(norms > 0, score, -np.inf)
 
 
-def _divide(errors, sizes):
+def _divide(errors: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Errors over sizes; 0 / 0 is 0, any other error of nothing infinite."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(errors > 0, errors / sizes, 0.0)
 
 
-def _keep(scores, kernels, sparsity):
+def _keep(
+    scores: dict[str, np.ndarray], kernels: dict[str, Kernel], sparsity: float
+) -> dict[str, np.ndarray]:
     """For each kernel `(filters, channels)`, which are not among the lowest."""
     flat = np.concatenate([score.ravel() for score in scores.values()])
     weights = np.concatenate(
@@ -163,7 +166,7 @@ def _keep(scores, kernels, sparsity):
     }
 
 
-def _check_scores(scores, kernels):
+def _check_scores(scores: dict[str, np.ndarray], kernels: dict[str, Kernel]) -> None:
     unknown = sorted(set(scores) - set(kernels))
     if unknown or not scores:
         raise ValueError(
