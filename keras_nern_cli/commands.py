@@ -73,13 +73,13 @@ def _finite(results):
 
 def data_options(required: bool) -> Callable:
     """The options that say which images are read, for fit and evaluate."""
+    # click takes even a default of None for one
+    default = {"required": True} if required else {"default": "noise", "show_default": True}
     options = [
         click.option(
             "--data",
             callback=data_source,
-            required=required,
-            default=None if required else "noise",
-            show_default=not required,
+            **default,
             metavar="noise|FILE|NAME",
             help="noise with the statistics of the first batch normalisation; a file .npz "
             "(arrays images and labels) or .npy (images); or the name of a TFDS dataset.",
