@@ -114,9 +114,9 @@ def no_overwriting(
         raise click.UsageError(f"Expected outputs of different names. Received: {named[0]} twice.")
 
 
-def data_source(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def data_source(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Checks `--data`: `noise`, a file of images, or else the name of a TFDS dataset."""
-    if value is None or value == "noise":
+    if value == "noise":
         return value
     if pathlib.Path(value).suffix in IMAGES:
         if not pathlib.Path(value).is_file():
