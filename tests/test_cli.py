@@ -427,12 +427,12 @@ def test_says_what_to_install_without_click(monkeypatch, capsys):
     assert capsys.readouterr().err == "keras-nern needs click: `pip install keras-nern[cli]`\n"
 
 
-STEPS = 600
+STEPS = 300
 
 
 def _long_fit(folder, output):
     options = ("--hidden-size", 8, "--steps", STEPS, "--epochs", 0, "--seed", 5)
-    options += ("--backup-every", 20)
+    options += ("--backup-every", 10)
     return [str(one) for one in ("fit", folder / "base.keras", folder / output, *options)]
 
 
@@ -446,17 +446,17 @@ def test_ctrl_c_leaves_what_resume_ends_as_if_nothing_had_been(folder):
         text=True,
     )
     weights = folder / "stopped.keras.backup" / "latest.weights.h5"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not weights.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     document = json.loads(out)
     assert document["exit_code"] == 130
     assert f"  {document['resume']}\n" in err
     step = int(document["error"].split("keeps step ")[1].split()[0].replace(",", ""))
-    assert 20 <= step < STEPS
+    assert 10 <= step < STEPS
     assert "of the reconstruction" in document["error"]
     assert not (folder / "stopped.keras").exists()
 
