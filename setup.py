@@ -14,10 +14,12 @@ EXTRAS = {
     # tensorflow-datasets 4.9.10 imports importlib_resources without requiring it.
     "data": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
     "compact": ["safetensors>=0.5", "constriction>=0.4", "zstandard>=0.22"],
+    "cli": ["click>=8.1"],
     "tsp": ["fast-tsp>=0.2"],
     "demo": ["scikit-learn>=1.4", "matplotlib>=3.8"],
 }
 EXTRAS["dev"] = [
+    *EXTRAS["cli"],
     *EXTRAS["compact"],
     *EXTRAS["data"],
     *EXTRAS["demo"],
@@ -37,8 +39,9 @@ setuptools.setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=setuptools.find_packages(include=["keras_nern", "keras_nern.*"]),
+    packages=setuptools.find_packages(include=["keras_nern", "keras_nern.*", "keras_nern_cli"]),
     package_data={"keras_nern": ["zoo/*.weights.h5"]},
+    entry_points={"console_scripts": ["keras-nern = keras_nern_cli:main"]},
     python_requires=">=3.11",
     # Keras 3.13 gave Muon rms_rate, the scale that the default learning rates are chosen for.
     install_requires=["tensorflow>=2.18", "keras>=3.13", "numpy>=1.26"],

@@ -24,6 +24,10 @@ def main(arguments=None):
     Args:
         arguments: command-line arguments; `None` for those of the process. Defaults
             to `None`.
+
+    Returns:
+        A dict of what it prints: of the original and the rebuilt classifier each the
+        figures by name, and the path of the picture.
     """
     options = _options(arguments)
     keras.utils.set_random_seed(options.seed)
@@ -42,13 +46,15 @@ def main(arguments=None):
     represented = time.perf_counter() - start
 
     table = nern.summary_table()
-    print("\n" + _table(base, rebuilt, test, table, trained, represented))
+    figures = _figures(base, rebuilt, test, table, trained, represented)
+    print("\n" + _table(figures, len(test[0])))
     options.output.mkdir(parents=True, exist_ok=True)
     picture = options.output / "kernels.png"
     name = table.layers[len(table.layers) // 2].name
     kernel = base.get_layer(name).kernel.numpy()
     plots.plot_kernels(kernel, nern.predict_kernels()[name], name).savefig(picture)
     print(f"\nThe largest kernels of {name}, original and predicted: {picture}")
+    return {**figures, "picture": str(picture)}
 
 
 def _options(arguments):
@@ -94,24 +100,41 @@ def _train_classifier(images, labels, epochs):
     return base
 
 
-def _table(base, rebuilt, test, table, trained, represented):
+def _figures(base, rebuilt, test, table, trained, represented):
     images, labels = test
     original, predicted = (
         model.predict(images, verbose=0).argmax(axis=1) for model in (base, rebuilt)
     )
     total, kept = base.count_params(), table.kept_weights
-    size = table.representation_bytes + 4 * kept
+    return {
+        "original": {
+            "accuracy": float(np.mean(original == labels)),
+            "parameters": total,
+            "bytes": 4 * total,
+            "seconds": trained,
+        },
+        "rebuilt": {
+            "accuracy": float(np.mean(predicted == labels)),
+            "agreement": float(np.mean(predicted == original)),
+            "parameters": table.predictor_parameters + kept,
+            "bytes": table.representation_bytes + 4 * kept,
+            "seconds": represented,
+        },
+    }
+
+
+def _table(figures, images):
+    def row(label, name, form, factor=1):
+        cells = (figures[which].get(name) for which in ("original", "rebuilt"))
+        return label, *("" if cell is None else f"{factor * cell:{form}}" for cell in cells)
+
     rows = [
         ("", "original", "rebuilt"),
-        (
-            f"accuracy on {len(labels)} test images, %",
-            f"{100 * np.mean(original == labels):.1f}",
-            f"{100 * np.mean(predicted == labels):.1f}",
-        ),
-        ("agreement with the original, %", "", f"{100 * np.mean(predicted == original):.1f}"),
-        ("parameters", f"{total:,}", f"{table.predictor_parameters + kept:,}"),
-        ("bytes, permutations included", f"{4 * total:,}", f"{size:,.0f}"),
-        ("seconds to train, to represent", f"{trained:.0f}", f"{represented:.0f}"),
+        row(f"accuracy on {images} test images, %", "accuracy", ".1f", 100),
+        row("agreement with the original, %", "agreement", ".1f", 100),
+        row("parameters", "parameters", ","),
+        row("bytes, permutations included", "bytes", ",.0f"),
+        row("seconds to train, to represent", "seconds", ".0f"),
     ]
     return "\n".join(f"{label:34}{left:>12}{right:>12}" for label, left, right in rows)
 

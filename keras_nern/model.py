@@ -17,7 +17,6 @@ from keras_nern import exporting
 from keras_nern.blocks import Blocks
 from keras_nern.centring import SAMPLE, centre
 from keras_nern.files import whole_file
-from keras_nern.kernels import walk_layers
 from keras_nern.original import Original
 from keras_nern.permutations import PERMUTATIONS, Permutation
 from keras_nern.positional_encoding import PACKAGE
@@ -246,16 +245,7 @@ class NeRNModel(RepresentationTrainer):
             A Keras model of the base's class and config with variables of its own:
             predicted kernels, everything else copied from the base. Not compiled.
         """
-        rebuilt = self._original.copy()
-        # by their order: a subclassed model may name its copy's layers otherwise
-        layers = [layer for _, layer in walk_layers(self.base)]
-        copies = [layer for _, layer in walk_layers(rebuilt)]
-        copy_of = {id(layer): copy for layer, copy in zip(layers, copies, strict=True)}
-        for kernel, value in zip(
-            self._original.blocks.kernels, self._predicted_kernels(), strict=True
-        ):
-            getattr(copy_of[id(kernel.layer)], kernel.attribute).assign(value)
-        return rebuilt
+        return self._original.rebuilt(self._predicted_kernels())
 
     def summary_table(self):
         """Counts kernels, weights and bits, by layer and in total.

@@ -181,6 +181,17 @@ class Original:
         copy.set_weights(self.base.get_weights())
         return copy
 
+    def rebuilt(self, kernels):
+        """A copy that has other kernels: one tensor for each of `blocks.kernels`."""
+        rebuilt = self.copy()
+        # by their order: a subclassed model may name its copy's layers otherwise
+        layers = [layer for _, layer in walk_layers(self.base)]
+        copies = [layer for _, layer in walk_layers(rebuilt)]
+        copy_of = {id(layer): copy for layer, copy in zip(layers, copies, strict=True)}
+        for kernel, value in zip(self.blocks.kernels, kernels, strict=True):
+            getattr(copy_of[id(kernel.layer)], kernel.attribute).assign(value)
+        return rebuilt
+
     def digest(self):
         """SHA-256 of all weights, as 32 uint8."""
         sha = hashlib.sha256()

@@ -1,6 +1,11 @@
 """Pictures of kernels and of their order, with matplotlib (`pip install keras-nern[demo]`)."""
 
+import typing
+
 import numpy as np
+
+if typing.TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot_kernels(original, predicted, title="", limit=64):
@@ -91,3 +96,53 @@ def _grid(kernels):
         top, left = i // columns * (kh + 1), i % columns * (kw + 1)
         grid[top : top + kh, left : left + kw] = kernel
     return grid
+
+
+def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> "Figure":
+    """Draws which kernels matter: a map of filters and channels for each layer.
+
+    A kernel's colour is its rank, the share of all kernels in the network that score
+    lower: 0, dark, is what `importance.prune` sets to zero first, and what is darker
+    than 0.3 is gone when three tenths of the kernels are.
+
+    Args:
+        scores: what `importance.kernel_importance` returns, a dict from names to arrays
+            `(filters, channels)`.
+        title: heading of the figure. Defaults to `""`.
+
+    Returns:
+        A `matplotlib.figure.Figure`, not attached to any window: filters downwards,
+        channels to the right.
+
+    Raises:
+        ValueError: where there are no scores, or they are no such arrays.
+
+    Example:
+
+    >>> figure = plot_importance(keras_nern.kernel_importance(nern), "ResNet20")
+    >>> figure.savefig("importance.png")
+    """
+    from matplotlib.figure import Figure
+
+    scores = {name: np.asarray(score) for name, score in scores.items()}
+    if not scores or any(score.ndim != 2 for score in scores.values()):
+        raise ValueError(
+            "Expected a dict from names to scores (filters, channels), at least one. "
+            f"Received: { ({name: score.shape for name, score in scores.items()}) }"
+        )
+    everything = np.sort(np.concatenate([score.ravel() for score in scores.values()]))
+    columns = min(len(scores), 5)
+    lines = int(np.ceil(len(scores) / columns))
+    figure = Figure(figsize=(2.4 * columns + 1, 2.6 * lines + 0.4), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, (name, score) in zip(grid, scores.items(), strict=False):
+        ranks = np.searchsorted(everything, score) / len(everything)
+        image = axes.imshow(ranks, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        axes.set_title(name, fontsize="small")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    for axes in grid[len(scores) :]:
+        axes.set_axis_off()
+    figure.colorbar(image, ax=list(grid), shrink=0.7, label="share of kernels that score lower")
+    return figure

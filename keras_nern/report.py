@@ -78,6 +78,22 @@ class SummaryTable:
         kept = 4 * self.kept_weights
         return (4 * self.weights + kept) / (self.representation_bytes + kept)
 
+    def to_dict(self):
+        """All of it as JSON has it."""
+        kept = [
+            {"name": one.name, "kind": type(one.layer).__name__, "weights": one.num_weights}
+            | {"reason": one.reason}
+            for one in self.kept
+        ]
+        counts = ("predictor_parameters", "predictor_bytes", "scales", "kept_weights")
+        totals = ("blocks", "weights", "permutation_bits", "representation_bytes")
+        ratios = ("kernel_ratio", "network_ratio")
+        return {
+            "layers": [dataclasses.asdict(row) | {"shape": list(row.shape)} for row in self.layers],
+            "kept": kept,
+            **{name: getattr(self, name) for name in (*counts, *totals, *ratios)},
+        }
+
     def __str__(self):
         header = ("layer", "kernel shape", "blocks", "weights", "permutation bits")
         rows = [

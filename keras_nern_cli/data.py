@@ -1,0 +1,108 @@
+"""Images and labels, from a file or from TensorFlow Datasets."""
+
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_nern
+from keras_nern_cli.checks import IMAGES
+
+NAMES = {
+    "images": ("images", "x"),
+    "labels": ("labels", "y"),
+}
+SHUFFLED = 10_000  # images that a dataset is shuffled among
+
+
+def load(options: dict, base: keras.Model, split: str, for_training: bool = False) -> tuple:
+    """Loads what `--data` names.
+
+    Args:
+        options: those of the verb: `data`, `data_dir`, `split`, `scale`, `batch_size`,
+            `noise_batches`, `seed`.
+        base: the classifier that takes the images.
+        split: of a TFDS dataset, where `--split` is not given.
+        for_training: whether labels are left out and the images of a dataset shuffled, into
+            the same orders at every run. Defaults to `False`.
+
+    Returns:
+        `(images, labels)`: an array, a batched dataset or a `NoiseDataset`, and an int
+        array `(n,)`, or `None` where there are no labels.
+
+    Raises:
+        ValueError: where there is no such dataset, or nothing that the base takes.
+        ImportError: where TFDS is needed and not installed.
+    """
+    if options["data"] == "noise":
+        counts = {"batch_size": options["batch_size"], "steps": options["noise_batches"]}
+        noise = keras_nern.NoiseDataset(base, seed=options["seed"], **counts)
+        if for_training:
+            return noise, None
+        return np.concatenate([noise[index] for index in range(len(noise))]), None
+    if pathlib.Path(options["data"]).suffix in IMAGES:
+        images, labels = _from_file(options["data"])
+        if options["scale"] != 1:
+            images = (images * options["scale"]).astype("float32")
+    else:
+        images, labels = _from_tfds(options, options["split"] or split, for_training)
+    inputs = getattr(base, "inputs", None)
+    shapes = [tuple(one.shape[1:]) for one in inputs] if inputs else None
+    keras_nern.inputs.examine(images, shapes, name="--data")
+    if for_training or labels is None:
+        return images, None
+    if labels.ndim == 2:
+        labels = labels.argmax(axis=1) if labels.shape[1] > 1 else labels[:, 0]
+    if isinstance(images, np.ndarray) and labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"--data must have a label for each of {len(images)} images. "
+            f"Received: labels of shape {labels.shape}"
+        )
+    return images, labels
+
+
+def _from_file(path):
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(
+            f"--data must be a file of arrays. Received: {path!r} ({error})"
+        ) from error
+    if isinstance(loaded, np.ndarray):
+        return loaded, None
+    found = {}
+    for what, names in NAMES.items():
+        name = next((name for name in names if name in loaded.files), None)
+        found[what] = None if name is None else loaded[name]
+    if found["images"] is None:
+        raise ValueError(
+            f"--data must have an array called one of {NAMES['images']}. "
+            f"Received: {path!r} with {loaded.files}"
+        )
+    return found["images"], found["labels"]
+
+
+def _from_tfds(options, split, for_training):
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            "--data with a dataset's name needs tensorflow-datasets: `pip install keras-nern[data]`"
+        ) from error
+    name = options["data"]
+    try:
+        builder = tfds.builder(name, data_dir=options["data_dir"])
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"--data must be noise, a file {' or '.join(IMAGES)}, or a dataset of TFDS. "
+            f"Received: {name!r} ({str(error).splitlines()[0]})"
+        ) from error
+    builder.download_and_prepare()
+    pairs = builder.as_dataset(split=split, as_supervised=True)
+    images = pairs.map(lambda image, label: tf.cast(image, "float32") * options["scale"])
+    if for_training:
+        shuffled = images.shuffle(SHUFFLED, seed=options["seed"])
+        return shuffled.batch(options["batch_size"]).prefetch(2), None
+    labels = np.array([label for _, label in pairs.as_numpy_iterator()])
+    return images.batch(options["batch_size"]), labels

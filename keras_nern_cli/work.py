@@ -1,0 +1,297 @@
+"""What the verbs do, by the public API of `keras_nern`; imported when a verb is run.
+
+Each function takes the options of its verb and returns `(results, text)`: what is printed with
+`--json`, and what is printed without.
+"""
+
+import contextlib
+import json
+import pathlib
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import click
+import keras
+import numpy as np
+
+import keras_nern
+from keras_nern import plots
+from keras_nern.files import whole_file
+from keras_nern_cli import data
+from keras_nern_cli.checks import COMPACT, NERN, backup_of, kind_of
+
+BATCH_SIZE = 500  # of predictions
+UNIMPORTANT = ("resume", "force", "quiet", "backup_every")  # to which fit it is
+
+
+class Stopped(KeyboardInterrupt):
+    """A fit was stopped at the end of a step, and can go on."""
+
+    def __init__(self, text, code, resume):
+        super().__init__(text)
+        self.code = code
+        self.resume = resume
+
+
+def fit(options: dict, command: str) -> tuple[dict, str]:
+    """Represents a classifier; `command` is the command line, for the way to go on."""
+    output, backup = options["output"], backup_of(options["output"])
+    keras.utils.set_random_seed(options["seed"])
+    with refused():
+        base = _load_model(options["base"])
+        images = None
+        if options["epochs"]:
+            images, _ = data.load(options, base, "train", for_training=True)
+        nern = keras_nern.NeRNModel(
+            base,
+            hidden_size=options["hidden_size"],
+            num_blocks=options["num_blocks"],
+            permutation=None if options["permutation"] == "none" else options["permutation"],
+            view=options["view"],
+            include=options["include"] or None,
+            exclude=options["exclude"] or None,
+            include_dense=options["include_dense"],
+        )
+        nern.compile(reconstruction_steps=options["steps"])
+    _open_backup(backup, options)
+    verbose = 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
+    keeping = keras.callbacks.BackupAndRestore(
+        backup, save_freq=options["backup_every"], delete_checkpoint=False
+    )
+    start = time.perf_counter()
+    with _stop_between_steps(keeping, backup, command) as stopping:
+        arguments = {"verbose": verbose, "callbacks": [keeping, stopping]}
+        if images is None:
+            history = nern.fit(steps_per_epoch=options["steps"], **arguments)
+        else:
+            batch_size = options["batch_size"] if isinstance(images, np.ndarray) else None
+            history = nern.fit(images, epochs=options["epochs"], batch_size=batch_size, **arguments)
+        nern.save(output)
+    shutil.rmtree(backup)
+    table = nern.summary_table()
+    results = {
+        "output": str(output),
+        "seconds": time.perf_counter() - start,
+        "relative_error": nern.relative_error(),
+        "last_epoch": {name: float(values[-1]) for name, values in history.history.items()},
+        "predictor_parameters": table.predictor_parameters,
+        "representation_bytes": table.representation_bytes,
+    }
+    text = (
+        f"{output}: {table.weights:,} weights of {len(table.layers)} kernels in "
+        f"{table.representation_bytes:,.0f} bytes, relative squared error "
+        f"{results['relative_error']:.4f}"
+    )
+    return results, text
+
+
+def info(options: dict) -> tuple[dict, str]:
+    """What a NeRN or a compact file holds."""
+    path = options["model"]
+    if kind_of(path) == COMPACT:
+        with refused():
+            held = keras_nern.artifact.inspect(path)
+        return {"kind": COMPACT, **held.to_dict()}, str(held)
+    with refused():
+        table = _load_model(path).summary_table()
+    return {"kind": NERN, **table.to_dict()}, str(table)
+
+
+def reconstruct(options: dict) -> tuple[dict, str]:
+    """The rebuilt classifier, as a file of Keras's."""
+    output = options["output"]
+    with refused():
+        _, _, rebuilt = _open(options["model"])
+    with whole_file(output) as path:
+        rebuilt.save(path)
+    results = {"output": str(output), "parameters": rebuilt.count_params()}
+    return results, f"{output}: {rebuilt.name}, {rebuilt.count_params():,} parameters"
+
+
+def evaluate(options: dict) -> tuple[dict, str]:
+    """How a rebuilt classifier does on images, beside the original where there is one."""
+    with refused():
+        nern, base, rebuilt = _open(options["model"])
+        if options["base"] is not None:
+            base = _load_model(options["base"])
+        images, labels = data.load(options, rebuilt, "test")
+        if labels is None and base is None:
+            raise ValueError(
+                "Expected labels in --data, for the accuracy, or --base, for the agreement with "
+                "the original. Received: neither"
+            )
+    predicted = _classes(rebuilt, images, options)
+    results = {"images": len(predicted)}
+    if labels is not None:
+        results["accuracy"] = float(np.mean(predicted == labels))
+    if base is not None:
+        original = _classes(base, images, options)
+        results["agreement"] = float(np.mean(predicted == original))
+        if labels is not None:
+            results["original_accuracy"] = float(np.mean(original == labels))
+            results["drop"] = results["original_accuracy"] - results["accuracy"]
+    if nern is not None:
+        results["relative_error"] = nern.relative_error()
+    shown = {
+        name: f"{value:,}" if name == "images" else f"{value:.4f}"
+        for name, value in results.items()
+    }
+    return results, "\n".join(f"{name:<18} {value:>10}" for name, value in shown.items())
+
+
+def export(options: dict) -> tuple[dict, str]:
+    """The compact file of a NeRN."""
+    output = options["output"]
+    with refused():
+        nern = _load_model(options["model"])
+    nern.export(output, precision=options["precision"], kept_precision=options["kept_precision"])
+    held = keras_nern.artifact.inspect(output)
+    return {"output": str(output), **held.to_dict()}, f"{output}: {held.file_bytes:,} bytes"
+
+
+def importance(options: dict) -> tuple[dict, str]:
+    """Scores of all kernels; of each layer the middle one and how many are pruned."""
+    with refused():
+        nern = _load_model(options["model"])
+    scores = keras_nern.kernel_importance(nern, options["measure"], options["seed"])
+    if options["scores"] is not None:
+        with whole_file(options["scores"]) as path, open(path, "wb") as file:
+            np.savez_compressed(file, **scores)
+    if options["plot"] is not None:
+        figure = plots.plot_importance(scores, options["measure"])
+        with whole_file(options["plot"]) as path:
+            figure.savefig(path)
+    layers = [
+        {"name": name, "kernels": score.size, "median": float(np.median(score))}
+        for name, score in scores.items()
+    ]
+    results = {"measure": options["measure"], "layers": layers}
+    if options["pruned"] is not None:
+        pruned = keras_nern.prune(
+            nern.base, scores, options["sparsity"], per_layer=options["per_layer"]
+        )
+        with whole_file(options["pruned"]) as path:
+            pruned.save(path)
+        results |= {"sparsity": options["sparsity"], "pruned": str(options["pruned"])}
+    width = max(len(name) for name in ["layer", *scores])
+    lines = [f"{'layer':{width}}  kernels  median score"]
+    lines += [
+        f"{one['name']:{width}}  {one['kernels']:7,}  {one['median']:12.4g}" for one in layers
+    ]
+    lines += [str(options[name]) for name in ("scores", "plot", "pruned") if options[name]]
+    return results, "\n".join(lines)
+
+
+def demo(options: dict) -> tuple[dict, str]:
+    """The demo of `keras_nern.demo`."""
+    from keras_nern import demo
+
+    results = demo.main([f"--{name.replace('_', '-')}={value}" for name, value in options.items()])
+    original, rebuilt = (results[name]["accuracy"] for name in ("original", "rebuilt"))
+    return results, f"accuracy: {original:.3f} original, {rebuilt:.3f} rebuilt"
+
+
+@contextlib.contextmanager
+def refused() -> Iterator[None]:
+    """Before the work starts: what the library refuses is the command line's mistake."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _load_model(path):
+    try:
+        return keras.models.load_model(path, compile=kind_of(path) == NERN)
+    except Exception as error:  # HDF5, zip, JSON and Keras have each their own
+        raise ValueError(
+            f"Expected a model that Keras can load. Received: {str(path)!r} ({error})"
+        ) from error
+
+
+def _open(path):
+    """`(nern, base, rebuilt)` of a NeRN, and of a compact file and a classifier the last."""
+    kind = kind_of(path)
+    if kind == COMPACT:
+        return None, None, keras_nern.load(path)
+    model = _load_model(path)
+    if kind == NERN:
+        return model, model.base, model.reconstruct()
+    return None, None, model
+
+
+def _classes(model, images, options):
+    verbose = 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
+    batch_size = BATCH_SIZE if isinstance(images, np.ndarray) else None
+    outputs = model.predict(images, batch_size=batch_size, verbose=verbose)
+    if not isinstance(outputs, np.ndarray) or outputs.ndim != 2:
+        shapes = [np.shape(one) for one in keras.tree.flatten(outputs)]
+        raise ValueError(f"Expected a classifier with one output (n, classes). Received: {shapes}")
+    return outputs.argmax(axis=1)
+
+
+def _open_backup(backup, options):
+    """Makes the folder, or sees that what is in it is of a fit like this one."""
+    settings = backup / "settings.json"
+    kept = {name: value for name, value in options.items() if name not in UNIMPORTANT}
+    kept = json.loads(json.dumps(kept, default=lambda path: str(pathlib.Path(path).absolute())))
+    if options["resume"]:
+        try:
+            before = json.loads(settings.read_text())
+        except (OSError, ValueError) as error:
+            raise click.UsageError(f"{str(backup)!r} holds no fit: {error}") from error
+        other = [name for name in kept if kept[name] != before.get(name)]
+        if other:
+            shown = ", ".join(f"{name}={before.get(name)!r}, now {kept[name]!r}" for name in other)
+            raise click.UsageError(
+                f"--resume goes on with the command that was stopped. Received: other options "
+                f"than its ({shown})"
+            )
+        return
+    shutil.rmtree(backup, ignore_errors=True)  # `commands` has seen to it that it may go
+    backup.mkdir()
+    with whole_file(settings) as path:
+        path.write_text(json.dumps(kept))
+
+
+class _StopBetweenSteps(keras.callbacks.Callback):
+    """Raises `Stopped` at the end of the step in which a signal came."""
+
+    def __init__(self, keeping, backup, command):
+        super().__init__()
+        self.keeping, self.backup, self.command = keeping, backup, command
+        self.signal = None
+
+    def on_signal(self, number, frame):
+        if self.signal is not None:
+            raise KeyboardInterrupt("Stopped at once; --resume goes on from the last backup.")
+        self.signal = number
+        self.keeping.save_freq = 1  # this step is backed up
+        print("\nStopping after this step; once more to stop at once.", file=sys.stderr)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.signal is None:
+            return
+        steps = int(keras.ops.convert_to_numpy(self.model.phase_iterations))
+        raise Stopped(
+            f"Stopped. {self.backup} keeps step {steps:,} of the {self.model.phase}; go on by\n"
+            f"  {self.command}",
+            128 + self.signal,
+            self.command,
+        )
+
+
+@contextlib.contextmanager
+def _stop_between_steps(keeping, backup, command):
+    """Lets Ctrl-C and SIGTERM wait for the end of a step; gives the callback for it."""
+    stopping = _StopBetweenSteps(keeping, backup, command)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, stopping.on_signal) for number in numbers}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
