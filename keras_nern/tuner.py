@@ -132,6 +132,9 @@ class NeRNHyperModel(keras_tuner.HyperModel):
             "encoding_base": _labelled("encoding_base", encoding_base),
         }
         self._check_choices()
+        searched = {name: list(labels) for name, labels in self._choices.items()}
+        searched = {"max_bytes": self.max_bytes, "narrowest": self.narrowest, **searched}
+        self._space = ", ".join(f"{name}={value}" for name, value in searched.items())
         combinations = list(itertools.product(*self._choices.values()))
         self._fitting = [one for one in combinations if self._fits(self._values(one))]
         if not self._fitting:
@@ -144,8 +147,9 @@ class NeRNHyperModel(keras_tuner.HyperModel):
 
     def _check_choices(self):
         """Raises a ValueError for what `NeRNModel` would not take, or not fit."""
-        for hidden_size in self._choices["hidden_size"].values():
-            KernelPredictor(LEAST_WIDTH if hidden_size is None else hidden_size)
+        widths = list(self._choices["hidden_size"].values())
+        for hidden_size in [LEAST_WIDTH] if widths == [None] else widths:
+            KernelPredictor(hidden_size)
         for num_blocks in self._choices["num_blocks"].values():
             KernelPredictor(LEAST_WIDTH, num_blocks)
         for bits in self._choices["bits"].values():
@@ -155,16 +159,17 @@ class NeRNHyperModel(keras_tuner.HyperModel):
             self._choices["num_frequencies"].values(), self._choices["encoding_base"].values()
         ):
             PositionalEncoding(frequencies, base)
-        searched = {
-            k: v for k, v in self.arguments.items() if k in ("metric", "permutation_method")
-        }
+        method, metric = self._order_arguments()
         for permutation in self._choices["permutation"].values():
             if isinstance(permutation, Permutation):
                 permutation.check(self._blocks.grids)
             else:
-                method = searched.get("permutation_method", "greedy")
-                Permutation.validate(permutation, method, searched.get("metric", "euclidean"))
+                Permutation.validate(permutation, method, metric)
                 Permutation.check_size(self._blocks.grids, permutation, method)
+
+    def _order_arguments(self):
+        method = self.arguments.get("permutation_method", "greedy")
+        return method, self.arguments.get("metric", "euclidean")
 
     # Bytes, before anything is built.
 
@@ -234,12 +239,18 @@ class NeRNHyperModel(keras_tuner.HyperModel):
 
     def _declare(self, hp):
         """Asks for all hyperparameters, and tells what they stand for."""
-        # Kept with every trial: what `width` is a share of.
-        max_bytes = hp.Fixed("max_bytes", self.max_bytes)
+        # Kept with every trial, as it is what gives the other values their meaning.
+        space = hp.Fixed("space", self._space)
+        if space != self._space:
+            raise keras_tuner.errors.FatalValueError(
+                "The directory has trials of another search: go on with what it searches, or "
+                "give another project_name, or overwrite=True. "
+                f"Expected: {space}. Received: {self._space}"
+            )
         values = self._values(self._choose(hp, list(self._choices), self._fitting))
         if values["hidden_size"] is None:
             width = hp.Int("width", self.narrowest, 100, sampling="log", default=100)
-            room = widest(max_bytes - self._beside(values), **self._shape(values))
+            room = widest(self.max_bytes - self._beside(values), **self._shape(values))
             values["hidden_size"] = max(LEAST_WIDTH, room * width // 100)
         return values
 
@@ -258,8 +269,12 @@ class NeRNHyperModel(keras_tuner.HyperModel):
             rest = tuple(one[1:] for one in combinations if one[0] == label)
             after.setdefault(rest, []).append(label)
         chosen = hp.Choice(name, labels) if len(labels) > 1 else labels[0]
+        if chosen not in (None, *labels):  # None where a condition is not met
+            raise keras_tuner.errors.FatalValueError(
+                f"{name} must be one of {labels}. Received: {name}={chosen!r}"
+            )
         if len(after) == 1:
-            return (chosen, *self._choose(hp, others, list(after)[0]))
+            return (chosen, *self._choose(hp, others, next(iter(after))))
         found = None
         for rest, those in after.items():
             with hp.conditional_scope(name, those):
@@ -273,9 +288,8 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         if permutation is None or isinstance(permutation, Permutation):
             return permutation
         if permutation not in self._orders:
-            method = self.arguments.get("permutation_method", "greedy")
-            metric = self.arguments.get("metric", "euclidean")
-            self._orders[permutation] = Permutation.of(self._blocks, permutation, method, metric)
+            arguments = self._order_arguments()
+            self._orders[permutation] = Permutation.of(self._blocks, permutation, *arguments)
         return self._orders[permutation]
 
     def build(self, hp: keras_tuner.HyperParameters) -> NeRNModel:
@@ -288,12 +302,6 @@ class NeRNHyperModel(keras_tuner.HyperModel):
                 another budget, or other values to choose among.
         """
         values = self._declare(hp)
-        if hp.get("max_bytes") != self.max_bytes:
-            raise keras_tuner.errors.FatalValueError(
-                "The search in this directory has another budget: give it, or another "
-                f"project_name or overwrite=True. Expected: max_bytes={hp.get('max_bytes')}. "
-                f"Received: max_bytes={self.max_bytes}"
-            )
         size = self._num_bytes(values)
         if size > self.max_bytes:
             raise keras_tuner.errors.FailedTrialError(
