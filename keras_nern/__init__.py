@@ -3,6 +3,7 @@
 from keras_nern import blocks as blocks
 from keras_nern import callbacks as callbacks
 from keras_nern import files as files
+from keras_nern import front as front
 from keras_nern import kernels as kernels
 from keras_nern import losses as losses
 from keras_nern import models as models

@@ -88,10 +88,12 @@ class ParetoFront:
         """
         fitting = [row for row in self.points if max_bytes is None or row.bytes <= max_bytes]
         if not fitting:
-            least = f"the smallest takes {self.points[0].bytes:,.0f}" if self.points else "none"
+            smallest = "no trial"
+            if self.points:
+                smallest = f"the smallest takes {self.points[0].bytes:,.0f}"
             raise ValueError(
                 f"Expected a trial of at most {max_bytes} bytes among {len(self.trials)}. "
-                f"Received: {least}"
+                f"Received: {smallest}"
             )
         return fitting[-1]
 
