@@ -12,7 +12,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from processes import ROOT, start
+from processes import ROOT, classifier, start
 
 import keras_nern
 
@@ -322,22 +322,31 @@ def test_a_killed_search_goes_on(tmp_path):
     assert sorted(row[2] for row in rows) == ["0", "1", "2", "3"]
 
 
-def test_a_chief_and_two_workers_share_a_search(tmp_path):
+def test_a_chief_and_two_workers_share_a_search(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(port)}
-    processes = [
-        start(SEARCH, tmp_path, name, 8, KERASTUNER_TUNER_ID=name, **address)
-        for name in ("chief", "worker0", "worker1")
-    ]
+
+    def run(name):
+        return start(SEARCH, tmp_path, name, 8, KERASTUNER_TUNER_ID=name, **address)
+
+    processes = {name: run(name) for name in ("chief", "worker0", "worker1")}
     try:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0, 0]
+        while not any(name == "worker1" for name, _, _ in _log(tmp_path)):
+            assert processes["worker1"].poll() is None, "the worker ended without a trial"
+            time.sleep(0.01)
+        os.kill(processes["worker1"].pid, signal.SIGKILL)
+        processes["worker1"].wait()
+        processes["worker1"] = run("worker1")
+        assert [process.wait(timeout=300) for process in processes.values()] == [0, 0, 0]
     finally:
-        for process in processes:
+        for process in processes.values():
             process.kill()
     log = _log(tmp_path)
-    assert {name for name, _, _ in log} == {"worker0", "worker1"}
+    assert {name for name, happened, _ in log if happened == "ends"} == {"worker0", "worker1"}
+    first, again = [width for name, what, width in log if (name, what) == ("worker1", "begins")][:2]
+    assert first == again  # the trial that it had when it was killed
     widths = _widths(log, "ends")
     assert len(widths) == len(set(widths)) == 8
     rows = json.loads((tmp_path / "chief.json").read_text())
@@ -350,3 +359,8 @@ def test_a_chief_and_two_workers_share_a_search(tmp_path):
     assert [row[0] for row in rows] == pytest.approx(expected)
     told = json.loads((tmp_path / "worker0.json").read_text())
     assert told.endswith("Received: the worker 'worker0'")
+    # one that is made later reads what the chief wrote
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
+    hypermodel = NeRNHyperModel(classifier(), 30_000, num_frequencies=4, permutation="cross_filter")
+    tuner = _tuner("RandomSearch", hypermodel, tmp_path)
+    assert [[row.bytes, row.score, row.trial_id] for row in pareto_front(tuner).trials] == rows
