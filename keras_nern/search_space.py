@@ -136,11 +136,12 @@ class SearchSpace:
             values["hidden_size"] = max(LEAST_WIDTH, room * width // 100)
         return values
 
-    def _choose(self, hp, names, combinations):
+    def _choose(self, hp, names, combinations, condition=""):
         """Asks for one of the combinations (tuples of labels), name by name.
 
         Where all labels of a name can be followed by the same, they are one flat choice;
-        else what can follow them is asked for under conditions.
+        else what can follow them is asked for under conditions. Names then tell them, as
+        keras-tuner (1.4.8) loses the value of a name that has several.
         """
         if not names:
             return ()
@@ -150,15 +151,17 @@ class SearchSpace:
         for label in labels:
             rest = tuple(one[1:] for one in combinations if one[0] == label)
             after.setdefault(rest, []).append(label)
-        chosen = hp.Choice(name, labels) if len(labels) > 1 else labels[0]
+        asked = name + condition
+        chosen = hp.Choice(asked, labels) if len(labels) > 1 else labels[0]
         if chosen not in (None, *labels):  # None where a condition is not met
-            raise ValueError(f"{name} must be one of {labels}. Received: {name}={chosen!r}")
+            raise ValueError(f"{asked} must be one of {labels}. Received: {chosen!r}")
         if len(after) == 1:
-            return (chosen, *self._choose(hp, others, next(iter(after))))
+            return (chosen, *self._choose(hp, others, next(iter(after)), condition))
         found = None
         for rest, those in after.items():
-            with hp.conditional_scope(name, those):
-                followed = self._choose(hp, others, rest)
+            met = f"{condition}, {name}={'|'.join(those)}"
+            with hp.conditional_scope(asked, those):
+                followed = self._choose(hp, others, rest, met)
             if chosen in those:
                 found = (chosen, *followed)
         return found

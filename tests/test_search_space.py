@@ -93,10 +93,11 @@ def test_what_fits_with_some_choices_only_is_asked_for_under_conditions(base):
     for one in hp.space:
         asked.setdefault(one.name, []).append((one.conditions, getattr(one, "values", None)))
     assert [values for _, values in asked["permutation"]] == [["None", "cross_filter"]]
-    ((conditions, values),) = asked["num_frequencies"]  # cross-filter leaves no choice
+    ((conditions, values),) = asked["num_frequencies, permutation=None"]
     assert values == ["1", "8"]
     assert [(one.name, one.values) for one in conditions] == [("permutation", ["None"])]
-    hp.values = {"permutation": "cross_filter"}
+    assert list(asked) == ["space", "permutation", "num_frequencies, permutation=None", "width"]
+    hp.values["permutation"] = "cross_filter"  # which leaves no choice
     assert space.declare(hp)["num_frequencies"] == 1
 
 
@@ -120,7 +121,8 @@ def test_all_that_is_drawn_fits_and_all_that_fits_is_drawn(base, tmp_path, oracl
         if space.num_bytes(values) <= 975:
             fitting.add(one)
     assert 0 < len(fitting) < 24
-    assert seen == fitting
+    # rounds of Hyperband are few draws of anew
+    assert seen == fitting if oracle == "RandomSearchOracle" else seen <= fitting
 
 
 def test_widths_to_choose_among_are_those_that_fit(base, tmp_path):
@@ -168,5 +170,5 @@ def test_refuses_hyperparameters_of_another_search(base):
 def test_refuses_a_value_that_is_not_among_the_choices(base):
     hp = keras_tuner.HyperParameters()
     hp.Fixed("num_blocks", "7")
-    with pytest.raises(ValueError, match=r"one of \['4', '5'\]. Received: num_blocks='7'"):
+    with pytest.raises(ValueError, match=r"one of \['4', '5'\]. Received: '7'"):
         _space(base, 50_000, num_blocks=[4, 5]).declare(hp)
