@@ -121,7 +121,7 @@ def test_all_that_is_drawn_fits_and_all_that_fits_is_drawn(base, tmp_path, oracl
         if space.num_bytes(values) <= 975:
             fitting.add(one)
     assert 0 < len(fitting) < 24
-    # rounds of Hyperband are few draws of anew
+    # later rounds of Hyperband draw nothing new
     assert seen == fitting if oracle == "RandomSearchOracle" else seen <= fitting
 
 
