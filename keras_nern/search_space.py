@@ -35,8 +35,8 @@ class SearchSpace:
             choose among; `hidden_size=None` for all that there is room for.
 
     Raises:
-        ValueError: for an empty choice, a budget or percentage that is none, or a budget
-            that nothing fits.
+        ValueError: for a choice that is empty or has a value twice, a budget or percentage
+            that is none, or a budget that nothing fits.
     """
 
     def __init__(self, blocks: Blocks, scales: int, max_bytes, narrowest, choices: dict):
@@ -171,4 +171,7 @@ def _labelled(name, values):
     values = list(values) if isinstance(values, (list, tuple)) else [values]
     if not values:
         raise ValueError(f"{name} must be a value, or a list of some. Received: {values!r}")
-    return {str(value): value for value in values}
+    labelled = {str(value): value for value in values}
+    if len(labelled) < len(values):
+        raise ValueError(f"{name} must be values that differ. Received: {name}={values!r}")
+    return labelled

@@ -156,6 +156,8 @@ def test_refuses_percentages_and_choices_that_are_none(base):
             _space(base, 10**5, narrowest=narrowest)
     with pytest.raises(ValueError, match=r"num_blocks must be a value, or a list.*\[\]"):
         _space(base, 10**5, num_blocks=[])
+    with pytest.raises(ValueError, match=r"bits must be values that differ.*\[5, 4, 5\]"):
+        _space(base, 10**5, bits=[5, 4, 5])
 
 
 def test_refuses_hyperparameters_of_another_search(base):
