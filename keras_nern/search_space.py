@@ -8,7 +8,7 @@ share of it, h = H * width / 100, so that every point of the space fits. The alt
 draw widths up to the largest of all and fail the trials over budget, does worse in each of
 keras-tuner's searches: three failures in a row end any search, failed trials count in
 `max_trials`, a Gaussian process learns nothing from them and asks for them again, and a
-bracket of Hyperband waits for trials that never complete.
+bracket of Hyperband that lost trials goes without its later rounds.
 """
 
 import itertools
