@@ -44,7 +44,6 @@ class _Recorded(NeRNHyperModel):
                 "reconstruction": (before, int(model.reconstruction_iterations)),
                 "epochs": history.epoch,
                 "schedule": steps,
-                "last": [v.numpy() for v in model.predictor.weights],
             }
         )
         return history
@@ -116,8 +115,9 @@ def test_rounds_of_hyperband_go_on_from_one_another(base, images, labels, tmp_pa
 
 def test_a_round_has_its_rate_whichever_epoch_it_goes_on_from(base, images, labels):
     """Also from one in the midst of a plan, which a fit that was stopped would go on with."""
+    arguments = {"reconstruction_steps": 0, "run_eagerly": True}
     hypermodel = NeRNHyperModel(
-        base, 3000, num_blocks=2, num_frequencies=4, compile_arguments={"reconstruction_steps": 0}
+        base, 3000, num_blocks=2, num_frequencies=4, compile_arguments=arguments
     )
     hp = keras_tuner.HyperParameters()
     model = hypermodel.build(hp)
@@ -184,7 +184,9 @@ def test_refuses_data_before_any_training(base, images, labels, tmp_path):
     good = {"validation_data": (images, labels)}
 
     def search(objective, *args, **kwargs):
-        tuner = _tuner("RandomSearch", hypermodel, tmp_path, objective, overwrite=True)
+        tuner = _tuner(
+            "RandomSearch", hypermodel, tmp_path, objective, overwrite=True, max_trials=1
+        )
         tuner.search(*args, verbose=0, **kwargs)
 
     hypermodel = _hypermodel(base, cls=_Recorded)
@@ -200,7 +202,7 @@ def test_refuses_data_before_any_training(base, images, labels, tmp_path):
         search("val_accuracy", images, validation_data=images)
     assert hypermodel.fits == []
     search("val_accuracy", images, **good)
-    assert len(hypermodel.fits) == 10
+    assert len(hypermodel.fits) == 1
 
 
 def test_refuses_to_go_on_with_another_search(base, images, labels, tmp_path):
