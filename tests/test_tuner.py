@@ -229,6 +229,9 @@ def test_an_order_is_searched_for_once(base, monkeypatch):
     assert found == ["cross_filter"]
     assert models[0].kernel_permutation() == of(base, "cross_filter")
     assert models[0].optimizer is not models[1].optimizer
+    mine = of(base, "in_filter", "two_opt")
+    hypermodel = _hypermodel(base, permutation=[mine])
+    assert hypermodel.build(keras_tuner.HyperParameters()).kernel_permutation() == mine
 
 
 def test_the_front_needs_a_tuner_that_knows_all_trials(base, tmp_path):
