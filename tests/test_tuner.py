@@ -18,7 +18,7 @@ import keras_nern
 
 keras_tuner = pytest.importorskip("keras_tuner", reason="install keras-nern[tuner]")
 
-from keras_tuner.errors import FatalValueError  # noqa: E402
+from keras_tuner.errors import FailedTrialError, FatalValueError  # noqa: E402
 
 from keras_nern.tuner import NeRNHyperModel, pareto_front  # noqa: E402
 
@@ -144,16 +144,24 @@ def test_bits_are_judged_as_compress_leaves_them(base, images, labels, tmp_path)
 
 
 def test_over_the_budget_a_trial_fails_before_it_is_built(base, images, labels, tmp_path):
+    """As it can be where hyperparameters are overridden, one of these with too much."""
+    hp = keras_tuner.HyperParameters()
+    hp.Choice("width", [100, 150])
+    hypermodel = _hypermodel(base, num_blocks=2)
+    tuner = _tuner("RandomSearch", hypermodel, tmp_path, max_trials=2, hyperparameters=hp)
+    built = []
+    hypermodel._order = built.append
+    tuner.search(images, validation_data=(images, labels), verbose=0)
+    statuses = {t.hyperparameters.get("width"): t.status for t in tuner.oracle.trials.values()}
+    assert statuses == {100: "COMPLETED", 150: "FAILED"}
+    (message,) = [t.message for t in tuner.oracle.trials.values() if t.status == "FAILED"]
+    assert "FailedTrialError: Expected at most 3,000 bytes. Received: " in message
+    assert len(built) == 1
+    # where the default is too much, before the search
     hp = keras_tuner.HyperParameters()
     hp.Fixed("width", 150)
-    tuner = _tuner("RandomSearch", _hypermodel(base), tmp_path, max_trials=1, hyperparameters=hp)
-    built = []
-    tuner.hypermodel._order = built.append
-    tuner.search(images, validation_data=(images, labels), verbose=0)
-    (trial,) = tuner.oracle.trials.values()
-    assert trial.status == "FAILED"
-    assert "FailedTrialError: Expected at most 3,000 bytes. Received: " in trial.message
-    assert built == []
+    with pytest.raises(FailedTrialError, match="Expected at most 3,000 bytes. Received: "):
+        _tuner("RandomSearch", hypermodel, tmp_path / "fixed", hyperparameters=hp)
 
 
 def test_a_budget_that_nothing_fits_is_refused_up_front(base):
