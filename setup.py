@@ -17,6 +17,9 @@ EXTRAS = {
     "cli": ["click>=8.1"],
     "tsp": ["fast-tsp>=0.2"],
     "demo": ["scikit-learn>=1.4", "matplotlib>=3.8"],
+    # keras-tuner 1.4.8 imports tensorboard in every trial without requiring it; 1.4.7 does not
+    # require grpcio, by which its chief and workers talk. bayesian: scikit-learn and scipy.
+    "tuner": ["keras-tuner[bayesian]>=1.4.7", "tensorboard", "grpcio"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["cli"],
@@ -24,6 +27,7 @@ EXTRAS["dev"] = [
     *EXTRAS["data"],
     *EXTRAS["demo"],
     *EXTRAS["tsp"],
+    *EXTRAS["tuner"],
     "jax",  # tests/test_backends.py
     "tensorboard",  # keras.callbacks.TensorBoard; tensorflow 2.21 does not bring it
     "pytest>=8",

@@ -146,3 +146,50 @@ def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> "Figure":
         axes.set_axis_off()
     figure.colorbar(image, ax=list(grid), shrink=0.7, label="share of kernels that score lower")
     return figure
+
+
+def plot_front(front):
+    """Draws the front of bytes and score, and what it dominates.
+
+    Args:
+        front: a `front.ParetoFront`.
+
+    Returns:
+        A `matplotlib.figure.Figure`, not attached to any window: bytes to the right, on a
+        logarithmic axis, the score upwards. The line is the best score in so many bytes;
+        dots beside it are the other trials.
+
+    Raises:
+        ValueError: for a front without points.
+
+    Example:
+
+    >>> figure = plot_front(keras_nern.tuner.pareto_front(tuner))
+    """
+    from matplotlib.figure import Figure
+
+    if not front.points:
+        raise ValueError("Expected a front of at least one point. Received: none")
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.subplots()
+    on_front = {row.trial_id for row in front.points}
+    others = [row for row in front.trials if row.trial_id not in on_front]
+    axes.scatter(
+        [row.bytes for row in others],
+        [row.score for row in others],
+        color="lightgrey",
+        label="other trials",
+    )
+    axes.plot(
+        [row.bytes for row in front.points],
+        [row.score for row in front.points],
+        drawstyle="steps-post",
+        marker="o",
+        label="front",
+    )
+    axes.set_xscale("log")
+    axes.set_xlabel("bytes")
+    axes.set_ylabel(front.objective)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
