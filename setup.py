@@ -14,13 +14,23 @@ EXTRAS = {
     # tensorflow-datasets 4.9.10 imports importlib_resources without requiring it.
     "data": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
     "tsp": ["fast-tsp>=0.2"],
-    "demo": ["scikit-learn>=1.4", "matplotlib>=3.8"],
+    "plots": ["matplotlib>=3.8"],
+    # keras.callbacks.TensorBoard and KernelSummaries; tensorflow 2.21 does not bring it
+    "tensorboard": ["tensorboard"],
 }
-EXTRAS["dev"] = [
+EXTRAS["demo"] = ["scikit-learn>=1.4", *EXTRAS["plots"]]
+EXTRAS["notebooks"] = [
     *EXTRAS["data"],
+    *EXTRAS["plots"],
+    "ipykernel>=6.29",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+]
+EXTRAS["dev"] = [
     *EXTRAS["demo"],
+    *EXTRAS["notebooks"],
+    *EXTRAS["tensorboard"],
     *EXTRAS["tsp"],
-    "tensorboard",  # keras.callbacks.TensorBoard; tensorflow 2.21 does not bring it
     "pytest>=8",
     "pytest-xdist>=3",
     "ruff==0.17.6",

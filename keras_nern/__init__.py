@@ -7,6 +7,7 @@ from keras_nern import kernels as kernels
 from keras_nern import losses as losses
 from keras_nern import models as models
 from keras_nern import permutations as permutations
+from keras_nern import plots as plots
 from keras_nern import sampling as sampling
 from keras_nern import tours as tours
 from keras_nern.compression import compress as compress
@@ -27,5 +28,6 @@ from keras_nern.schedules import PlannedCosineDecay as PlannedCosineDecay
 from keras_nern.smoothness import SmoothnessReport as SmoothnessReport
 from keras_nern.smoothness import neighbour_cosines as neighbour_cosines
 from keras_nern.smoothness import smoothness_report as smoothness_report
+from keras_nern.summaries import KernelSummaries as KernelSummaries
 
 __version__ = "0.1.0"
