@@ -15,6 +15,9 @@ from processes import ROOT
 nbformat = pytest.importorskip("nbformat", reason="install keras-nern[notebooks]")
 nbclient = pytest.importorskip("nbclient", reason="install keras-nern[notebooks]")
 
+# As pyproject.toml has it: a warning of Keras 3.15 about itself, which Python hides by default.
+KNOWN = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # For each lesson the sizes here, and how many pictures it shows.
@@ -89,7 +92,7 @@ def jupyter(monkeypatch, tmp_path):
     for variable in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("PYTHONWARNINGS", "default")
+    monkeypatch.setenv("PYTHONWARNINGS", f"default,{KNOWN}")
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     monkeypatch.delenv("MPLBACKEND", raising=False)
 
