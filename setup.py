@@ -16,20 +16,30 @@ EXTRAS = {
     "compact": ["safetensors>=0.5", "constriction>=0.4", "zstandard>=0.22"],
     "cli": ["click>=8.1"],
     "tsp": ["fast-tsp>=0.2"],
-    "demo": ["scikit-learn>=1.4", "matplotlib>=3.8"],
+    "plots": ["matplotlib>=3.8"],
+    # keras.callbacks.TensorBoard and KernelSummaries; tensorflow 2.21 does not bring it
+    "tensorboard": ["tensorboard"],
     # keras-tuner 1.4.8 imports tensorboard in every trial without requiring it; 1.4.7 does not
     # require grpcio, by which its chief and workers talk. bayesian: scikit-learn and scipy.
     "tuner": ["keras-tuner[bayesian]>=1.4.7", "tensorboard", "grpcio"],
 }
+EXTRAS["demo"] = ["scikit-learn>=1.4", *EXTRAS["plots"]]
+EXTRAS["notebooks"] = [
+    *EXTRAS["plots"],
+    *EXTRAS["data"],
+    "ipykernel>=6.29",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+]
 EXTRAS["dev"] = [
     *EXTRAS["cli"],
     *EXTRAS["compact"],
-    *EXTRAS["data"],
     *EXTRAS["demo"],
+    *EXTRAS["notebooks"],
+    *EXTRAS["tensorboard"],
     *EXTRAS["tsp"],
     *EXTRAS["tuner"],
     "jax",  # tests/test_backends.py
-    "tensorboard",  # keras.callbacks.TensorBoard; tensorflow 2.21 does not bring it
     "pytest>=8",
     "pytest-xdist>=3",
     "ruff==0.17.6",

@@ -34,5 +34,6 @@ from keras_nern.schedules import PlannedCosineDecay as PlannedCosineDecay
 from keras_nern.smoothness import SmoothnessReport as SmoothnessReport
 from keras_nern.smoothness import neighbour_cosines as neighbour_cosines
 from keras_nern.smoothness import smoothness_report as smoothness_report
+from keras_nern.summaries import KernelSummaries as KernelSummaries
 
 __version__ = "0.1.0"

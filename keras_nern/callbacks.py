@@ -43,7 +43,7 @@ class EvaluateRebuilt(keras.callbacks.Callback):
 
     def __init__(self, x, y=None, frequency=500, **kwargs):
         super().__init__()
-        _check_at_least_one("frequency", frequency)
+        check_at_least_one("frequency", frequency)
         if isinstance(x, types.GeneratorType):
             raise ValueError(
                 "x must give its images at every evaluation anew. Received: a generator"
@@ -58,7 +58,7 @@ class EvaluateRebuilt(keras.callbacks.Callback):
         self.history = []
 
     def on_train_batch_end(self, batch, logs=None):
-        if not _has_passed(self.model, self.frequency):
+        if not has_passed(self.model, self.frequency):
             return
         # An evaluation starts Keras's running means anew, which the epoch goes on with.
         variables = self.model.metrics_variables
@@ -93,7 +93,7 @@ class LossWarmup(keras.callbacks.Callback):
 
     def __init__(self, steps, losses=DISTILLED):
         super().__init__()
-        _check_at_least_one("steps", steps)
+        check_at_least_one("steps", steps)
         known = ("reconstruction_loss", *DISTILLED)
         if not set(losses) <= set(known):
             raise ValueError(f"losses must be among {known}. Received: losses={losses!r}")
@@ -133,7 +133,7 @@ class SwitchPhase(keras.callbacks.Callback):
             raise ValueError(
                 f"relative_error must not be negative. Received: relative_error={relative_error!r}"
             )
-        _check_at_least_one("frequency", frequency)
+        check_at_least_one("frequency", frequency)
         self.relative_error = relative_error
         self.frequency = frequency
 
@@ -141,18 +141,18 @@ class SwitchPhase(keras.callbacks.Callback):
         # Before a step, not after one: weights are backed up between the two, and a
         # fit that is restored has to look at them as well.
         model = self.model
-        if model.phase != "reconstruction" or not _has_passed(model, self.frequency):
+        if model.phase != "reconstruction" or not has_passed(model, self.frequency):
             return
         if model.relative_error() <= self.relative_error:
             model.finish_reconstruction()
 
 
-def _has_passed(model, frequency):
+def has_passed(model, frequency):
     """Whether the last execution took its phase to or past a multiple of so many steps."""
     steps = count(model.phase_iterations)
     return steps >= frequency and steps % frequency < model.steps_per_execution
 
 
-def _check_at_least_one(name, value):
+def check_at_least_one(name, value):
     if not value >= 1:
         raise ValueError(f"{name} must be at least 1. Received: {name}={value!r}")

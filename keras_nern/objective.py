@@ -42,6 +42,30 @@ class RepresentationObjective(keras.Model):
         terms = self._compare_kernels(self._predicted_kernels())
         return float(terms["relative_error"])
 
+    def original_kernels(self) -> dict[str, np.ndarray]:
+        """The kernels that are represented, as the base has them now.
+
+        Returns:
+            A dict from the kernel's name, as `predict_kernels` has it, to a float32 array
+            of the variable's shape.
+        """
+        names = [kernel.name for kernel in self._original.blocks.kernels]
+        return dict(zip(names, self._original.kernel_values(), strict=True))
+
+    def layer_errors(self) -> dict[str, float]:
+        """The relative squared error of each layer's weights.
+
+        Returns:
+            A dict from the kernel's name, as `predict_kernels` has it, to a float:
+            sum (W - W^)^2 / sum W^2 over that kernel alone.
+        """
+        return {
+            name: float(losses.relative_error(original, keras.ops.convert_to_numpy(value), 1.0))
+            for (name, original), value in zip(
+                self.original_kernels().items(), self._predicted_kernels(), strict=True
+            )
+        }
+
     def scale_losses(self, **multipliers):
         """Multiplies the losses' weights until the fit that runs, or the next, ends.
 

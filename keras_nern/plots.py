@@ -1,21 +1,42 @@
-"""Pictures of kernels and of their order, with matplotlib (`pip install keras-nern[demo]`)."""
+"""Pictures of kernels, their order, their errors and of a fit, with matplotlib.
+
+Needs `pip install keras-nern[plots]`. Every function returns a `matplotlib.figure.Figure` that
+is attached to no window: save it, put it into a report, or let a notebook show it. Weights are
+red where positive, blue where negative, white at zero.
+"""
+
+from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 
+import keras
 import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_nern.losses import EPSILON
+
+if typing.TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from keras_nern.model import NeRNModel
+    from keras_nern.smoothness import SmoothnessReport
 
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_kernels(original, predicted, title="", limit=64):
+def plot_kernels(
+    original: ArrayLike, predicted: ArrayLike, title: str = "", limit: int = 64
+) -> Figure:
     """Draws a layer's kernels, as they were and as they are predicted, side by side.
 
     Both grids show the same kernels, those of largest norm, in the same order and on
     one colour scale: red is positive, blue negative, white zero.
 
     Args:
-        original: array `(kh, kw, cin, cout)`.
+        original: array `(..., cin, cout)`, of any convolution or Dense layer; the slices
+            of a 3-D kernel are drawn one below the other.
         predicted: array of the same shape.
         title: heading of the figure. Defaults to `""`.
         limit: kernels to show, at most. Defaults to `64`.
@@ -32,32 +53,137 @@ def plot_kernels(original, predicted, title="", limit=64):
     >>> figure = plot_kernels(base.get_layer("conv1").kernel, predicted, "conv1")
     >>> figure.savefig("conv1.png")
     """
-    from matplotlib.figure import Figure
-
-    original, predicted = np.asarray(original), np.asarray(predicted)
-    if original.ndim != 4 or original.shape != predicted.shape:
-        raise ValueError(
-            "Expected two kernels of one shape (kh, kw, cin, cout). "
-            f"Received: {original.shape} and {predicted.shape}"
-        )
-    kh, kw, cin, cout = original.shape
-    rows = [w.transpose(3, 2, 0, 1).reshape(cin * cout, kh, kw) for w in (original, predicted)]
-    largest = np.argsort(-np.linalg.norm(rows[0].reshape(cin * cout, -1), axis=1))[:limit]
-    scale = np.abs(rows[0][largest]).max() or 1.0
-    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    grids, scale = _largest(original, predicted, limit)
+    figure = _figure(figsize=(10, 5.4))
     figure.get_layout_engine().set(wspace=0.08)
     figure.suptitle(title)
-    for axes, kernels, label in zip(
-        figure.subplots(1, 2), rows, ("original", "predicted"), strict=True
+    for axes, grid, label in zip(
+        figure.subplots(1, 2), grids, ("original", "predicted"), strict=True
     ):
-        image = axes.imshow(_grid(kernels[largest]), cmap="RdBu_r", vmin=-scale, vmax=scale)
+        image = axes.imshow(grid, cmap="RdBu_r", vmin=-scale, vmax=scale)
         axes.set_title(label)
         axes.set_axis_off()
     figure.colorbar(image, ax=figure.axes, shrink=0.7, label="weight")
     return figure
 
 
-def plot_smoothness(report):
+def kernel_image(
+    original: ArrayLike, predicted: ArrayLike, limit: int = 64, magnify: int = 8
+) -> np.ndarray:
+    """The picture that `plot_kernels` draws as pixels alone, without matplotlib.
+
+    Args:
+        original, predicted, limit: as for `plot_kernels`.
+        magnify: pixels along the side of a weight. Defaults to `8`.
+
+    Returns:
+        uint8 array `(height, width, 3)`: the original's kernels to the left of the
+        predicted ones, with black between them.
+
+    Raises:
+        ValueError: as `plot_kernels` does.
+
+    Example:
+
+    >>> kernel_image(np.ones((3, 3, 1, 1)), np.zeros((3, 3, 1, 1)), magnify=1).shape
+    (3, 7, 3)
+    """
+    grids, scale = _largest(original, predicted, limit)
+    parts = []
+    for grid in grids:
+        value = np.clip(grid / scale, -1, 1)[..., None]  # (height, width, 1)
+        colours = 1 - np.abs(value) * np.where(value > 0, [0, 1, 1], [1, 1, 0])
+        parts.append(np.nan_to_num(np.repeat(np.repeat(colours, magnify, 0), magnify, 1), nan=0.8))
+    parts.insert(1, np.zeros((len(parts[0]), magnify, 3)))
+    return np.rint(255 * np.concatenate(parts, axis=1)).astype("uint8")
+
+
+def plot_grids(
+    kernels: dict[str, ArrayLike], orders: dict[str, ArrayLike] | None = None, limit: int = 16
+) -> Figure:
+    """Draws layers' kernels where they stand: filters downwards, channels to the right.
+
+    Where neighbours are alike, a predictor learns easily. Kernels are drawn as directions,
+    each divided by its norm, as the cosine sees them.
+
+    Args:
+        kernels: a dict from title to array `(..., cin, cout)`, a picture for each.
+        orders: a dict from some of the titles to an int array `(cin * cout,)` of kernel
+            numbers, as in `Permutation.orders`: those pictures show the kernel that has
+            the coordinate. Defaults to `None`.
+        limit: filters and channels to show, at most. Defaults to `16`.
+
+    Returns:
+        A `matplotlib.figure.Figure`, not attached to any window.
+
+    Raises:
+        ValueError: for an array that is no kernel, an order of another length, or of a
+            title that is not there.
+
+    Example:
+
+    >>> kernel = base.get_layer("conv2").kernel
+    >>> order = keras_nern.Permutation.of(base, "cross_filter").orders[1]
+    >>> figure = plot_grids(
+    ...     {"as trained": kernel, "permuted": kernel}, {"permuted": order}
+    ... )
+    """
+    orders = orders or {}
+    if not set(orders) <= set(kernels):
+        raise ValueError(
+            f"Expected orders of the kernels {sorted(kernels)}. Received: {sorted(orders)}"
+        )
+    figure = _figure(figsize=(5 * len(kernels), 5.4))
+    panels = figure.subplots(1, len(kernels), squeeze=False)[0]
+    for axes, (title, kernel) in zip(panels, kernels.items(), strict=True):
+        filters = np.shape(kernel)[-1]
+        images = _images(kernel)
+        if title in orders:
+            if len(orders[title]) != len(images):
+                raise ValueError(
+                    f"Expected an order of {len(images)} kernels for {title!r}. "
+                    f"Received: {len(orders[title])}"
+                )
+            images = images[np.asarray(orders[title])]
+        norms = np.linalg.norm(images, axis=(1, 2), keepdims=True)
+        images = images / np.maximum(norms, EPSILON)
+        rows = images.reshape(filters, -1, *images.shape[1:])[:limit, :limit]
+        grid = _grid(rows.reshape(-1, *images.shape[1:]), rows.shape[1])
+        axes.imshow(grid, cmap="RdBu_r", vmin=-1, vmax=1)
+        axes.set_title(title)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel("channels")
+        axes.set_ylabel("filters")
+    return figure
+
+
+def plot_images(images: ArrayLike, titles: Sequence | None = None, limit: int = 8) -> Figure:
+    """Draws images in a row.
+
+    Args:
+        images: array `(n, height, width, 3 or 1)`, in 0..255; what is beyond is cut off.
+        titles: one for each. Defaults to `None`.
+        limit: images to show, at most. Defaults to `8`.
+
+    Returns:
+        A `matplotlib.figure.Figure`, not attached to any window.
+
+    Example:
+
+    >>> figure = plot_images(images, [f"class {label}" for label in labels])
+    """
+    images = np.clip(np.asarray(images[:limit], "float32") / 255, 0, 1)
+    figure = _figure(figsize=(1.5 * len(images), 1.9))
+    for index, axes in enumerate(figure.subplots(1, len(images), squeeze=False)[0]):
+        axes.imshow(images[index], cmap="gray", vmin=0, vmax=1)
+        axes.set_axis_off()
+        if titles is not None:
+            axes.set_title(str(titles[index]), fontsize=9)
+    return figure
+
+
+def plot_smoothness(report: SmoothnessReport) -> Figure:
     """Draws the mean cosine of neighbours along channels, layer by layer.
 
     Args:
@@ -71,9 +197,7 @@ def plot_smoothness(report):
 
     >>> figure = plot_smoothness(keras_nern.smoothness_report(base))
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(6, 0.35 * len(report.layers)), 4.5), layout="constrained")
+    figure = _figure(figsize=(max(6, 0.35 * len(report.layers)), 4.5))
     axes = figure.subplots()
     places = range(len(report.layers))
     for order, cosines in report.cosines.items():
@@ -86,10 +210,137 @@ def plot_smoothness(report):
     return figure
 
 
-def _grid(kernels):
+def plot_layer_errors(nern: NeRNModel) -> Figure:
+    """Draws how far each layer's predicted kernels are from the original's.
+
+    Args:
+        nern: a `NeRNModel`.
+
+    Returns:
+        A `matplotlib.figure.Figure`, not attached to any window: a bar for each layer, in
+        the network's order, and a line at the relative error of all weights together.
+
+    Example:
+
+    >>> figure = plot_layer_errors(nern)
+    """
+    errors = nern.layer_errors()
+    figure = _figure(figsize=(max(6, 0.35 * len(errors)), 4.5))
+    axes = figure.subplots()
+    axes.bar(range(len(errors)), list(errors.values()))
+    axes.axhline(nern.relative_error(), color="black", linestyle="--", label="all layers")
+    axes.set_xticks(range(len(errors)), list(errors), rotation=90)
+    axes.set_ylabel("relative squared error")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def plot_history(history: keras.callbacks.History | list[dict]) -> Figure:
+    """Draws the course of a fit, the two phases beside each other.
+
+    Above are the losses, on a logarithmic scale; below the relative error of the weights
+    and, where they were measured, agreement and accuracy.
+
+    Args:
+        history: what `fit` returned, for a point for each epoch (a reconstruction that
+            comes before them is a single one), or the `history` of an `EvaluateRebuilt`,
+            for a point every `frequency` steps of either phase.
+
+    Returns:
+        A `matplotlib.figure.Figure`, not attached to any window. Dashed lines are those
+        of validation data.
+
+    Raises:
+        ValueError: where nothing was recorded.
+
+    Example:
+
+    >>> watch = keras_nern.callbacks.EvaluateRebuilt(images, labels, frequency=100)
+    >>> history = nern.fit(images, epochs=5, callbacks=[watch])
+    >>> figure = plot_history(watch.history)
+    """
+    unit, phases = _courses(history)
+    if not phases:
+        raise ValueError("Expected a history of at least one epoch or step. Received: none")
+    figure = _figure(figsize=(5.5 * len(phases), 7))
+    panels = figure.subplots(2, len(phases), squeeze=False, sharex="col")
+    for (phase, course), (above, below) in zip(phases.items(), panels.T, strict=True):
+        for name, (places, values) in course.items():
+            axes = above if name.endswith("loss") else below
+            style = "--" if name.startswith("val_") else "-"
+            axes.plot(places, values, style, marker=".", label=name)
+        above.set_title(phase)
+        above.set_yscale("log")
+        below.set_xlabel(unit)
+        for axes in (above, below):
+            axes.grid(alpha=0.3)
+            if axes.lines:
+                axes.legend()
+    panels[0, 0].set_ylabel("loss")
+    panels[1, 0].set_ylabel("share")
+    return figure
+
+
+def _courses(history):
+    """`(unit, {phase: {name: (places, values)}})` of a `History`, or of a list of results."""
+    if isinstance(history, list):
+        phases = {}
+        for result in history:
+            course = phases.setdefault(result["phase"], {})
+            for name in result.keys() - {"phase", "step"}:
+                places, values = course.setdefault(name, ([], []))
+                places.append(result["step"])
+                values.append(result[name])
+        return "step", {phase: dict(sorted(course.items())) for phase, course in phases.items()}
+    # the epochs of a fit without images are of the reconstruction
+    epochs = "distillation" if "logits_loss" in history.history else "reconstruction"
+    by_epoch = {"reconstruction": history.reconstruction, epochs: history.history}
+    return "epoch", {
+        phase: {name: (range(1, len(v) + 1), v) for name, v in sorted(logs.items())}
+        for phase, logs in by_epoch.items()
+        if logs
+    }
+
+
+def _figure(**arguments):
+    """A figure without a window, and so of any backend."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need `pip install keras-nern[plots]`") from error
+    return Figure(layout="constrained", **arguments)
+
+
+def _images(kernel):
+    """A kernel `(..., cin, cout)` as images `(cout * cin, height, width)`, filter by filter."""
+    kernel = keras.ops.convert_to_numpy(kernel)
+    if not 2 <= kernel.ndim <= 5:
+        raise ValueError(
+            f"Expected a kernel of shape (..., cin, cout). Received: one of shape {kernel.shape}"
+        )
+    *spatial, cin, cout = kernel.shape
+    width = spatial[-1] if spatial else 1
+    return kernel.reshape(-1, width, cin, cout).transpose(3, 2, 0, 1).reshape(cin * cout, -1, width)
+
+
+def _largest(original, predicted, limit):
+    """The grids of the kernels of largest norm, original and predicted, and their scale."""
+    if np.shape(original) != np.shape(predicted):
+        raise ValueError(
+            "Expected two kernels of one shape (..., cin, cout). "
+            f"Received: {np.shape(original)} and {np.shape(predicted)}"
+        )
+    kernels = [_images(one) for one in (original, predicted)]
+    largest = np.argsort(-np.linalg.norm(kernels[0], axis=(1, 2)))[:limit]
+    scale = np.abs(kernels[0][largest]).max() or 1.0
+    return [_grid(one[largest]) for one in kernels], scale
+
+
+def _grid(kernels, columns=None):
     """Kernels `(n, kh, kw)` as one image, with a gap of one pixel between them."""
     n, kh, kw = kernels.shape
-    columns = int(np.ceil(np.sqrt(n)))
+    columns = columns or int(np.ceil(np.sqrt(n)))
     lines = int(np.ceil(n / columns))
     grid = np.full((lines * (kh + 1) - 1, columns * (kw + 1) - 1), np.nan)
     for i, kernel in enumerate(kernels):
@@ -98,7 +349,7 @@ def _grid(kernels):
     return grid
 
 
-def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> "Figure":
+def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> Figure:
     """Draws which kernels matter: a map of filters and channels for each layer.
 
     A kernel's colour is its rank, the share of all kernels in the network that score

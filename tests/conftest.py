@@ -69,14 +69,21 @@ def _found(variable, default, sample):
 
 
 @pytest.fixture(scope="session")
-def cifar10():
+def cifar10_folder():
+    """The TFDS `data_dir` that holds CIFAR-10."""
+    pytest.importorskip("tensorflow_datasets", reason="install keras-nern[data]")
+    return _found("KERAS_NERN_TFDS", SHARED / "data" / "tfds", "cifar10")
+
+
+@pytest.fixture(scope="session")
+def cifar10(cifar10_folder):
     """CIFAR-10's test images uint8 `(10000, 32, 32, 3)` and labels `(10000,)`."""
-    folder = _found("KERAS_NERN_TFDS", SHARED / "data" / "tfds", "cifar10")
-    tfds = pytest.importorskip("tensorflow_datasets", reason="install keras-nern[data]")
+    import tensorflow_datasets as tfds
+
     images, labels = tfds.load(
         "cifar10",
         split="test",
-        data_dir=folder,
+        data_dir=cifar10_folder,
         download=False,
         as_supervised=True,
         batch_size=-1,
