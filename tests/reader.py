@@ -1,0 +1,98 @@
+"""A reader of the documentation: who has what its examples take for granted.
+
+`classifier.keras`, `cifar10_resnet20.npz` and a few small arrays stand for the reader's own
+network and images, and no fit runs for longer than `STEPS` steps. The code itself is the
+documentation's.
+"""
+
+import pathlib
+import re
+
+import keras
+import numpy as np
+import tensorflow as tf
+from torch_states import torch_state
+
+import keras_nern
+from keras_nern.compilation import RepresentationCompiler
+from keras_nern.trainer import RepresentationTrainer
+
+STEPS = 2  # of either phase
+IMAGES = 16
+
+
+def classifier():
+    """A small classifier of CIFAR-10's images and classes."""
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 3, strides=4, use_bias=False, name="conv1")(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.ReLU()(x)
+    x = keras.layers.Conv2D(6, 3, name="conv2")(x)
+    x = keras.layers.ReLU()(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(10, name="head")(x))
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True), metrics=["accuracy"])
+    return model
+
+
+def data(count=IMAGES):
+    """Images float32 `(count, 32, 32, 3)` and labels int64 `(count,)`."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(count, 32, 32, 3)).astype("float32"), rng.integers(0, 10, count)
+
+
+def cifar10():
+    """What `keras.datasets.cifar10.load_data` gives, but few images, of noise."""
+    rng = np.random.default_rng(1)
+
+    def part():
+        images = rng.integers(0, 256, (IMAGES, 32, 32, 3)).astype("uint8")
+        return images, rng.integers(0, 10, (IMAGES, 1)).astype("uint8")
+
+    return part(), part()
+
+
+def hurry(monkeypatch):
+    """Lets no fit take longer than `STEPS` steps, and no download happen."""
+    fit, compile_ = RepresentationTrainer.fit, RepresentationCompiler.compile
+
+    def short_fit(self, x=None, *args, epochs=1, steps_per_epoch=None, **kwargs):
+        if steps_per_epoch is not None or isinstance(x, keras.utils.PyDataset):
+            steps_per_epoch = STEPS
+        return fit(self, x, *args, epochs=1, steps_per_epoch=steps_per_epoch, **kwargs)
+
+    def short_compile(self, *args, reconstruction_steps=STEPS, **kwargs):
+        steps = min(STEPS, reconstruction_steps)
+        return compile_(self, *args, reconstruction_steps=steps, **kwargs)
+
+    monkeypatch.setattr(RepresentationTrainer, "fit", short_fit)
+    monkeypatch.setattr(RepresentationCompiler, "compile", short_compile)
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", cifar10)
+
+
+def namespace():
+    """The names that examples take for granted. Files go to the working directory."""
+    base = classifier()
+    base.save("classifier.keras")
+    images, labels = data()
+    nern = keras_nern.NeRNModel(base, hidden_size=16)
+    return {
+        "keras": keras,
+        "keras_nern": keras_nern,
+        "np": np,
+        "pathlib": pathlib,
+        "re": re,
+        "tf": tf,
+        "base": base,
+        "model": base,
+        "nern": nern,
+        "images": images,
+        "labels": labels,
+        "dataset": tf.data.Dataset.from_tensor_slices(images).batch(8, drop_remainder=True),
+    }
+
+
+def write_torch_weights():
+    """Writes `cifar10_resnet20.npz` to the working directory."""
+    state = torch_state(keras_nern.models.resnet_cifar(depth=20))
+    np.savez("cifar10_resnet20.npz", **state)
