@@ -16,9 +16,15 @@ EXTRAS = {
     "tsp": ["fast-tsp>=0.2"],
     "demo": ["scikit-learn>=1.4", "matplotlib>=3.8"],
 }
+EXTRAS["docs"] = [
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.6",
+    "mkdocstrings[python]>=1.0",
+]
 EXTRAS["dev"] = [
     *EXTRAS["data"],
     *EXTRAS["demo"],
+    *EXTRAS["docs"],
     *EXTRAS["tsp"],
     "tensorboard",  # keras.callbacks.TensorBoard; tensorflow 2.21 does not bring it
     "pytest>=8",
@@ -34,8 +40,32 @@ setuptools.setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=[
+        "keras",
+        "tensorflow",
+        "neural representations",
+        "implicit representations",
+        "convolutional networks",
+        "model compression",
+        "knowledge distillation",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    project_urls={"Paper": "https://arxiv.org/abs/2212.13554"},
     packages=setuptools.find_packages(include=["keras_nern", "keras_nern.*"]),
-    package_data={"keras_nern": ["zoo/*.weights.h5"]},
+    package_data={"keras_nern": ["py.typed", "zoo/*.weights.h5"]},
     python_requires=">=3.11",
     # Keras 3.13 gave Muon rms_rate, the scale that the default learning rates are chosen for.
     install_requires=["tensorflow>=2.18", "keras>=3.13", "numpy>=1.26"],

@@ -19,7 +19,7 @@ def whole_file(filepath, applies=True):
     Example:
 
     >>> with whole_file("order.npz") as path:
-    ...     np.savez(path, order=order)
+    ...     np.savez(path, order=np.arange(9))
     """
     if not applies or "://" in str(filepath):
         yield filepath

@@ -52,7 +52,8 @@ def find_kernels(model, include=None, exclude=None, include_dense=False):
 
     Example:
 
-    >>> kernels, kept = find_kernels(model, exclude=[re.compile("^stem"), "head"])
+    >>> unwanted = [re.compile("^stem"), "head"]
+    >>> kernels, kept = find_kernels(model, exclude=unwanted, include_dense=True)
     """
     include, exclude = _Choice("include", include), _Choice("exclude", exclude)
     kinds = (*CONVOLUTIONS, keras.layers.Dense) if include_dense else CONVOLUTIONS

@@ -23,16 +23,17 @@ IMAGES = 16
 
 def classifier():
     """A small classifier of CIFAR-10's images and classes."""
-    inputs = keras.Input((32, 32, 3))
-    x = keras.layers.Conv2D(4, 3, strides=4, use_bias=False, name="conv1")(inputs)
-    x = keras.layers.BatchNormalization()(x)
-    x = keras.layers.ReLU()(x)
-    x = keras.layers.Conv2D(6, 3, name="conv2")(x)
-    x = keras.layers.ReLU()(x)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    model = keras.Model(inputs, keras.layers.Dense(10, name="head")(x))
-    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True), metrics=["accuracy"])
-    return model
+    return keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            keras.layers.Conv2D(4, 3, strides=4, use_bias=False, name="conv1"),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Conv2D(6, 3, name="conv2"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10, name="head"),
+        ]
+    )
 
 
 def data(count=IMAGES):
@@ -53,7 +54,7 @@ def cifar10():
 
 
 def hurry(monkeypatch):
-    """Lets no fit take longer than `STEPS` steps, and no download happen."""
+    """Lets no fit take longer than `STEPS` steps, nor wait for a graph; downloads nothing."""
     fit, compile_ = RepresentationTrainer.fit, RepresentationCompiler.compile
 
     def short_fit(self, x=None, *args, epochs=1, steps_per_epoch=None, **kwargs):
@@ -63,6 +64,7 @@ def hurry(monkeypatch):
 
     def short_compile(self, *args, reconstruction_steps=STEPS, **kwargs):
         steps = min(STEPS, reconstruction_steps)
+        kwargs.setdefault("run_eagerly", True)
         return compile_(self, *args, reconstruction_steps=steps, **kwargs)
 
     monkeypatch.setattr(RepresentationTrainer, "fit", short_fit)
@@ -70,29 +72,35 @@ def hurry(monkeypatch):
     monkeypatch.setattr(keras.datasets.cifar10, "load_data", cifar10)
 
 
-def namespace():
-    """The names that examples take for granted. Files go to the working directory."""
-    base = classifier()
-    base.save("classifier.keras")
-    images, labels = data()
-    nern = keras_nern.NeRNModel(base, hidden_size=16)
-    return {
+def namespace(code):
+    """Those of the names which examples take for granted that `code` has in it.
+
+    Files go to the working directory.
+    """
+
+    def has(name):
+        return re.search(rf"\b{re.escape(name)}\b", code) is not None
+
+    names = {
         "keras": keras,
         "keras_nern": keras_nern,
         "np": np,
         "pathlib": pathlib,
         "re": re,
         "tf": tf,
-        "base": base,
-        "model": base,
-        "nern": nern,
-        "images": images,
-        "labels": labels,
-        "dataset": tf.data.Dataset.from_tensor_slices(images).batch(8, drop_remainder=True),
     }
-
-
-def write_torch_weights():
-    """Writes `cifar10_resnet20.npz` to the working directory."""
-    state = torch_state(keras_nern.models.resnet_cifar(depth=20))
-    np.savez("cifar10_resnet20.npz", **state)
+    names["images"], names["labels"] = data()
+    base = classifier()
+    if has("base") or has("model") or has("nern"):
+        names["base"] = names["model"] = base
+    if has("nern"):
+        names["nern"] = keras_nern.NeRNModel(base, hidden_size=16)
+    if has("dataset"):
+        images = tf.data.Dataset.from_tensor_slices(names["images"])
+        names["dataset"] = images.batch(8, drop_remainder=True)
+    if has("classifier.keras"):
+        base.save("classifier.keras")
+    if has("cifar10_resnet20.npz"):
+        state = torch_state(keras_nern.models.resnet_cifar(depth=20))
+        np.savez("cifar10_resnet20.npz", **state)
+    return names

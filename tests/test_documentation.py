@@ -61,26 +61,23 @@ class _ShownOutput(doctest.OutputChecker):
         return not want or super().check_output(want, got, optionflags)
 
 
-@pytest.fixture
-def names(tmp_path, monkeypatch):
-    """What an example may take for granted, in a working directory of its own."""
+@pytest.fixture(autouse=True)
+def _reader(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reader.hurry(monkeypatch)
-    return reader.namespace()
 
 
 @pytest.mark.parametrize("page", list(_pages()))
-def test_page_runs(page, names):
+def test_page_runs(page):
+    names = reader.namespace(page.read_text())
     for line, code, reason in blocks_of(page.read_text()):
         if reason is None:
-            program = compile("\n" * line + code, str(page), "exec")
-            exec(program, names)
+            exec(compile("\n" * line + code, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("test", list(_examples()))
-def test_example_runs(test, names):
-    if any("cifar10_resnet20.npz" in example.source for example in test.examples):
-        reader.write_torch_weights()
+def test_example_runs(test):
+    names = reader.namespace("".join(example.source for example in test.examples))
     test.globs = {**test.globs, **names}
     report = []
     runner = doctest.DocTestRunner(_ShownOutput(), verbose=False)

@@ -1,0 +1,152 @@
+"""The rules of the house, of CONTRIBUTING.md, that can be read off the source."""
+
+import ast
+import inspect
+import pathlib
+import re
+
+import pytest
+
+import keras_nern
+
+ROOT = pathlib.Path(keras_nern.__file__).parents[1]
+MODULES = sorted(
+    path.stem for path in (ROOT / "keras_nern").glob("*.py") if not path.stem.startswith("__")
+)
+INIT = ast.parse((ROOT / "keras_nern" / "__init__.py").read_text())
+EXPORTS = [node for node in INIT.body if isinstance(node, ast.ImportFrom)]
+
+
+def _house():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = text.split("```text\nkeras_nern/\n")[1].split("```")[0]
+    return re.findall(r"^  (\w+)\.py +\S", listed, re.MULTILINE)
+
+
+def _imported(module):
+    """The modules of the package that a module imports, anywhere but for the type checker."""
+
+    class Imports(ast.NodeVisitor):
+        def __init__(self):
+            self.found = set()
+
+        def visit_If(self, node):
+            if ast.unparse(node.test) not in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+                self.generic_visit(node)
+
+        def visit_ImportFrom(self, node):
+            if node.module == "keras_nern":
+                self.found |= {alias.name for alias in node.names if alias.name in MODULES}
+            elif node.module and node.module.startswith("keras_nern."):
+                self.found.add(node.module.split(".")[1])
+
+        def visit_Import(self, node):
+            names = [alias.name for alias in node.names]
+            self.found |= {name.split(".")[1] for name in names if name.startswith("keras_nern.")}
+
+    imports = Imports()
+    imports.visit(ast.parse((ROOT / "keras_nern" / f"{module}.py").read_text()))
+    return imports.found
+
+
+def test_the_house_lists_every_module_once():
+    assert sorted(_house()) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_only_from_above(module):
+    house = _house()
+    above = set(house[: house.index(module)])
+    assert _imported(module) <= above
+
+
+def test_imports_are_found_wherever_they_are(tmp_path, monkeypatch):
+    (tmp_path / "keras_nern").mkdir()
+    (tmp_path / "keras_nern" / "some.py").write_text(
+        "from keras_nern import blocks, undefined\n"
+        "import keras_nern.files\n"
+        "if typing.TYPE_CHECKING:\n    from keras_nern.model import NeRNModel\n"
+        "def f():\n    from keras_nern.tours import METHODS\n"
+    )
+    monkeypatch.setattr("test_layout.ROOT", tmp_path)
+    assert _imported("some") == {"blocks", "files", "tours"}
+
+
+def test_exports_say_name_as_name():
+    statements = [node for node in INIT.body if not isinstance(node, ast.ImportFrom)]
+    assert [type(node) for node in statements] == [ast.Expr, ast.Assign]  # docstring, version
+    for node in EXPORTS:
+        assert [alias.asname for alias in node.names] == [alias.name for alias in node.names]
+    lines = [ast.unparse(node) for node in EXPORTS]
+    assert lines == sorted(lines, key=lambda line: (line.split()[1].count("."), line))
+
+
+def _public():
+    """Everything public: exported objects, and what the exported modules define."""
+    for node in EXPORTS:
+        for alias in node.names:
+            exported = getattr(keras_nern, alias.name)
+            if not inspect.ismodule(exported):
+                yield alias.name, exported
+                continue
+            for name, value in vars(exported).items():
+                own = getattr(value, "__module__", None) == exported.__name__
+                if own and not name.startswith("_"):
+                    yield f"{alias.name}.{name}", value
+
+
+def _callables():
+    """Public functions and classes, and the public methods of these."""
+    for name, value in _public():
+        yield name, value
+        if not inspect.isclass(value):
+            continue
+        for attribute, method in vars(value).items():
+            method = getattr(method, "__func__", method)
+            if not attribute.startswith("_") and inspect.isfunction(method):
+                if not _is_inherited_role(value, attribute):
+                    yield f"{name}.{attribute}", method
+
+
+def _is_inherited_role(cls, attribute):
+    """Whether it is Keras's word: `call`, `get_config`, `on_epoch_end`, ..."""
+    known = {"get_config", "from_config"}
+    return attribute in known or any(
+        hasattr(base, attribute) for base in cls.__mro__[1:] if base.__module__[:5] == "keras"
+        and not base.__module__.startswith("keras_nern")
+    )
+
+
+CALLABLES = dict(_callables())
+
+
+def _arguments(value):
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.name not in ("self", "cls")]
+
+
+def _documented(docstring):
+    """The arguments that `Args:` describes; those of a dataclass are its attributes."""
+    names = []
+    for section in re.findall(
+        r"^(?:Args|Attributes):\n((?:(?: {4}.*)?\n)+)", docstring + "\n", re.MULTILINE
+    ):
+        for shared in re.findall(r"^    (\*{0,2}\w+(?:,\s+\*{0,2}\w+)*):", section, re.MULTILINE):
+            names += [name.strip("* ") for name in re.split(r",\s+", shared)]
+    return names
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_public_names_have_docstrings(name):
+    value = CALLABLES[name]
+    docstring = inspect.getdoc(value) or ""
+    assert re.match(r"[A-Z`].*\.", docstring.split("\n\n")[0].replace("\n", " ")), docstring
+    if "\n" not in docstring:
+        return  # a line that says all there is
+    arguments, documented = _arguments(value), _documented(docstring)
+    assert not set(documented) - set(arguments) - _attributes(value)
+    if "Args:" in docstring:
+        assert not set(arguments) - set(documented)
