@@ -1,6 +1,7 @@
 """The rules of the house, of CONTRIBUTING.md, that can be read off the source."""
 
 import ast
+import dataclasses
 import inspect
 import pathlib
 import re
@@ -96,57 +97,70 @@ def _public():
 
 
 def _callables():
-    """Public functions and classes, and the public methods of these."""
+    """Public functions and classes, and the public methods of these.
+
+    A method that is Keras's word (`call`, `get_config`, ...) may go without a docstring.
+    """
     for name, value in _public():
         yield name, value
-        if not inspect.isclass(value):
-            continue
-        for attribute, method in vars(value).items():
-            method = getattr(method, "__func__", method)
-            if not attribute.startswith("_") and inspect.isfunction(method):
-                if not _is_inherited_role(value, attribute):
+        own = [cls for cls in getattr(value, "__mro__", ()) if _is_ours(cls)]
+        for cls in own:
+            for attribute, method in vars(cls).items():
+                method = getattr(method, "__func__", method)
+                if attribute.startswith("_") or not inspect.isfunction(method):
+                    continue
+                theirs = [base for base in value.__mro__ if not _is_ours(base)]
+                if method.__doc__ or not _is_known(attribute, theirs):
                     yield f"{name}.{attribute}", method
 
 
-def _is_inherited_role(cls, attribute):
-    """Whether it is Keras's word: `call`, `get_config`, `on_epoch_end`, ..."""
-    known = {"get_config", "from_config"}
-    return attribute in known or any(
-        hasattr(base, attribute) for base in cls.__mro__[1:] if base.__module__[:5] == "keras"
-        and not base.__module__.startswith("keras_nern")
-    )
+def _is_ours(cls):
+    return cls.__module__.partition(".")[0] == "keras_nern"
+
+
+def _is_known(attribute, classes):
+    known = ("get_config", "from_config")
+    return attribute in known or any(hasattr(cls, attribute) for cls in classes)
 
 
 CALLABLES = dict(_callables())
 
 
 def _arguments(value):
-    try:
-        parameters = inspect.signature(value).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    return [p.name for p in parameters if p.name not in ("self", "cls")]
+    parameters = inspect.signature(value).parameters
+    return {name for name in parameters if name not in ("self", "cls")}
 
 
-def _documented(docstring):
-    """The arguments that `Args:` describes; those of a dataclass are its attributes."""
-    names = []
-    for section in re.findall(
-        r"^(?:Args|Attributes):\n((?:(?: {4}.*)?\n)+)", docstring + "\n", re.MULTILINE
-    ):
-        for shared in re.findall(r"^    (\*{0,2}\w+(?:,\s+\*{0,2}\w+)*):", section, re.MULTILINE):
-            names += [name.strip("* ") for name in re.split(r",\s+", shared)]
-    return names
+def _documented(docstring, section):
+    """The names that a section describes, several of which may share a line."""
+    found = re.search(rf"^{section}:\n((?:(?: {{4}}.*)?\n)+)", docstring + "\n", re.MULTILINE)
+    lines = re.findall(
+        r"^ {4}(\*{0,2}\w+(?:,\s+\w+)*):", found[1] if found else "", re.MULTILINE
+    )
+    return {name.lstrip("*") for line in lines for name in re.split(r",\s+", line)}
 
 
 @pytest.mark.parametrize("name", CALLABLES)
 def test_public_names_have_docstrings(name):
-    value = CALLABLES[name]
-    docstring = inspect.getdoc(value) or ""
-    assert re.match(r"[A-Z`].*\.", docstring.split("\n\n")[0].replace("\n", " ")), docstring
-    if "\n" not in docstring:
-        return  # a line that says all there is
-    arguments, documented = _arguments(value), _documented(docstring)
-    assert not set(documented) - set(arguments) - _attributes(value)
-    if "Args:" in docstring:
-        assert not set(arguments) - set(documented)
+    docstring = inspect.cleandoc(CALLABLES[name].__doc__ or "")
+    summary, *rest = docstring.split("\n\n")
+    assert summary.endswith("."), f"expected a summary that ends with a full stop: {summary!r}"
+    if rest:  # else a line says all there is
+        is_data = dataclasses.is_dataclass(CALLABLES[name])
+        section = "Attributes" if is_data and "Args:" not in docstring else "Args"
+        assert _documented(docstring, section) == _arguments(CALLABLES[name])
+
+
+def test_reads_the_arguments_of_a_docstring():
+    docstring = """Does.
+
+    Args:
+        a: one, b: or so.
+        b, c,
+            d: three.
+        **kwargs: all else.
+
+    Returns:
+        x: no argument.
+    """
+    assert _documented(inspect.cleandoc(docstring), "Args") == {"a", "b", "c", "d", "kwargs"}
