@@ -23,6 +23,9 @@ lint: $(VENV)/dev.stamp
 docs: $(VENV)/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
+types: $(VENV)/dev.stamp
+	$(VENV)/bin/mypy
+
 packaging:
 	PYTHON=$(PYTHON) .ci/packaging
 

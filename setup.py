@@ -30,6 +30,7 @@ EXTRAS["dev"] = [
     "pytest>=8",
     "pytest-xdist>=3",
     "ruff==0.17.6",
+    "mypy==2.4.1",
     "pre-commit>=3",
 ]
 

@@ -10,15 +10,17 @@ its size, and prints what that cost. Needs `pip install keras-nern[demo]`.
 import argparse
 import pathlib
 import time
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from keras_nern import models, plots
 from keras_nern.model import NeRNModel
+from keras_nern.report import SummaryTable
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the demo.
 
     Args:
@@ -51,7 +53,7 @@ def main(arguments=None):
     print(f"\nThe largest kernels of {name}, original and predicted: {picture}")
 
 
-def _options(arguments):
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m keras_nern.demo", description=__doc__)
     parser.add_argument("--hidden-size", type=int, default=160, help="predictor width")
     parser.add_argument("--epochs", type=int, default=20, help="of training the classifier")
@@ -62,7 +64,7 @@ def _options(arguments):
     return parser.parse_args(arguments)
 
 
-def _digits(seed):
+def _digits(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -78,7 +80,7 @@ def _digits(seed):
     return (x_train, y_train), (x_test, y_test)
 
 
-def _train_classifier(images, labels, epochs):
+def _train_classifier(images: np.ndarray, labels: np.ndarray, epochs: int) -> keras.Model:
     pixels = images / 255
     base = models.resnet_cifar(
         depth=20, input_shape=images.shape[1:], mean=float(pixels.mean()), std=float(pixels.std())
@@ -94,7 +96,14 @@ def _train_classifier(images, labels, epochs):
     return base
 
 
-def _table(base, rebuilt, test, table, trained, represented):
+def _table(
+    base: keras.Model,
+    rebuilt: keras.Model,
+    test: tuple[np.ndarray, np.ndarray],
+    table: SummaryTable,
+    trained: float,
+    represented: float,
+) -> str:
     images, labels = test
     original, predicted = (
         model.predict(images, verbose=0).argmax(axis=1) for model in (base, rebuilt)

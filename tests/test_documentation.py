@@ -86,7 +86,9 @@ def test_example_runs(test):
 
 
 def test_finds_the_blocks_of_a_page():
-    page = "a\n\n```python\nx = 1\n```\n\n<!-- not run: no GPU -->\n```python\ny\n```\n```sh\nz\n```\n"
+    page = (
+        "a\n\n```python\nx = 1\n```\n\n<!-- not run: no GPU -->\n```python\ny\n```\n```sh\nz\n```\n"
+    )
     assert blocks_of(page) == [(3, "x = 1\n", None), (8, "y\n", "no GPU")]
 
 

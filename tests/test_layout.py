@@ -134,9 +134,7 @@ def _arguments(value):
 def _documented(docstring, section):
     """The names that a section describes, several of which may share a line."""
     found = re.search(rf"^{section}:\n((?:(?: {{4}}.*)?\n)+)", docstring + "\n", re.MULTILINE)
-    lines = re.findall(
-        r"^ {4}(\*{0,2}\w+(?:,\s+\w+)*):", found[1] if found else "", re.MULTILINE
-    )
+    lines = re.findall(r"^ {4}(\*{0,2}\w+(?:,\s+\w+)*):", found[1] if found else "", re.MULTILINE)
     return {name.lstrip("*") for line in lines for name in re.split(r",\s+", line)}
 
 

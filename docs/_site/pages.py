@@ -1,8 +1,8 @@
 """Pages of the site that are not files of docs/, and the links between them all.
 
 README.md and its like are pages of the repository and of the site. The API has a page for
-each module that a name of `keras_nern/__init__.py` comes from: the module's docstring, then
-its public names.
+each module: its docstring, then its public names. Those come first that a name of
+`keras_nern/__init__.py` comes from.
 """
 
 import ast
@@ -51,7 +51,9 @@ def on_config(config):
 def on_files(files, config):
     """Adds the pages that are not files of docs/."""
     for address, page in _own_pages().items():
-        source = {"abs_src_path": str(page)} if isinstance(page, pathlib.Path) else {"content": page}
+        source = (
+            {"abs_src_path": str(page)} if isinstance(page, pathlib.Path) else {"content": page}
+        )
         files.append(File.generated(config, address, **source))
     return files
 
@@ -75,6 +77,12 @@ def on_page_markdown(markdown, page, config, files):
     return LINK.sub(on_site, markdown)
 
 
+def _inner_modules():
+    """The modules that no public name comes from, in alphabetical order."""
+    modules = {path.stem for path in (ROOT / "keras_nern").glob("*.py")}
+    return sorted(module for module in modules - set(public_names()) if module[:2] != "__")
+
+
 def _own_pages():
     """Address on the site to a file's path or a page's text."""
     pages = {
@@ -83,7 +91,7 @@ def _own_pages():
         if not source.endswith("/") and (ROOT / source).exists()
     }
     modules = public_names()
-    for module in modules:
+    for module in (*modules, *_inner_modules()):
         pages[f"api/{module}.md"] = f"::: keras_nern.{module}\n"
     rows = [
         f"| [`{module}`]({module}.md) | {', '.join(_link(module, name) for name in names)} |"
@@ -94,7 +102,8 @@ def _own_pages():
             "# API",
             "",
             "A module of the package has a page: what it is about, and its public names. "
-            "Those on the right are to be had as `keras_nern.NAME` as well.",
+            "Those on the right are to be had as `keras_nern.NAME` as well. The modules under "
+            "*Inside* are nobody's interface; their pages tell how things work.",
             "",
             "| module | in `keras_nern` itself |",
             "| --- | --- |",
@@ -116,8 +125,11 @@ def _written(entries, written):
         if isinstance(value, list):
             kept.append({title: _written(value, written)})
         elif title == "API":
-            pages = [f"api/{module}.md" for module in public_names()]
-            kept.append({title: [value, *pages]})
+            public, inner = (
+                [f"api/{module}.md" for module in modules]
+                for modules in (public_names(), _inner_modules())
+            )
+            kept.append({title: [value, *public, {"Inside": inner}]})
         elif value in written:
             kept.append(entry)
     return kept
