@@ -21,7 +21,7 @@ lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff format --check .
 
 docs: $(VENV)/dev.stamp
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict  # --quiet would hide warnings from --strict
 
 types: $(VENV)/dev.stamp
 	$(VENV)/bin/mypy

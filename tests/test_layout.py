@@ -82,6 +82,11 @@ def test_exports_say_name_as_name():
     assert lines == sorted(lines, key=lambda line: (line.split()[1].count("."), line))
 
 
+def test_the_citation_is_of_this_version():
+    (cited,) = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited == keras_nern.__version__
+
+
 def _public():
     """Everything public: exported objects, and what the exported modules define."""
     for node in EXPORTS:

@@ -9,7 +9,8 @@ import re
 import griffe
 
 EXAMPLE = re.compile(r"^Example:\n\n((?:(?:>>>|\.\.\. |\S).*\n?)+)", re.MULTILINE)
-SHARED = re.compile(r"^    (\w+(?:, \w+)+): (.*(?:\n     .*)*)$", re.MULTILINE)
+NAMES = r"\*{0,2}\w+(?:,\s+\*{0,2}\w+)+"
+SHARED = re.compile(rf"^    ({NAMES}): (.*(?:\n     .*)*)$", re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
@@ -27,4 +28,4 @@ def _example(match):
 
 
 def _one_by_one(match):
-    return "\n".join(f"    {name}: {match[2]}" for name in match[1].split(", "))
+    return "\n".join(f"    {name}: {match[2]}" for name in re.split(r",\s+", match[1]))

@@ -19,6 +19,7 @@ PAGES = {
     "benchmarks/README.md": "benchmarks.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "CITATION.cff": "CITATION.cff",
     "LICENSE": "LICENSE.txt",
     "benchmarks/": "benchmarks.md",
     "notebooks/": "notebooks.md",
