@@ -16,23 +16,18 @@ EXTRAS = {
     "tsp": ["fast-tsp>=0.2"],
     "demo": ["scikit-learn>=1.4", "matplotlib>=3.8"],
 }
-EXTRAS["docs"] = [
-    "mkdocs>=1.6,<2",
-    "mkdocs-material>=9.6",
-    "mkdocstrings[python]>=1.0",
-]
 EXTRAS["dev"] = [
     *EXTRAS["data"],
     *EXTRAS["demo"],
-    *EXTRAS["docs"],
     *EXTRAS["tsp"],
     "tensorboard",  # keras.callbacks.TensorBoard; tensorflow 2.21 does not bring it
     "pytest>=8",
     "pytest-xdist>=3",
     "ruff==0.17.6",
-    "mypy==2.4.1",
     "pre-commit>=3",
 ]
+EXTRAS["docs"] = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"]
+EXTRAS["dev"] += [*EXTRAS["docs"], "mypy==2.4.1"]
 
 setuptools.setup(
     name="keras-nern",

@@ -10,17 +10,15 @@ its size, and prints what that cost. Needs `pip install keras-nern[demo]`.
 import argparse
 import pathlib
 import time
-from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from keras_nern import models, plots
 from keras_nern.model import NeRNModel
-from keras_nern.report import SummaryTable
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments=None):
     """Runs the demo.
 
     Args:
@@ -53,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\nThe largest kernels of {name}, original and predicted: {picture}")
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _options(arguments):
     parser = argparse.ArgumentParser(prog="python -m keras_nern.demo", description=__doc__)
     parser.add_argument("--hidden-size", type=int, default=160, help="predictor width")
     parser.add_argument("--epochs", type=int, default=20, help="of training the classifier")
@@ -64,7 +62,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _digits(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _digits(seed):
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -80,7 +78,7 @@ def _digits(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray,
     return (x_train, y_train), (x_test, y_test)
 
 
-def _train_classifier(images: np.ndarray, labels: np.ndarray, epochs: int) -> keras.Model:
+def _train_classifier(images, labels, epochs):
     pixels = images / 255
     base = models.resnet_cifar(
         depth=20, input_shape=images.shape[1:], mean=float(pixels.mean()), std=float(pixels.std())
@@ -96,14 +94,7 @@ def _train_classifier(images: np.ndarray, labels: np.ndarray, epochs: int) -> ke
     return base
 
 
-def _table(
-    base: keras.Model,
-    rebuilt: keras.Model,
-    test: tuple[np.ndarray, np.ndarray],
-    table: SummaryTable,
-    trained: float,
-    represented: float,
-) -> str:
+def _table(base, rebuilt, test, table, trained, represented):
     images, labels = test
     original, predicted = (
         model.predict(images, verbose=0).argmax(axis=1) for model in (base, rebuilt)

@@ -14,10 +14,6 @@ its weights can be coded in fewer bits than they have (see `artifact`).
 import collections
 import dataclasses
 import math
-from collections.abc import Sequence
-
-from keras_nern.original import Original
-from keras_nern.predictor import KernelPredictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,37 +48,37 @@ class SummaryTable:
     kept_weights: int
 
     @property
-    def blocks(self) -> int:
+    def blocks(self):
         """Represented blocks of all layers."""
         return sum(row.blocks for row in self.layers)
 
     @property
-    def weights(self) -> int:
+    def weights(self):
         """Represented weights of all layers."""
         return sum(row.weights for row in self.layers)
 
     @property
-    def permutation_bits(self) -> float:
+    def permutation_bits(self):
         """Bits of all permutations."""
         return sum(row.permutation_bits for row in self.layers)
 
     @property
-    def representation_bytes(self) -> float:
+    def representation_bytes(self):
         """Bytes of predictor, scales and permutations."""
         return self.predictor_bytes + 4 * self.scales + self.permutation_bits / 8
 
     @property
-    def kernel_ratio(self) -> float:
+    def kernel_ratio(self):
         """Bytes of the represented weights over those of their representation."""
         return 4 * self.weights / self.representation_bytes
 
     @property
-    def network_ratio(self) -> float:
+    def network_ratio(self):
         """Bytes of the whole network over those of representation and kept weights."""
         kept = 4 * self.kept_weights
         return (4 * self.weights + kept) / (self.representation_bytes + kept)
 
-    def __str__(self) -> str:
+    def __str__(self):
         header = ("layer", "kernel shape", "blocks", "weights", "permutation bits")
         rows = [
             (
@@ -126,9 +122,7 @@ class SummaryTable:
         return "\n".join(lines)
 
 
-def summary_table(
-    original: Original, predictor: KernelPredictor, permutation_bits: Sequence[float], scales: int
-) -> SummaryTable:
+def summary_table(original, predictor, permutation_bits, scales):
     """Counts a representation.
 
     Args:
