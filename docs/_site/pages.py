@@ -22,8 +22,8 @@ PAGES = {
     "CITATION.cff": "CITATION.cff",
     "LICENSE": "LICENSE.txt",
     "benchmarks/": "benchmarks.md",
-    "notebooks/": "notebooks.md",
-    "notebooks/README.md": "notebooks.md",
+    "notebooks/": "notebooks/index.md",
+    "notebooks/README.md": "notebooks/index.md",
 }
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
 
@@ -91,6 +91,8 @@ def _own_pages():
         for source, site in PAGES.items()
         if not source.endswith("/") and (ROOT / source).exists()
     }
+    for path in (ROOT / "notebooks").glob("*.ipynb"):  # to be downloaded
+        pages[f"notebooks/{path.name}"] = path
     modules = public_names()
     for module in (*modules, *_inner_modules()):
         pages[f"api/{module}.md"] = f"::: keras_nern.{module}\n"
