@@ -57,6 +57,7 @@ def test_the_house_lists_every_module_once():
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_only_from_above(module):
     house = _house()
+    assert module in house
     above = set(house[: house.index(module)])
     assert _imported(module) <= above
 
