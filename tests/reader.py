@@ -36,10 +36,10 @@ def classifier():
     )
 
 
-def data(count=IMAGES):
-    """Images float32 `(count, 32, 32, 3)` and labels int64 `(count,)`."""
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(count, 32, 32, 3)).astype("float32"), rng.integers(0, 10, count)
+def data(seed):
+    """Images float32 `(n, 32, 32, 3)` and labels int64 `(n,)`."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(IMAGES, 32, 32, 3)).astype("float32"), rng.integers(0, 10, IMAGES)
 
 
 def cifar10():
@@ -89,7 +89,8 @@ def namespace(code):
         "re": re,
         "tf": tf,
     }
-    names["images"], names["labels"] = data()
+    names["images"], names["labels"] = data(seed=0)
+    names["others"], _ = data(seed=2)  # images that no fit sees
     base = classifier()
     if has("base") or has("model") or has("nern"):
         names["base"] = names["model"] = base
