@@ -14,6 +14,7 @@ import tensorflow as tf
 from torch_states import torch_state
 
 import keras_nern
+from keras_nern.callbacks import EvaluateRebuilt
 from keras_nern.compilation import RepresentationCompiler
 from keras_nern.trainer import RepresentationTrainer
 
@@ -54,7 +55,10 @@ def cifar10():
 
 
 def hurry(monkeypatch):
-    """Lets no fit take longer than `STEPS` steps, nor wait for a graph; downloads nothing."""
+    """Lets no fit take longer than `STEPS` steps, nor wait for a graph; downloads nothing.
+
+    What happens every so many steps happens every `STEPS`.
+    """
     fit, compile_ = RepresentationTrainer.fit, RepresentationCompiler.compile
 
     def short_fit(self, x=None, *args, epochs=1, steps_per_epoch=None, **kwargs):
@@ -67,6 +71,11 @@ def hurry(monkeypatch):
         kwargs.setdefault("run_eagerly", True)
         return compile_(self, *args, reconstruction_steps=steps, **kwargs)
 
+    def often(self, *args, frequency=STEPS, **kwargs):
+        init(self, *args, frequency=min(STEPS, frequency), **kwargs)
+
+    init = EvaluateRebuilt.__init__
+    monkeypatch.setattr(EvaluateRebuilt, "__init__", often)
     monkeypatch.setattr(RepresentationTrainer, "fit", short_fit)
     monkeypatch.setattr(RepresentationCompiler, "compile", short_compile)
     monkeypatch.setattr(keras.datasets.cifar10, "load_data", cifar10)
