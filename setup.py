@@ -17,6 +17,7 @@ EXTRAS = {
     "cli": ["click>=8.1"],
     "tsp": ["fast-tsp>=0.2"],
     "plots": ["matplotlib>=3.8"],
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
     # keras.callbacks.TensorBoard and KernelSummaries; tensorflow 2.21 does not bring it
     "tensorboard": ["tensorboard"],
     # keras-tuner 1.4.8 imports tensorboard in every trial without requiring it; 1.4.7 does not
@@ -35,6 +36,7 @@ EXTRAS["dev"] = [
     *EXTRAS["cli"],
     *EXTRAS["compact"],
     *EXTRAS["demo"],
+    *EXTRAS["docs"],
     *EXTRAS["notebooks"],
     *EXTRAS["tensorboard"],
     *EXTRAS["tsp"],
@@ -43,6 +45,7 @@ EXTRAS["dev"] = [
     "pytest>=8",
     "pytest-xdist>=3",
     "ruff==0.17.6",
+    "mypy==2.4.1",
     "pre-commit>=3",
 ]
 
@@ -53,8 +56,32 @@ setuptools.setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=[
+        "keras",
+        "tensorflow",
+        "neural representations",
+        "implicit representations",
+        "convolutional networks",
+        "model compression",
+        "knowledge distillation",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    project_urls={"Paper": "https://arxiv.org/abs/2212.13554"},
     packages=setuptools.find_packages(include=["keras_nern", "keras_nern.*", "keras_nern_cli"]),
-    package_data={"keras_nern": ["zoo/*.weights.h5"]},
+    package_data={"keras_nern": ["py.typed", "zoo/*.weights.h5"]},
     entry_points={"console_scripts": ["keras-nern = keras_nern_cli:main"]},
     python_requires=">=3.11",
     # Keras 3.13 gave Muon rms_rate, the scale that the default learning rates are chosen for.

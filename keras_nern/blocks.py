@@ -19,12 +19,15 @@ are computed from its number, so that a step costs what its own blocks do.
 
 import itertools
 import math
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
-from keras_nern.selection import find_kernels
+from keras_nern.hints import Tensor
+from keras_nern.selection import Choice, find_kernels
 
 VIEWS = ("crop", "block")
 BLOCK_SIZE = 3  # k of the block view, unless another is asked for
@@ -55,13 +58,13 @@ class Blocks:
 
     def __init__(
         self,
-        model,
-        view="crop",
-        block_size=None,
-        include=None,
-        exclude=None,
-        include_dense=False,
-    ):
+        model: keras.Model,
+        view: str = "crop",
+        block_size: int | None = None,
+        include: Choice = None,
+        exclude: Choice = None,
+        include_dense: bool = False,
+    ) -> None:
         if view not in VIEWS:
             raise ValueError(f"view must be one of {VIEWS}. Received: view={view!r}")
         if block_size is not None and (view == "crop" or not block_size >= 1):
@@ -104,21 +107,21 @@ class Blocks:
         self._entries = np.stack(entries).astype("int32")  # (layers, B), -1 without weight
 
     @property
-    def num_blocks(self):
+    def num_blocks(self) -> int:
         """Blocks of all kernels together."""
         return int(self.offsets[-1])
 
     @property
-    def num_weights(self):
+    def num_weights(self) -> int:
         """Represented weights."""
         return int(self._weight_offsets[-1])
 
-    def weights(self):
+    def weights(self) -> np.ndarray:
         """The kernels' current weights, row by row: float32 `(weights,)`."""
         rows = [kernel.rows(_numpy(kernel.variable)).ravel() for kernel in self.kernels]
         return np.concatenate(rows).astype("float32")
 
-    def places(self, indices):
+    def places(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Where blocks are.
 
         Args:
@@ -134,7 +137,7 @@ class Blocks:
         starts = ops.convert_to_tensor(self.offsets[:-1].astype("int32"))
         return layers, indices - ops.take(starts, layers)
 
-    def take(self, weights, indices):
+    def take(self, weights: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Reads blocks.
 
         Args:
@@ -157,7 +160,7 @@ class Blocks:
         mask = ops.cast(has_weight, "float32")
         return mask * ops.take(weights, places), mask
 
-    def coordinates(self, indices, positions=None):
+    def coordinates(self, indices: Tensor, positions: Tensor | None = None) -> Tensor:
         """The coordinates of blocks.
 
         Args:
@@ -175,7 +178,7 @@ class Blocks:
         columns = ops.take(self._columns, layers)
         return ops.stack([layers, within // columns, within % columns], axis=1)
 
-    def norms(self):
+    def norms(self) -> np.ndarray:
         """The euclidean norm of each block's weights, float64 `(blocks,)`."""
         return np.concatenate(
             [
@@ -184,14 +187,14 @@ class Blocks:
             ]
         )
 
-    def split(self, blocks):
+    def split(self, blocks: Tensor) -> list[Tensor]:
         """All blocks `(blocks, B)` as one kernel tensor for each of `kernels`."""
         return [
             self.kernel(index, blocks[start:stop])
             for index, (start, stop) in enumerate(itertools.pairwise(self.offsets.tolist()))
         ]
 
-    def kernel(self, index, blocks):
+    def kernel(self, index: int, blocks: Tensor) -> Tensor:
         """Puts a kernel together from its blocks.
 
         Args:
@@ -209,7 +212,7 @@ class Blocks:
         rows = ops.reshape(blocks, (filters, columns * blocks.shape[-1]))
         return kernel.from_rows(rows[:, : int(self._row_lengths[index])])
 
-    def kernel_blocks(self, index, values=None):
+    def kernel_blocks(self, index: int, values: ArrayLike | None = None) -> np.ndarray:
         """A kernel's blocks: float32 array `(filters, columns, B)`, 0 without weight.
 
         Args:
@@ -225,7 +228,7 @@ class Blocks:
         return blocks.reshape(filters, columns, -1).astype("float32")
 
 
-def _centre_crop(spatial, side, rank):
+def _centre_crop(spatial: Sequence[int], side: int, rank: int) -> np.ndarray:
     """For each entry of a block the place of a kernel that it carries, or -1: `(side^rank,)`."""
     spatial = (1,) * (rank - len(spatial)) + tuple(spatial)
     block = np.full((side,) * rank, -1)
@@ -234,9 +237,9 @@ def _centre_crop(spatial, side, rank):
     return block.ravel()
 
 
-def _running_total(counts):
+def _running_total(counts: Iterable[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.fromiter(counts, "int64"))])
 
 
-def _numpy(variable):
+def _numpy(variable: Tensor) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(variable), "float32")

@@ -15,14 +15,20 @@ Factors", in "Neural Networks: Tricks of the Trade", 1998). A new predictor star
 c = 0, so that each of its ReLUs bends where the kernels are.
 """
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import keras
 import tensorflow as tf
+
+from keras_nern.hints import Tensor
+from keras_nern.predictor import KernelPredictor
 
 # Coordinates from which a new predictor's means are best taken.
 SAMPLE = 65_536
 
 
-def centre(predictor, coordinates):
+def centre(predictor: KernelPredictor, coordinates: Tensor) -> None:
     """Sets the biases of the hidden layers so that their outputs have the mean 0.
 
     Args:
@@ -35,7 +41,13 @@ def centre(predictor, coordinates):
         x = layer(x)
 
 
-def apply_centred(optimizer, gradients, variables, predictor, means):
+def apply_centred(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: Iterable[Tensor],
+    variables: Sequence[keras.Variable],
+    predictor: KernelPredictor,
+    means: Sequence[Tensor],
+) -> None:
     """Takes an optimizer's step with the predictor's layers in their centred form.
 
     Args:
@@ -58,15 +70,15 @@ def apply_centred(optimizer, gradients, variables, predictor, means):
         _subtract(layer.bias, keras.ops.matmul(mean, change))
 
 
-def _kernel_in_use(layer):
+def _kernel_in_use(layer: keras.layers.Layer) -> Tensor:
     """What a layer multiplies by: of one that is compressed, not its kernel."""
     return keras.ops.convert_to_tensor(getattr(layer, "kernel_in_use", layer.kernel))
 
 
-def _subtract(variable, value):
+def _subtract(variable: keras.Variable, value: Tensor) -> None:
     """Subtracts from a variable what is the same on all replicas."""
 
-    def update(strategy, value):
+    def update(strategy: Any, value: Tensor) -> None:
         strategy.extended.update(variable.value, lambda v, x: v.assign_sub(x), args=(value,))
 
     if tf.distribute.has_strategy():

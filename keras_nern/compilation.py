@@ -5,6 +5,9 @@ than those of the first, and AdamW's running averages of the one would make it t
 steps on the other.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import keras
 
 from keras_nern import sampling
@@ -19,22 +22,24 @@ ADAMW_SHARE = 0.2  # AdamW's rate, of Muon's, under "auto"
 class RepresentationCompiler(RepresentationEvaluator):
     """`compile` and what follows from it."""
 
+    optimizer: keras.optimizers.Optimizer  # set by `keras.Model.compile`
+
     def compile(
         self,
-        optimizer="auto",
-        reconstruction_steps=6000,
-        reconstruction_learning_rate=1e-2,
-        distillation_learning_rate=2.5e-4,
-        kernel_sampling="uniform",
-        distillation_sampling="all",
-        reconstruction_weight=1.0,
-        logits_weight=1e-2,
-        feature_map_weight=2e-2,
-        layer_output_weight=0.0,
-        temperature=1.0,
-        centred="auto",
-        **kwargs,
-    ):
+        optimizer: Any = "auto",
+        reconstruction_steps: int = 6000,
+        reconstruction_learning_rate: float = 1e-2,
+        distillation_learning_rate: float = 2.5e-4,
+        kernel_sampling: Any = "uniform",
+        distillation_sampling: Any = "all",
+        reconstruction_weight: float = 1.0,
+        logits_weight: float = 1e-2,
+        feature_map_weight: float = 2e-2,
+        layer_output_weight: float = 0.0,
+        temperature: float = 1.0,
+        centred: bool | str = "auto",
+        **kwargs: Any,
+    ) -> None:
         """Chooses how to train; a new model is compiled with the defaults.
 
         Args:
@@ -126,7 +131,7 @@ class RepresentationCompiler(RepresentationEvaluator):
         self._runtime.settings = list(settings)
         self._runtime.schedule = schedule
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> dict[str, Any]:
         arguments = {
             **{name: getattr(self, name) for name in self._runtime.settings},
             **self._runtime.compile_arguments,
@@ -134,10 +139,10 @@ class RepresentationCompiler(RepresentationEvaluator):
         }
         return keras.saving.serialize_keras_object(arguments)
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
 
-    def _start_optimizer(self, phase, epoch_length, epochs):
+    def _start_optimizer(self, phase: str, epoch_length: int, epochs: int) -> None:
         """Gives a new phase a fresh optimizer, and a new fit a new default schedule.
 
         If the steps asked for are those left in the current plan, to within an epoch, a
@@ -169,7 +174,7 @@ class RepresentationCompiler(RepresentationEvaluator):
                 variable.assign(keras.ops.zeros_like(variable))
         schedule.plan(rates[phase], steps)
 
-    def _check_callbacks(self, callbacks):
+    def _check_callbacks(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
         setters = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
         if self._runtime.schedule is None:
             return

@@ -10,12 +10,21 @@ Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, arX
 Mask and steps are set once, by `compress`, and do not learn.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
+from keras_nern.hints import Shape, Tensor
 from keras_nern.positional_encoding import PACKAGE
-from keras_nern.quantization import largest_level, quantization_steps, quantize, straight_through
+from keras_nern.quantization import (
+    Quantized,
+    largest_level,
+    quantization_steps,
+    quantize,
+    straight_through,
+)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -32,25 +41,28 @@ class CompressedDense(keras.layers.Dense):
         ValueError: for other bits.
     """
 
-    def __init__(self, units, bits=None, pruned=False, **kwargs):
+    def __init__(
+        self, units: int, bits: int | None = None, pruned: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(units, **kwargs)
         if bits is not None:
             largest_level(bits)
         self.bits = bits
         self.pruned = pruned
-        self.mask = self.steps = None
+        self.mask: keras.Variable | None = None
+        self.steps: keras.Variable | None = None
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         if self.pruned:
             self.mask = self._constant("mask", self.kernel.shape)
         if self.bits is not None:
             self.steps = self._constant("steps", (self.units,))
 
-    def _constant(self, name, shape):
+    def _constant(self, name: str, shape: Shape) -> keras.Variable:
         return self.add_weight(name=name, shape=shape, initializer="ones", trainable=False)
 
-    def compress(self, sparsity=0.0):
+    def compress(self, sparsity: float = 0.0) -> None:
         """Prunes the smallest weights, then chooses the steps for those that are left.
 
         Args:
@@ -58,17 +70,17 @@ class CompressedDense(keras.layers.Dense):
                 all. Defaults to `0.0`.
         """
         kernel = ops.convert_to_numpy(self.kernel)
-        if self.pruned:
+        if self.mask is not None:
             count = round(sparsity * kernel.size)
             mask = np.ones(kernel.size, "float32")
             mask[np.argsort(np.abs(kernel), axis=None, kind="stable")[:count]] = 0
             self.mask.assign(mask.reshape(kernel.shape))
             kernel = kernel * mask.reshape(kernel.shape)
-        if self.bits is not None:
+        if self.bits is not None and self.steps is not None:
             self.steps.assign(quantization_steps(kernel, self.bits).astype("float32"))
 
     @property
-    def kernel_in_use(self):
+    def kernel_in_use(self) -> Tensor:
         """W~, a float32 tensor `(inputs, units)`."""
         kernel = ops.convert_to_tensor(self.kernel)
         if self.pruned:
@@ -77,7 +89,7 @@ class CompressedDense(keras.layers.Dense):
             kernel = straight_through(kernel, ops.convert_to_tensor(self.steps), self.bits)
         return kernel
 
-    def quantized(self):
+    def quantized(self) -> Quantized:
         """The kernel as integers and steps, a `quantization.Quantized`.
 
         Raises:
@@ -89,7 +101,7 @@ class CompressedDense(keras.layers.Dense):
         steps = ops.convert_to_numpy(self.steps).astype("float16")
         return quantize(ops.convert_to_numpy(kernel), self.bits, steps)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         outputs = ops.matmul(inputs, self.kernel_in_use)
         if self.bias is not None:
             outputs = outputs + self.bias
@@ -97,11 +109,11 @@ class CompressedDense(keras.layers.Dense):
 
     # Dense saves its kernel and bias and nothing else.
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         for variable in self.variables:
             store[variable.name] = variable
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         missing = sorted({variable.name for variable in self.variables} - set(store.keys()))
         if missing:
             raise ValueError(
@@ -111,5 +123,5 @@ class CompressedDense(keras.layers.Dense):
         for variable in self.variables:
             variable.assign(store[variable.name])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "bits": self.bits, "pruned": self.pruned}

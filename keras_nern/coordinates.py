@@ -9,10 +9,17 @@ Unpermuted, a block's coordinate names its own filter and column; permuted, simi
 get neighbouring coordinates (see `permutations`). The weights themselves never move.
 """
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_nern.hints import Grid
 
 
-def kernel_coordinates(grids, orders=None):
+def kernel_coordinates(
+    grids: Iterable[Grid], orders: Sequence[ArrayLike] | None = None
+) -> np.ndarray:
     """Gives every block of a network its coordinate.
 
     Args:
@@ -50,7 +57,7 @@ def kernel_coordinates(grids, orders=None):
     return np.concatenate(rows).astype("int32")
 
 
-def check_order(order, count, index):
+def check_order(order: np.ndarray, count: int, index: int) -> None:
     """Raises a ValueError unless layer `index`'s order is a permutation of `range(count)`."""
     if order.shape != (count,) or not np.array_equal(np.sort(order), np.arange(count)):
         raise ValueError(

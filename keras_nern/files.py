@@ -3,10 +3,11 @@
 import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def whole_file(filepath, applies=True):
+def whole_file(filepath: str | os.PathLike, applies: bool = True) -> Iterator[str | os.PathLike]:
     """A path to write to that takes the place of `filepath` when all is written.
 
     Until then, and where writing fails, the file that was there stays as it was.
@@ -19,7 +20,7 @@ def whole_file(filepath, applies=True):
     Example:
 
     >>> with whole_file("order.npz") as path:
-    ...     np.savez(path, order=order)
+    ...     np.savez(path, order=np.arange(9))
     """
     if not applies or "://" in str(filepath):
         yield filepath

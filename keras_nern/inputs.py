@@ -7,13 +7,17 @@ comes before its first image is read, so one batch is examined up front.
 import itertools
 import math
 import types
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nern.hints import Shape
 
-def examine(data, input_shapes, name="x"):
+
+def examine(data: Any, input_shapes: Sequence[Shape] | None, name: str = "x") -> Any:
     """Checks that data yields batches of what a network takes.
 
     Args:
@@ -66,7 +70,7 @@ def examine(data, input_shapes, name="x"):
     return data
 
 
-def is_pair(data, input_shapes=None):
+def is_pair(data: Any, input_shapes: Sequence[Shape] | None = None) -> bool:
     """Whether the data, or the elements of a dataset, hold more than inputs.
 
     Args:
@@ -81,12 +85,12 @@ def is_pair(data, input_shapes=None):
     return isinstance(element, (tuple, list)) and len(element) > 1
 
 
-def _takes_pairs(input_shapes):
+def _takes_pairs(input_shapes: Sequence[Shape] | None) -> bool:
     """Whether a list of arrays is (inputs, labels): where the network has one input."""
     return input_shapes is not None and len(input_shapes) == 1
 
 
-def never_ends(data):
+def never_ends(data: Any) -> bool:
     """Whether an epoch of the data needs `steps_per_epoch` to end."""
     if isinstance(data, keras.utils.PyDataset):
         return data.num_batches is None
@@ -96,7 +100,7 @@ def never_ends(data):
     )
 
 
-def steps_in(data, batch_size=None, validation_split=0.0):
+def steps_in(data: Any, batch_size: int | None = None, validation_split: float = 0.0) -> int | None:
     """Counts the batches of one epoch.
 
     Args:
@@ -120,7 +124,9 @@ def steps_in(data, batch_size=None, validation_split=0.0):
     return None
 
 
-def input_batches(data, count, batch_size, input_shapes):
+def input_batches(
+    data: Any, count: int, batch_size: int, input_shapes: Sequence[Shape] | None
+) -> Iterator:
     """Yields the first inputs of what `fit` takes.
 
     Args:
@@ -129,6 +135,7 @@ def input_batches(data, count, batch_size, input_shapes):
         batch_size: how many at once, where `data` holds arrays.
         input_shapes: as for `examine`.
     """
+    batches: Iterator
     if isinstance(data, (tf.data.Dataset, types.GeneratorType)):
         batches = map(_inputs, data)
     elif isinstance(data, keras.utils.PyDataset):
@@ -151,18 +158,18 @@ def input_batches(data, count, batch_size, input_shapes):
             return
 
 
-def _chain(first, rest):
+def _chain(first: Any, rest: Iterable) -> Iterator:
     # A generator function: Keras takes generators, but not every iterator, and of tuples.
     for element in itertools.chain([first], rest):
         yield element if isinstance(element, (tuple, list)) else (element,)
 
 
-def _inputs(element):
+def _inputs(element: Any) -> Any:
     """The inputs of a dataset's element: all of it, or what comes before the labels."""
     return element[0] if isinstance(element, (tuple, list)) else element
 
 
-def _check_element(element, input_shapes, name):
+def _check_element(element: Any, input_shapes: Sequence[Shape] | None, name: str) -> None:
     inputs = _inputs(element)
     if _takes_pairs(input_shapes):
         while isinstance(inputs, (tuple, list)):
@@ -176,7 +183,7 @@ def _check_element(element, input_shapes, name):
     _check_shapes([x if hasattr(x, "shape") else np.asarray(x) for x in arrays], input_shapes, name)
 
 
-def _check_shapes(arrays, input_shapes, name):
+def _check_shapes(arrays: Sequence, input_shapes: Sequence[Shape] | None, name: str) -> None:
     if input_shapes is None:
         return
     shapes = [tuple(array.shape) for array in arrays]
@@ -191,12 +198,12 @@ def _check_shapes(arrays, input_shapes, name):
     )
 
 
-def _fits(shape, wanted):
+def _fits(shape: Sequence[int | None], wanted: Shape) -> bool:
     return len(shape) == len(wanted) + 1 and all(
         got is None or length is None or got == length
         for got, length in zip(shape[1:], wanted, strict=True)
     )
 
 
-def _empty(name, received):
+def _empty(name: str, received: str) -> ValueError:
     return ValueError(f"{name} must give at least one batch of images. Received: {received}")

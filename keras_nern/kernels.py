@@ -14,6 +14,9 @@ import math
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_nern.hints import Tensor
 
 _TRANSPOSED = (
     keras.layers.Conv1DTranspose,
@@ -47,52 +50,52 @@ class Kernel:
     shape: tuple
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The path, and the variable's name where the layer has two of them."""
         return self.path if self.attribute == "kernel" else f"{self.path}/{self.attribute}"
 
     @property
-    def variable(self):
+    def variable(self) -> keras.Variable:
         """The Keras variable."""
         return getattr(self.layer, self.attribute)
 
     @property
-    def spatial(self):
+    def spatial(self) -> tuple[int, ...]:
         """The lengths of the spatial axes, `()` for a Dense layer's."""
         return self.shape[:-2]
 
     @property
-    def places(self):
+    def places(self) -> int:
         """S, the weights of one channel in one filter."""
         return math.prod(self.spatial)
 
     @property
-    def channels(self):
+    def channels(self) -> int:
         """cin; of one group, where the convolution has groups."""
         return self.shape[-1 if self._is_transposed else -2]
 
     @property
-    def filters(self):
+    def filters(self) -> int:
         """cout; of a depthwise convolution, its multiplier."""
         return self.shape[-2 if self._is_transposed else -1]
 
     @property
-    def num_weights(self):
+    def num_weights(self) -> int:
         """All weights in it."""
         return math.prod(self.shape)
 
     @property
-    def _is_transposed(self):
+    def _is_transposed(self) -> bool:
         return isinstance(self.layer, _TRANSPOSED)
 
-    def rows(self, values):
+    def rows(self, values: ArrayLike) -> np.ndarray:
         """Lays an array of the variable's shape out as `(filters, channels * places)`."""
         rank = len(self.spatial)
         filters, channels = (rank, rank + 1) if self._is_transposed else (rank + 1, rank)
         values = np.asarray(values).transpose(filters, channels, *range(rank))
         return values.reshape(self.filters, -1)
 
-    def from_rows(self, rows):
+    def from_rows(self, rows: Tensor) -> Tensor:
         """The inverse of `rows`, of a tensor and differentiable."""
         rank = len(self.spatial)
         tensor = keras.ops.reshape(rows, (self.filters, self.channels, *self.spatial))
@@ -100,7 +103,7 @@ class Kernel:
         return keras.ops.transpose(tensor, (*range(2, rank + 2), *last))
 
 
-def kernels_of(path, layer):
+def kernels_of(path: str, layer: keras.layers.Layer) -> list[Kernel]:
     """Lists the kernels that a layer holds itself.
 
     Args:
@@ -111,6 +114,7 @@ def kernels_of(path, layer):
         A list of `Kernel`: one for a convolution or a Dense layer, two for a separable
         convolution, none for other layers.
     """
+    attributes: tuple[str, ...]
     if isinstance(layer, _SEPARABLE):
         attributes = ("depthwise_kernel", "pointwise_kernel")
     elif isinstance(layer, (*CONVOLUTIONS, keras.layers.Dense)):
@@ -123,7 +127,7 @@ def kernels_of(path, layer):
     ]
 
 
-def walk_layers(model):
+def walk_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:
     """Lists all layers in a model, to any depth.
 
     Args:
@@ -136,7 +140,7 @@ def walk_layers(model):
     """
     found, seen, taken = [], {id(model)}, set()
 
-    def walk(layer, prefix):
+    def walk(layer: keras.layers.Layer, prefix: str) -> None:
         for inner in layer._flatten_layers(include_self=False, recursive=False):
             if id(inner) in seen:
                 continue

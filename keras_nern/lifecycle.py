@@ -17,6 +17,9 @@ weights have seen, and trains from there. That costs what reading them costs. Ca
 are told of an epoch that has batches left to train on, and of those batches alone.
 """
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -30,7 +33,7 @@ class FitCallbacks(keras.callbacks.CallbackList):
         **params: as for `keras.callbacks.CallbackList`: `verbose`, `epochs`, `steps`.
     """
 
-    def __init__(self, callbacks, model, **params):
+    def __init__(self, callbacks: Any, model: keras.Model, **params: Any) -> None:
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
         self.history = keras.callbacks.History()
@@ -42,21 +45,21 @@ class FitCallbacks(keras.callbacks.CallbackList):
         )
         self._batches_to_drop = 0
         self._dropped_last = False
-        self._waiting_epoch = None  # whose first batch to train on has not come yet
+        self._waiting_epoch: int | None = None  # whose first batch to train on has not come yet
         self._restored_epoch = 0
-        self._logs = None
+        self._logs: dict | None = None
 
     @property
-    def can_restore(self):
+    def can_restore(self) -> bool:
         """Whether one of them puts back the weights of a fit that was killed."""
         return any(isinstance(c, keras.callbacks.BackupAndRestore) for c in self.callbacks)
 
     @property
-    def is_dropping(self):
+    def is_dropping(self) -> bool:
         """Whether there are batches left to drop."""
         return self._batches_to_drop > 0
 
-    def begin(self):
+    def begin(self) -> None:
         """Announces the fit; a callback may restore the model or stop the training."""
         self.model.stop_training = False
         # BackupAndRestore (Keras 3.15) writes the epoch it restores to `_initial_epoch`;
@@ -66,15 +69,15 @@ class FitCallbacks(keras.callbacks.CallbackList):
         self._restored_epoch = self.model._initial_epoch or 0
         self.model._initial_epoch = None
 
-    def end(self):
+    def end(self) -> None:
         """Announces the end of the fit."""
         super().on_train_end(self._logs)
 
-    def drop(self, batches):
+    def drop(self, batches: int) -> None:
         """Lets the next inner fit draw so many batches before it trains."""
         self._batches_to_drop = batches
 
-    def check_dropped(self, batches):
+    def check_dropped(self, batches: int) -> None:
         """Raises a ValueError where the data ended before all batches were dropped."""
         if self._batches_to_drop:
             raise ValueError(
@@ -82,17 +85,17 @@ class FitCallbacks(keras.callbacks.CallbackList):
                 f"least as many again. Received: {batches - self._batches_to_drop}"
             )
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         """Of an inner fit of Keras: passed on by `begin`."""
         if self._batches_to_drop:
             self.model.train_function = self._draw_then(self.model.train_function)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         """Of an inner fit of Keras: passed on by `end`."""
         self._logs = logs
 
-    def _draw_then(self, train):
-        def draw(iterator):
+    def _draw_then(self, train: Callable) -> Callable:
+        def draw(iterator: Any) -> dict:
             for drawn in range(min(self.model.steps_per_execution, self._batches_to_drop)):
                 try:
                     next(iterator)
@@ -107,18 +110,18 @@ class FitCallbacks(keras.callbacks.CallbackList):
 
         return draw
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         if self._batches_to_drop:
             self._waiting_epoch = epoch
         else:
             super().on_epoch_begin(epoch, logs)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if self._waiting_epoch is None:
             super().on_epoch_end(epoch, logs)
         self._waiting_epoch = None
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         self._dropped_last = self.is_dropping
         if self._dropped_last:
             return
@@ -127,11 +130,11 @@ class FitCallbacks(keras.callbacks.CallbackList):
             self._waiting_epoch = None
         super().on_train_batch_begin(batch, logs)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         if not self._dropped_last:
             super().on_train_batch_end(batch, logs)
 
-    def validation_epochs(self, frequency, epochs):
+    def validation_epochs(self, frequency: int | Iterable[int], epochs: int) -> int | Iterable[int]:
         """Keras's `validation_freq`, without the epochs that ended before."""
         if not self._restored_epoch:
             return frequency
@@ -148,17 +151,17 @@ class BeforeTheEpochs(keras.callbacks.Callback):
         steps_done: steps of the phase that an earlier fit did.
     """
 
-    def __init__(self, callbacks, steps_done):
+    def __init__(self, callbacks: FitCallbacks, steps_done: int) -> None:
         super().__init__()
         own = (keras.callbacks.ProgbarLogger, keras.callbacks.History)  # Keras adds others
         self._callbacks = [c for c in callbacks.callbacks if not isinstance(c, own)]
         self._steps_done = steps_done
         self.async_safe = not self._callbacks  # else Keras would wait for no step to end
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         for callback in self._callbacks:
             callback.on_train_batch_begin(batch + self._steps_done, logs)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         for callback in self._callbacks:
             callback.on_train_batch_end(batch + self._steps_done, logs)

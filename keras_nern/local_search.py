@@ -16,6 +16,7 @@ there; then again around what has changed, and at last once more around all.
 
 import numpy as np
 
+from keras_nern.hints import Progress
 from keras_nern.nearest_neighbours import CHUNK, nearest_neighbours
 
 NEIGHBOURS = 8  # of each vector, that moves try to join it to
@@ -28,7 +29,7 @@ class Path:
     `tour` lists the cycle's nodes from the extra node n on, `place` is its inverse.
     """
 
-    def __init__(self, prepared, order, metric):
+    def __init__(self, prepared: np.ndarray, order: np.ndarray, metric: str) -> None:
         self.vectors = prepared
         self.metric = metric
         self.n = len(order)
@@ -36,11 +37,11 @@ class Path:
         self.place = np.empty_like(self.tour)
         self.place[self.tour] = np.arange(self.n + 1)
 
-    def length(self):
+    def length(self) -> float:
         steps = self.distance(self.tour, np.roll(self.tour, -1))
         return float(steps.sum(dtype="float64"))
 
-    def distance(self, a, b):
+    def distance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Between nodes, elementwise; 0 to the extra node."""
         a, b = np.broadcast_arrays(a, b)
         u, v = (self.vectors[np.minimum(nodes, self.n - 1)] for nodes in (a, b))
@@ -52,7 +53,7 @@ class Path:
         distance[(a == self.n) | (b == self.n)] = 0
         return distance
 
-    def improve(self, progress=None):
+    def improve(self, progress: Progress | None = None) -> np.ndarray:
         """Moves until none shortens the path; returns the order."""
         nearest = nearest_neighbours(self.vectors, min(NEIGHBOURS, self.n - 1), self.metric)
         near = self.distance(np.arange(self.n)[:, None], nearest)
@@ -85,7 +86,9 @@ class Path:
             progress(fewest)
         return self.tour[1:].copy()
 
-    def _best_moves(self, nodes, nearest, near):
+    def _best_moves(
+        self, nodes: np.ndarray, nearest: np.ndarray, near: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """For each node a the move that gains most by joining it to a neighbour c.
 
         Args:
@@ -105,7 +108,7 @@ class Path:
         forwards, backwards = (after, step), (before, step[before])
         gains, moves = np.zeros(len(nodes)), np.zeros((len(nodes), 7), "int64")
 
-        def offer(gain, *move):
+        def offer(gain: np.ndarray, *move: int | np.ndarray) -> None:
             rows, best = np.arange(len(nodes)), gain.argmax(axis=1)
             better = np.flatnonzero(gain[rows, best] > gains)
             gains[better] = gain[better, best[better]]
@@ -140,10 +143,10 @@ class Path:
                     offer(gain, 1, a, e, p, q, c, d)
         return gains, moves
 
-    def _follows(self, a, b):
+    def _follows(self, a: int, b: int) -> bool:
         return (self.place[b] - self.place[a]) % (self.n + 1) == 1
 
-    def _reverse(self, a, b, c, d):
+    def _reverse(self, a: int, b: int, c: int, d: int) -> bool:
         """Steps (a, b), (c, d) become (a, c), (b, d), where both are still there."""
         if self._follows(b, a) and self._follows(d, c):
             a, b, c, d = b, a, d, c
@@ -154,7 +157,7 @@ class Path:
         self._lay(low, self.tour[low:high][::-1])
         return True
 
-    def _shift(self, a, e, p, q, c, d):
+    def _shift(self, a: int, e: int, p: int, q: int, c: int, d: int) -> bool:
         """Moves the piece a ... e from between p and q to between c and d, a beside c."""
         low, high = sorted((self.place[a], self.place[e]))
         piece = self.tour[low : high + 1]
@@ -177,7 +180,7 @@ class Path:
             self._lay(first + 1, np.concatenate([piece, self.tour[first + 1 : low]]))
         return True
 
-    def _lay(self, start, nodes):
+    def _lay(self, start: int, nodes: np.ndarray) -> None:
         stop = start + len(nodes)
         self.tour[start:stop] = nodes.copy()
         self.place[self.tour[start:stop]] = np.arange(start, stop)

@@ -16,14 +16,18 @@ network, from the second moments C_l of its inputs (see `moments`):
 All are computed in float32, whatever the networks run in.
 """
 
+from collections.abc import Callable, Sequence
+
 import keras
 from keras import ops
+
+from keras_nern.hints import Tensor
 
 # Below this, a norm or a mean square counts as zero.
 EPSILON = 1e-12
 
 
-def reconstruction_loss(original, predicted, mask):
+def reconstruction_loss(original: Tensor, predicted: Tensor, mask: Tensor) -> Tensor:
     """Root mean square error of the weights.
 
     Args:
@@ -41,7 +45,7 @@ def reconstruction_loss(original, predicted, mask):
     return ops.sqrt(ops.maximum(squares / ops.sum(mask), EPSILON))
 
 
-def relative_error(original, predicted, mask):
+def relative_error(original: Tensor, predicted: Tensor, mask: Tensor) -> Tensor:
     """Squared error of the weights, relative to their squares.
 
     Args:
@@ -56,7 +60,7 @@ def relative_error(original, predicted, mask):
     return error / ops.maximum(ops.sum(mask * ops.square(original)), EPSILON)
 
 
-def logits_distillation_loss(teacher, student, temperature=1.0):
+def logits_distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
     """Kullback-Leibler divergence of the rebuilt network from the original.
 
     Args:
@@ -77,7 +81,7 @@ def logits_distillation_loss(teacher, student, temperature=1.0):
     return ops.mean(divergence) * temperature**2
 
 
-def feature_map_distillation_loss(teacher, student):
+def feature_map_distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
     """Squared distance of the normalised feature maps, summed over layers.
 
     Args:
@@ -97,7 +101,12 @@ def feature_map_distillation_loss(teacher, student):
     return total
 
 
-def layer_output_loss(original, predicted, moments, scales):
+def layer_output_loss(
+    original: Sequence[Tensor],
+    predicted: Sequence[Tensor],
+    moments: Sequence[Tensor | None],
+    scales: Sequence[Tensor],
+) -> Tensor:
     """Relative squared error of each layer's outputs, were its inputs right; summed.
 
     Args:
@@ -118,7 +127,7 @@ def layer_output_loss(original, predicted, moments, scales):
     return total
 
 
-def output_error(error, moments, scale):
+def output_error(error: Tensor, moments: Tensor, scale: Tensor) -> Tensor:
     """tr(S D^T C D S): mean squared change of a layer's scaled outputs, summed over filters.
 
     Args:
@@ -135,7 +144,7 @@ def output_error(error, moments, scale):
     return ops.sum(matrix * ops.matmul(moments, matrix))
 
 
-def logits_of(outputs, activation):
+def logits_of(outputs: Tensor, activation: Callable | None) -> Tensor:
     """A classifier's outputs as logits, whatever activation it ends with.
 
     Args:
@@ -161,7 +170,7 @@ def logits_of(outputs, activation):
     return outputs
 
 
-def _unit(feature_map):
+def _unit(feature_map: Tensor) -> Tensor:
     flat = ops.cast(feature_map, "float32")
     flat = ops.reshape(flat, (ops.shape(flat)[0], -1))
     squares = ops.sum(ops.square(flat), axis=-1, keepdims=True)

@@ -12,10 +12,15 @@ Strided convolutions pad one pixel on *every* side, as PyTorch does, so weights
 trained there give the same outputs here (Keras's "same" would pad the far side only).
 """
 
+import os
 import pathlib
+from collections.abc import Mapping
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_nern.hints import Tensor
 
 # The usual per-channel statistics of CIFAR-10's training images, in 0..1.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -29,14 +34,14 @@ WEIGHTS = ".weights.h5"
 
 
 def resnet_cifar(
-    depth=20,
-    classes=10,
-    shortcut="B",
-    input_shape=(32, 32, 3),
-    mean=CIFAR10_MEAN,
-    std=CIFAR10_STD,
-    name=None,
-):
+    depth: int = 20,
+    classes: int = 10,
+    shortcut: str = "B",
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    mean: ArrayLike = CIFAR10_MEAN,
+    std: ArrayLike = CIFAR10_STD,
+    name: str | None = None,
+) -> keras.Model:
     """Builds a residual classifier for small images, untrained.
 
     The network takes raw pixels in 0..255 (any numeric dtype) and returns logits.
@@ -98,7 +103,9 @@ def resnet_cifar(
     return keras.Model(inputs, logits, name=name or f"resnet{depth}")
 
 
-def _conv_bn(x, filters, size, stride, conv_name, bn_name):
+def _conv_bn(
+    x: Tensor, filters: int, size: int, stride: int, conv_name: str, bn_name: str
+) -> Tensor:
     if stride > 1 and size > 1:
         x = keras.layers.ZeroPadding2D(size // 2, name=f"{conv_name}_pad")(x)
     x = keras.layers.Conv2D(
@@ -113,7 +120,7 @@ def _conv_bn(x, filters, size, stride, conv_name, bn_name):
     return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=bn_name)(x)
 
 
-def _basic_block(x, filters, stride, shortcut, name):
+def _basic_block(x: Tensor, filters: int, stride: int, shortcut: str, name: str) -> Tensor:
     y = _conv_bn(x, filters, 3, stride, f"{name}_conv1", f"{name}_bn1")
     y = keras.layers.ReLU(name=f"{name}_relu1")(y)
     y = _conv_bn(y, filters, 3, 1, f"{name}_conv2", f"{name}_bn2")
@@ -127,7 +134,7 @@ def _basic_block(x, filters, stride, shortcut, name):
     return keras.layers.ReLU(name=f"{name}_relu2")(y)
 
 
-def load(name):
+def load(name: str) -> keras.Model:
     """Loads a trained network that comes with the package.
 
     Args:
@@ -152,12 +159,14 @@ def load(name):
     return model
 
 
-def list_models():
+def list_models() -> list[str]:
     """The names that `load` knows, a sorted list."""
     return sorted(path.name.removesuffix(WEIGHTS) for path in ZOO.glob(f"*{WEIGHTS}"))
 
 
-def load_torch_weights(model, state):
+def load_torch_weights(
+    model: keras.Model, state: Mapping[str, ArrayLike] | str | os.PathLike
+) -> keras.Model:
     """Copies weights with PyTorch's names and layouts into a `resnet_cifar`.
 
     Names are those of the common PyTorch ports (`layer1.0.conv1.weight`,
@@ -181,7 +190,7 @@ def load_torch_weights(model, state):
     >>> model = keras_nern.models.resnet_cifar(depth=20)
     >>> model = keras_nern.models.load_torch_weights(model, "cifar10_resnet20.npz")
     """
-    if not hasattr(state, "keys"):
+    if isinstance(state, (str, os.PathLike)):
         with np.load(state, allow_pickle=False) as file:
             return load_torch_weights(model, dict(file))
     left = {
@@ -219,7 +228,7 @@ def load_torch_weights(model, state):
     return model
 
 
-def _torch_name(layer, weight):
+def _torch_name(layer: keras.layers.Layer, weight: keras.Variable) -> str:
     parts = layer.name.replace("downsample_", "downsample.").split("_")
     suffix = {
         "kernel": "weight",

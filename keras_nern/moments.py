@@ -13,11 +13,14 @@ that follows scales filter f by gamma_f / sigma_f, and the change with it.
 
 import math
 import typing
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
 
-from keras_nern.recording import normalisations, recorded_calls
+from keras_nern.hints import Tensor
+from keras_nern.kernels import Kernel
+from keras_nern.recording import Call, normalisations, recorded_calls
 
 
 class Gathered(typing.NamedTuple):
@@ -33,7 +36,9 @@ class Gathered(typing.NamedTuple):
     scale: np.ndarray
 
 
-def second_moments(base, kernels, batches):
+def second_moments(
+    base: keras.Model, kernels: Sequence[Kernel], batches: Iterable
+) -> list[Gathered | None]:
     """C of every ordinary convolution and Dense layer, over all patches of all images.
 
     Args:
@@ -48,7 +53,10 @@ def second_moments(base, kernels, batches):
     Raises:
         ValueError: where there are no batches.
     """
-    sums, counts, scales, seen = {}, {}, {}, False
+    sums: dict[int, np.ndarray] = {}
+    counts: dict[int, int] = {}
+    scales: dict[int, np.ndarray] = {}
+    seen = False
     for inputs in batches:
         with recorded_calls(base) as calls:
             base(inputs, training=False)
@@ -74,11 +82,11 @@ def second_moments(base, kernels, batches):
     ]
 
 
-def _is_plain(layer):
+def _is_plain(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Dense))
 
 
-def _scale(kernel, normalisation):
+def _scale(kernel: Kernel, normalisation: Call | None) -> np.ndarray:
     if normalisation is None:
         return np.ones(kernel.filters, "float32")
     layer = normalisation.operation
@@ -88,7 +96,7 @@ def _scale(kernel, normalisation):
     return scale.astype("float32")
 
 
-def _patches(tensor, kernel):
+def _patches(tensor: Tensor, kernel: Kernel) -> Tensor:
     """The patches a kernel is multiplied with: `(groups, positions, places * channels)`."""
     layer = kernel.layer
     tensor = keras.ops.cast(tensor, "float32")

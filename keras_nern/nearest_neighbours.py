@@ -13,6 +13,8 @@ at once. It is computed in float32: distances that differ by less than about 1e-
 squared spread of the vectors count as equal.
 """
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 METRICS = ("cosine", "euclidean")
@@ -22,13 +24,13 @@ CANDIDATES = 16_384  # compared with a vector beyond it, at most
 PROBES = 12  # centres whose vectors are looked at beyond the exact limit
 
 
-def validate(name, value, choices):
+def validate(name: str, value: object, choices: Sequence) -> None:
     """Raises a ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}. Received: {name}={value!r}")
 
 
-def prepared(vectors, metric):
+def prepared(vectors: np.ndarray, metric: str) -> np.ndarray:
     """Vectors `(n, d)` as they are compared, float32; those without direction are zeros.
 
     Raises:
@@ -47,14 +49,14 @@ def prepared(vectors, metric):
     return units.astype("float32")
 
 
-def scores(metric, vectors):
+def scores(metric: str, vectors: np.ndarray) -> np.ndarray:
     """What to add to <u, v> so that it is largest for the v nearest to u: `(n,)`."""
     if metric == "cosine":
         return np.zeros(len(vectors), "float32")
     return -np.einsum("nd,nd->n", vectors, vectors) / 2  # of -|u - v|^2 / 2
 
 
-def nearest_neighbours(vectors, count, metric="euclidean"):
+def nearest_neighbours(vectors: np.ndarray, count: int, metric: str = "euclidean") -> np.ndarray:
     """The nearest vectors of each.
 
     Among up to `EXACT_LIMIT` vectors all are compared. Of more, each belongs to the
@@ -87,7 +89,9 @@ def nearest_neighbours(vectors, count, metric="euclidean"):
     return near
 
 
-def _neighbourhoods(vectors, bias, count):
+def _neighbourhoods(
+    vectors: np.ndarray, bias: np.ndarray, count: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (vectors, those they are compared with), each vector once among the first."""
     n = len(vectors)
     if n <= EXACT_LIMIT:

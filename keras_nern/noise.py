@@ -21,9 +21,12 @@ kinds:
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_nern.recording import first_normalisation
 
@@ -76,17 +79,17 @@ class NoiseDataset(keras.utils.PyDataset):
 
     def __init__(
         self,
-        base,
-        kind="batch_norm",
-        batch_size=64,
-        steps=100,
-        limits=(0.0, 1.0),
-        mean=0.0,
-        stddev=1.0,
-        image_size=None,
-        seed=0,
-        **kwargs,
-    ):
+        base: keras.Model,
+        kind: str = "batch_norm",
+        batch_size: int = 64,
+        steps: int = 100,
+        limits: tuple[float, float] = (0.0, 1.0),
+        mean: ArrayLike = 0.0,
+        stddev: ArrayLike = 1.0,
+        image_size: tuple[int, int] | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}. Received: kind={kind!r}")
@@ -111,10 +114,10 @@ class NoiseDataset(keras.utils.PyDataset):
             self.mean, self.mixing, self.exponent = match_statistics(base, self.image_shape)
         self._epoch = 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> np.ndarray:
         """Returns batch `index`: float32 `(batch_size, height, width, channels)`."""
         rng = np.random.default_rng((self.seed, self._epoch, index))
         shape = (self.batch_size, *self.image_shape)
@@ -123,11 +126,11 @@ class NoiseDataset(keras.utils.PyDataset):
         noise = coloured_noise(rng, shape, self.exponent)
         return (self.mean + noise @ self.mixing.T).astype("float32")
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         self._epoch += 1
 
 
-def coloured_noise(rng, shape, exponent):
+def coloured_noise(rng: np.random.Generator, shape: tuple[int, ...], exponent: float) -> np.ndarray:
     """Gaussian noise of mean 0 and variance 1 with the amplitude spectrum 1 / f^exponent.
 
     Args:
@@ -158,7 +161,9 @@ def coloured_noise(rng, shape, exponent):
     return np.fft.irfft2(spectrum, s=(height, width), axes=(1, 2))
 
 
-def match_statistics(base, image_shape):
+def match_statistics(
+    base: keras.Model, image_shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Finds the noise whose answers the first batch normalisation takes for images'.
 
     Args:
@@ -175,7 +180,7 @@ def match_statistics(base, image_shape):
     wanted_mean = np.asarray(keras.ops.convert_to_numpy(layer.moving_mean), "float64")
     wanted_variance = np.asarray(keras.ops.convert_to_numpy(layer.moving_variance), "float64")
 
-    def answers(images):
+    def answers(images: np.ndarray) -> np.ndarray:
         seen = keras.ops.convert_to_numpy(probe(images.astype("float32")))
         return seen.astype("float64").reshape(-1, len(wanted_mean))
 
@@ -197,7 +202,12 @@ def match_statistics(base, image_shape):
     return mean, mixing, float(exponent)
 
 
-def _gains(answers, mean, image_shape, exponent):
+def _gains(
+    answers: Callable[[np.ndarray], np.ndarray],
+    mean: np.ndarray,
+    image_shape: tuple[int, ...],
+    exponent: float,
+) -> np.ndarray:
     """B: what noise of variance 1 in the channels brings the filters.
 
     It is measured as a change of a grey image, whose own border is no part of it.
@@ -210,7 +220,7 @@ def _gains(answers, mean, image_shape, exponent):
     batch = max(1, PIXELS_AT_ONCE // math.prod(size))
     batches = max(1, PROBED_PIXELS // math.prod(size) // batch)
     grey = answers(np.broadcast_to(mean, (batch, *image_shape)))
-    gains = 0.0
+    gains = np.zeros((grey.shape[-1], channels, channels))
     for _ in range(batches):
         noise = coloured_noise(rng, (batch, *size, 1), exponent)
         changed = [answers(mean + noise * one) for one in np.eye(channels)]
@@ -219,7 +229,9 @@ def _gains(answers, mean, image_shape, exponent):
     return gains
 
 
-def _fit_covariance(gains, wanted, steps=100):
+def _fit_covariance(
+    gains: np.ndarray, wanted: np.ndarray, steps: int = 100
+) -> tuple[float, np.ndarray]:
     """Finds L with log tr(B_j L L^T) = log wanted_j in the sense of least squares.
 
     By Gauss-Newton with Levenberg's damping (Levenberg, 1944) on the entries of L.
@@ -234,7 +246,7 @@ def _fit_covariance(gains, wanted, steps=100):
     alive = (wanted > 0) & (np.trace(gains, axis1=1, axis2=2) > 0)
     gains, wanted = gains[alive], wanted[alive]
 
-    def residuals(root):
+    def residuals(root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         variances = np.einsum("jcd,ce,de->j", gains, root, root)
         return np.log(np.maximum(variances, 1e-30) / wanted), variances
 
@@ -258,7 +270,7 @@ def _fit_covariance(gains, wanted, steps=100):
     return float(np.mean(error**2)), root
 
 
-def _per_channel(name, value, channels):
+def _per_channel(name: str, value: ArrayLike, channels: int) -> np.ndarray:
     value = np.asarray(value, "float64")
     if value.shape not in ((), (channels,)):
         raise ValueError(
@@ -268,7 +280,7 @@ def _per_channel(name, value, channels):
     return np.broadcast_to(value, (channels,))
 
 
-def _image_shape(base, image_size):
+def _image_shape(base: keras.Model, image_size: tuple[int, int] | None) -> tuple[int, ...]:
     inputs = getattr(base, "inputs", None) or []
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         raise ValueError(

@@ -19,14 +19,19 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any, BinaryIO, Self
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_nern.blocks import Blocks
 from keras_nern.coordinates import check_order, kernel_coordinates
 from keras_nern.files import whole_file
-from keras_nern.tours import METHODS, METRICS, check_fast_tsp, order_vectors, validate
+from keras_nern.hints import Grid, Progress
+from keras_nern.nearest_neighbours import METRICS, validate
+from keras_nern.tours import METHODS, check_fast_tsp, order_vectors
 
 PERMUTATIONS = (None, "in_filter", "cross_filter")
 INFLATES = 500  # how many times its size a file may at most unpack to
@@ -65,7 +70,12 @@ class Permutation:
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554, section 3.2.
     """
 
-    def __init__(self, grids, orders=None, kind="cross_filter"):
+    def __init__(
+        self,
+        grids: ArrayLike,
+        orders: Sequence[ArrayLike] | None = None,
+        kind: str | None = "cross_filter",
+    ) -> None:
         validate("permutation", kind, PERMUTATIONS)
         self.kind = kind
         grids = np.asarray(grids)
@@ -95,13 +105,13 @@ class Permutation:
     @classmethod
     def of(
         cls,
-        model,
-        kind="cross_filter",
-        method="greedy",
-        metric="euclidean",
-        verbose="auto",
-        **selection,
-    ):
+        model: keras.Model | Blocks,
+        kind: str | None = "cross_filter",
+        method: str = "greedy",
+        metric: str = "euclidean",
+        verbose: str | int = "auto",
+        **selection: Any,
+    ) -> Self:
         """Finds the order of a model's blocks.
 
         Args:
@@ -141,7 +151,9 @@ class Permutation:
         return cls(blocks.grids, orders, kind)
 
     @classmethod
-    def from_positions(cls, positions, grids, kind="cross_filter"):
+    def from_positions(
+        cls, positions: ArrayLike, grids: Sequence[Grid], kind: str | None = "cross_filter"
+    ) -> Self:
         """Reads the orders from positions, the inverse of `positions`.
 
         Args:
@@ -162,7 +174,7 @@ class Permutation:
         return cls(grids, [invert(part) for part in parts], kind)
 
     @staticmethod
-    def check_size(grids, kind, method):
+    def check_size(grids: Iterable[Grid], kind: str | None, method: str) -> None:
         """Raises an error, before anything is ordered, where a layer is too large."""
         if kind is not None and method == "fast_tsp":
             for filters, columns in grids:
@@ -170,44 +182,44 @@ class Permutation:
                 check_fast_tsp(filters * columns if cross else max(filters, columns))
 
     @staticmethod
-    def validate(kind, method="greedy", metric="euclidean"):
+    def validate(kind: object, method: object = "greedy", metric: object = "euclidean") -> None:
         """Raises a ValueError for another kind, method or metric than there are."""
         validate("permutation", kind, PERMUTATIONS)
         validate("permutation_method", method, METHODS)
         validate("metric", metric, METRICS)
 
-    def check(self, grids):
+    def check(self, grids: Iterable[Grid]) -> None:
         """Raises a ValueError unless this is the order of the blocks of these grids."""
-        grids = tuple(map(tuple, grids))
-        if grids != self.grids:
+        expected = tuple((filters, columns) for filters, columns in grids)
+        if expected != self.grids:
             raise ValueError(
                 "Expected a permutation of the base's blocks, in layers of (filters, columns) = "
-                f"{list(grids)}. Received: one of blocks in {list(self.grids)}"
+                f"{list(expected)}. Received: one of blocks in {list(self.grids)}"
             )
 
-    def positions(self):
+    def positions(self) -> np.ndarray:
         """Where each block stands in its layer: int32 `(blocks,)`, layer by layer."""
         return np.concatenate([invert(order) for order in self.orders]).astype("int32")
 
-    def coordinates(self):
+    def coordinates(self) -> np.ndarray:
         """The blocks' coordinates, permuted: int32 `(blocks, 3)`, see `coordinates`."""
         return kernel_coordinates(self.grids, self.orders)
 
-    def inverse(self):
+    def inverse(self) -> "Permutation":
         """The permutation that undoes this one: its `order[i]` is the position of block i."""
         return Permutation(self.grids, [invert(order) for order in self.orders], self.kind)
 
     @property
-    def layer_bits(self):
+    def layer_bits(self) -> list[float]:
         """The bits that each layer's order costs, a list of floats."""
         return [permutation_bits(grid, self.kind) for grid in self.grids]
 
     @property
-    def bits(self):
+    def bits(self) -> float:
         """The bits that all orders cost together."""
         return sum(self.layer_bits)
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike) -> None:
         """Writes an `.npz` file, whole or not at all.
 
         Args:
@@ -222,7 +234,7 @@ class Permutation:
             )
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | os.PathLike) -> Self:
         """Reads what `save` wrote.
 
         Args:
@@ -239,7 +251,7 @@ class Permutation:
             return cls._read(file, path)
 
     @classmethod
-    def _read(cls, file, path):
+    def _read(cls, file: BinaryIO, path: str | os.PathLike) -> Self:
         try:
             with zipfile.ZipFile(file) as members:
                 size = sum(member.file_size for member in members.infolist())
@@ -257,15 +269,15 @@ class Permutation:
                 f"Expected a file that Permutation.save wrote. Received: {str(path)!r} ({error})"
             ) from error
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         if not isinstance(other, Permutation):
             return NotImplemented
         same = (self.kind, self.grids) == (other.kind, other.grids)
         return same and all(map(np.array_equal, self.orders, other.orders))
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         count = sum(len(order) for order in self.orders)
         return (
             f"<Permutation {self.kind!r} of {count:,} blocks in {len(self.grids)} layers, "
@@ -273,7 +285,13 @@ class Permutation:
         )
 
 
-def block_order(blocks, kind=None, method="greedy", metric="euclidean", progress=None):
+def block_order(
+    blocks: ArrayLike,
+    kind: str | None = None,
+    method: str = "greedy",
+    metric: str = "euclidean",
+    progress: Progress | None = None,
+) -> np.ndarray:
     """The order of one layer's blocks.
 
     Args:
@@ -304,7 +322,7 @@ def block_order(blocks, kind=None, method="greedy", metric="euclidean", progress
     return (by_filter[:, None] * columns + within[by_filter]).ravel()
 
 
-def invert(order):
+def invert(order: np.ndarray) -> np.ndarray:
     """The inverse: `invert(order)[i]` is the position of kernel i.
 
     Args:
@@ -318,7 +336,7 @@ def invert(order):
     return inverse
 
 
-def permutation_bits(grid, kind=None):
+def permutation_bits(grid: Grid, kind: str | None = None) -> float:
     """The bits it takes to keep a layer's permutation.
 
     Args:
@@ -345,15 +363,15 @@ def permutation_bits(grid, kind=None):
     return 0.0
 
 
-def _counts(array):
+def _counts(array: np.ndarray) -> bool:
     return bool(len(array)) and np.issubdtype(array.dtype, np.integer) and bool((array >= 1).all())
 
 
-def _log2_factorial(n):
+def _log2_factorial(n: int) -> float:
     return math.lgamma(n + 1) / math.log(2)
 
 
-def _check_kind(order, grid, kind, index):
+def _check_kind(order: np.ndarray, grid: Grid, kind: str | None, index: int) -> None:
     filters, columns = grid
     check_order(order, filters * columns, index)
     if kind is None and not np.array_equal(order, np.arange(filters * columns)):

@@ -22,9 +22,6 @@ if typing.TYPE_CHECKING:
     from keras_nern.model import NeRNModel
     from keras_nern.smoothness import SmoothnessReport
 
-if typing.TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 def plot_kernels(
     original: ArrayLike, predicted: ArrayLike, title: str = "", limit: int = 64

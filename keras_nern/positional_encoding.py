@@ -12,9 +12,13 @@ concatenated, 3 * 2 * 40 = 240 of them. A base below 1 gives wavelengths from 2 
 
 import math
 import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
+
+from keras_nern.hints import Shape, Tensor
 
 PACKAGE = "keras_nern"
 
@@ -53,7 +57,7 @@ class PositionalEncoding(keras.layers.Layer):
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
     """
 
-    def __init__(self, num_frequencies=40, base=0.76, **kwargs):
+    def __init__(self, num_frequencies: int = 40, base: float = 0.76, **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
         if not isinstance(num_frequencies, numbers.Integral) or num_frequencies < 1:
@@ -72,7 +76,7 @@ class PositionalEncoding(keras.layers.Layer):
         self._fine = (frequencies - self._coarse).astype("float32")
         self._coarse = self._coarse.astype("float32")
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         index = keras.ops.cast(inputs, "float32")[..., None]  # (..., indices, 1)
         turns = keras.ops.mod(index * self._coarse, 2.0) + index * self._fine
         angle = math.pi * turns  # (..., indices, F)
@@ -80,13 +84,13 @@ class PositionalEncoding(keras.layers.Layer):
         shape = keras.ops.shape(inputs)
         return keras.ops.reshape(features, (*shape[:-1], self._width(inputs.shape)))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Sequence) -> Shape:
         return (*input_shape[:-1], self._width(input_shape))
 
-    def _width(self, input_shape):
+    def _width(self, input_shape: Sequence[int]) -> int:
         return input_shape[-1] * 2 * self.num_frequencies
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_frequencies": self.num_frequencies,

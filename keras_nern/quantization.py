@@ -13,6 +13,9 @@ import dataclasses
 
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
+
+from keras_nern.hints import Tensor
 
 BITS = tuple(range(2, 9))
 SHARES = np.linspace(1.0, 0.3, 29)  # of the largest weight, where Q is put
@@ -31,12 +34,12 @@ class Quantized:
     levels: np.ndarray
     steps: np.ndarray
 
-    def values(self):
+    def values(self) -> np.ndarray:
         """The weights that these stand for, float32 `(inputs, units)`."""
         return self.levels.astype("float32") * self.steps.astype("float32")
 
 
-def largest_level(bits):
+def largest_level(bits: int) -> int:
     """Q, the largest integer of so many bits.
 
     Raises:
@@ -49,7 +52,7 @@ def largest_level(bits):
     return 2 ** (bits - 1) - 1
 
 
-def quantization_steps(kernel, bits):
+def quantization_steps(kernel: ArrayLike, bits: int) -> np.ndarray:
     """Chooses the step of each unit.
 
     Args:
@@ -65,7 +68,7 @@ def quantization_steps(kernel, bits):
     top = largest_level(bits)
     kernel = np.asarray(kernel, "float64")
     largest = np.abs(kernel).max(axis=0)
-    best, least = None, None
+    best: np.ndarray | None = None
     for share in SHARES:
         steps = np.maximum(share * largest / top, LEAST_STEP).astype("float16")
         exact = steps.astype("float64")
@@ -76,10 +79,11 @@ def quantization_steps(kernel, bits):
         else:
             better = error < least
             best, least = np.where(better, steps, best), np.where(better, error, least)
+    assert best is not None  # there are shares
     return best
 
 
-def quantize(kernel, bits, steps=None):
+def quantize(kernel: ArrayLike, bits: int, steps: ArrayLike | None = None) -> Quantized:
     """Quantises a kernel.
 
     Args:
@@ -106,7 +110,7 @@ def quantize(kernel, bits, steps=None):
     return Quantized(np.clip(levels, -top, top).astype("int8"), steps)
 
 
-def straight_through(kernel, steps, bits):
+def straight_through(kernel: Tensor, steps: Tensor, bits: int) -> Tensor:
     """A kernel as it is quantised, with gradients as if it were not.
 
     Args:

@@ -8,22 +8,25 @@ convolution is the one whose input *is* the convolution's output.
 
 import contextlib
 import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 
+from keras_nern.hints import Tensor
 from keras_nern.kernels import walk_layers
 
 
 class Call(typing.NamedTuple):
     """One call of a layer or operation: what it was given, flat, and what it gave."""
 
-    operation: object
+    operation: keras.Operation
     inputs: list
-    output: object
+    output: Tensor
 
 
 @contextlib.contextmanager
-def recorded_calls(model):
+def recorded_calls(model: keras.Model) -> Iterator[list[Call]]:
     """Notes the calls of all layers and operations in a model.
 
     Args:
@@ -40,10 +43,10 @@ def recorded_calls(model):
     """
     calls, wrapped = [], []
 
-    def listen(operation):
+    def listen(operation: keras.Operation) -> None:
         call = operation.call
 
-        def listening(*args, **kwargs):
+        def listening(*args: Any, **kwargs: Any) -> Any:
             output = call(*args, **kwargs)
             calls.append(Call(operation, keras.tree.flatten((args, kwargs)), output))
             return output
@@ -60,7 +63,7 @@ def recorded_calls(model):
             del operation.__dict__["call"]
 
 
-def all_operations(model):
+def all_operations(model: keras.Model) -> list[keras.Operation]:
     """All layers of a model, to any depth, and the operations between them (`x + y`, ...).
 
     Those of a subclassed model's own code are no objects of Keras, and are not among them.
@@ -73,7 +76,7 @@ def all_operations(model):
     return list(found.values())
 
 
-def normalisations(calls):
+def normalisations(calls: Sequence[Call]) -> dict[int, Call]:
     """The first batch normalisation of each convolution's output.
 
     Args:
@@ -83,7 +86,7 @@ def normalisations(calls):
         A dict from the id of an output to the `Call` of the `BatchNormalization` that was
         given it.
     """
-    found = {}
+    found: dict[int, Call] = {}
     for call in calls:
         if isinstance(call.operation, keras.layers.BatchNormalization):
             found.setdefault(id(call.inputs[0]), call)
@@ -94,7 +97,9 @@ class _Reached(Exception):
     """Ends a run at the layer that was waited for."""
 
 
-def first_normalisation(model, images):
+def first_normalisation(
+    model: keras.Model, images: Tensor
+) -> tuple[keras.layers.Layer, Callable[[Tensor], Tensor]]:
     """The batch normalisation that comes first in a network.
 
     Args:
@@ -118,10 +123,10 @@ def first_normalisation(model, images):
         )
     layer = found[0].operation
 
-    def probe(images):
+    def probe(images: Tensor) -> Tensor:
         given = []
 
-        def stop(inputs, *args, **kwargs):
+        def stop(inputs: Tensor, *args: Any, **kwargs: Any) -> None:
             given.append(inputs)
             raise _Reached
 
@@ -137,7 +142,7 @@ def first_normalisation(model, images):
     return layer, probe
 
 
-def output_activation(calls, output):
+def output_activation(calls: Sequence[Call], output: Tensor) -> Callable | None:
     """What turned logits into an output: softmax, sigmoid, another activation, or None.
 
     Args:

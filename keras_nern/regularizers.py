@@ -17,9 +17,13 @@ A 1x1 kernel is a single number, and its cosine with another only their signs: t
 made small by shrinking them.
 """
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_nern.hints import Tensor
 from keras_nern.kernels import CONVOLUTIONS, walk_layers
 from keras_nern.positional_encoding import PACKAGE
 
@@ -68,7 +72,13 @@ class SmoothnessRegularizer(keras.regularizers.Regularizer):
     the scale of the second distance, are ours.
     """
 
-    def __init__(self, filters=1e-2, channels=1e-2, reduction="mean", distance="auto"):
+    def __init__(
+        self,
+        filters: float = 1e-2,
+        channels: float = 1e-2,
+        reduction: str = "mean",
+        distance: str = "auto",
+    ) -> None:
         for name, value in (("filters", filters), ("channels", channels)):
             if not 0 <= value < float("inf"):
                 raise ValueError(
@@ -87,7 +97,7 @@ class SmoothnessRegularizer(keras.regularizers.Regularizer):
         self.reduction = reduction
         self.distance = distance
 
-    def __call__(self, kernel):
+    def __call__(self, kernel: Tensor) -> Tensor:
         shape = tuple(kernel.shape)
         if len(shape) < 3:
             raise ValueError(
@@ -110,7 +120,7 @@ class SmoothnessRegularizer(keras.regularizers.Regularizer):
                 total += strength * reduce(distance(first, second))
         return total
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "filters": self.filters,
             "channels": self.channels,
@@ -131,19 +141,23 @@ class SumOfRegularizers(keras.regularizers.Regularizer):
     >>> both = SumOfRegularizers(["l2", SmoothnessRegularizer()])
     """
 
-    def __init__(self, regularizers):
+    def __init__(self, regularizers: Iterable) -> None:
         self.regularizers = [keras.regularizers.get(one) for one in regularizers]
         if None in self.regularizers:
             raise ValueError(f"Expected regularizers. Received: {regularizers!r}")
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         return sum(ops.cast(one(x), "float32") for one in self.regularizers)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"regularizers": [keras.regularizers.serialize(one) for one in self.regularizers]}
 
 
-def add_regularizer(model, regularizer=None, layers=None):
+def add_regularizer(
+    model: keras.Model,
+    regularizer: str | dict | Callable[[Tensor], Tensor] | None = None,
+    layers: Callable[[keras.layers.Layer], bool] | None = None,
+) -> keras.Model:
     """Adds a regularizer to the convolutions of a model that exists, in place.
 
     A kernel that has one keeps it: the two are added up, also where this is called twice.
@@ -196,7 +210,7 @@ def add_regularizer(model, regularizer=None, layers=None):
     return model
 
 
-def _directions(kernels):
+def _directions(kernels: Tensor) -> Tensor:
     """Kernels `(weights, channels, filters)` at norm 1; those that have none as zeros."""
     squares = ops.sum(kernels**2, axis=0, keepdims=True)
     has_norm = squares > SMALLEST_NORM**2
@@ -204,21 +218,21 @@ def _directions(kernels):
     return ops.where(has_norm, kernels / norms, 0.0)
 
 
-def _in_units_of_rms(kernels):
+def _in_units_of_rms(kernels: Tensor) -> Tensor:
     square = ops.mean(kernels**2)
     has_norm = square > SMALLEST_NORM**2
     return ops.where(has_norm, kernels / ops.sqrt(ops.where(has_norm, square, 1.0)), 0.0)
 
 
-def _cosine_distance(first, second):
+def _cosine_distance(first: Tensor, second: Tensor) -> Tensor:
     return 1 - ops.sum(first * second, axis=0)
 
 
-def _squared_distance(first, second):
+def _squared_distance(first: Tensor, second: Tensor) -> Tensor:
     return ops.mean((first - second) ** 2, axis=0)
 
 
-def _register_names():
+def _register_names() -> None:
     """Lets `keras.regularizers.get` find the name.
 
     Keras looks strings up among its own regularizers only, and has no public way to add

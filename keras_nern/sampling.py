@@ -10,9 +10,13 @@ of kernels, drawn with replacement:
   (Ashkenazi et al., ICLR 2023, section 3.3 and appendix).
 """
 
+from typing import Any, Self
+
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
+from keras_nern.hints import Tensor
 from keras_nern.positional_encoding import PACKAGE
 
 
@@ -29,15 +33,17 @@ class AllKernels:
 
     by_magnitude = False  # whether `sample` is to be given `cumulative`
 
-    def sample(self, count, seed, cumulative=None):
+    def sample(
+        self, count: int, seed: keras.random.SeedGenerator, cumulative: Tensor | None = None
+    ) -> Tensor | None:
         """Returns `None`: take them all."""
         return None
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(**config)
 
 
@@ -60,12 +66,14 @@ class UniformSampling(AllKernels):
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
     """
 
-    def __init__(self, batch_size=4096):
+    def __init__(self, batch_size: int = 4096) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}")
         self.batch_size = batch_size
 
-    def sample(self, count, seed, cumulative=None):
+    def sample(
+        self, count: int, seed: keras.random.SeedGenerator, cumulative: Tensor | None = None
+    ) -> Tensor | None:
         """Draws a batch.
 
         Args:
@@ -80,10 +88,10 @@ class UniformSampling(AllKernels):
             return None
         return self._uniform(count, seed)
 
-    def _uniform(self, count, seed):
+    def _uniform(self, count: int, seed: keras.random.SeedGenerator) -> Tensor:
         return keras.random.randint((self.batch_size,), 0, count, seed=seed)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size}
 
 
@@ -108,7 +116,7 @@ class MagnitudeSampling(UniformSampling):
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
     """
 
-    def __init__(self, batch_size=4096, share=0.2):
+    def __init__(self, batch_size: int = 4096, share: float = 0.2) -> None:
         super().__init__(batch_size)
         if not 0 <= share <= 1:
             raise ValueError(f"share must be between 0 and 1. Received: share={share!r}")
@@ -116,7 +124,9 @@ class MagnitudeSampling(UniformSampling):
 
     by_magnitude = True
 
-    def sample(self, count, seed, cumulative=None):
+    def sample(
+        self, count: int, seed: keras.random.SeedGenerator, cumulative: Tensor | None = None
+    ) -> Tensor:
         """Draws a batch.
 
         Args:
@@ -136,11 +146,11 @@ class MagnitudeSampling(UniformSampling):
         by_norm = keras.random.uniform((), seed=seed) < self.share
         return keras.ops.where(by_norm, weighted, uniform)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "share": self.share}
 
 
-def cumulative_magnitude(norms):
+def cumulative_magnitude(norms: ArrayLike) -> np.ndarray:
     """The distribution function that `MagnitudeSampling` draws from.
 
     Args:
@@ -158,7 +168,7 @@ def cumulative_magnitude(norms):
 _BY_NAME = {"all": AllKernels, "uniform": UniformSampling, "magnitude": MagnitudeSampling}
 
 
-def get(identifier):
+def get(identifier: Any) -> Any:
     """Turns a name or a config into a sampling.
 
     Args:

@@ -7,10 +7,12 @@ Hutter, "SGDR", ICLR 2017, arXiv 1608.03983):
 """
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_nern.hints import Tensor
 from keras_nern.positional_encoding import PACKAGE
 
 
@@ -35,14 +37,14 @@ class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
     [0.01, 0.005, 0.0, 0.0]
     """
 
-    def __init__(self, initial_learning_rate=0.0, decay_steps=1):
+    def __init__(self, initial_learning_rate: float = 0.0, decay_steps: int = 1) -> None:
         super().__init__()
         self._plan = keras.Variable(
             np.zeros(2, "float32"), trainable=False, name="plan", dtype="float32"
         )
         self.plan(initial_learning_rate, decay_steps)
 
-    def plan(self, initial_learning_rate, decay_steps):
+    def plan(self, initial_learning_rate: float, decay_steps: int) -> None:
         """Sets rate and length; see the class."""
         if not (initial_learning_rate >= 0 and decay_steps >= 1):
             raise ValueError(
@@ -53,12 +55,12 @@ class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.decay_steps = decay_steps
         self._plan.assign(np.array([initial_learning_rate, decay_steps], "float32"))
 
-    def __call__(self, step):
+    def __call__(self, step: Tensor) -> Tensor:
         rate, steps = keras.ops.unstack(keras.ops.convert_to_tensor(self._plan), 2)
         done = keras.ops.clip(keras.ops.cast(step, "float32") / steps, 0.0, 1.0)
         return rate * 0.5 * (1.0 + keras.ops.cos(math.pi * done))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "initial_learning_rate": self.initial_learning_rate,
             "decay_steps": self.decay_steps,

@@ -7,10 +7,16 @@ batch normalisations and all other weights are kept as they are.
 
 import dataclasses
 import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import keras
 
-from keras_nern.kernels import CONVOLUTIONS, kernels_of, walk_layers
+from keras_nern.kernels import CONVOLUTIONS, Kernel, kernels_of, walk_layers
+
+# A layer's name or path, an expression found in the path, a function, or several of these.
+One: TypeAlias = str | re.Pattern[str] | Callable[[keras.layers.Layer], bool]
+Choice: TypeAlias = One | Sequence[One] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +36,9 @@ class Kept:
     reason: str
 
 
-def find_kernels(model, include=None, exclude=None, include_dense=False):
+def find_kernels(
+    model: keras.Model, include: Choice = None, exclude: Choice = None, include_dense: bool = False
+) -> tuple[list[Kernel], list[Kept]]:
     """Finds the kernels that are to be represented.
 
     Args:
@@ -52,15 +60,18 @@ def find_kernels(model, include=None, exclude=None, include_dense=False):
 
     Example:
 
-    >>> kernels, kept = find_kernels(model, exclude=[re.compile("^stem"), "head"])
+    >>> unwanted = [re.compile("^stem"), "head"]
+    >>> kernels, kept = find_kernels(model, exclude=unwanted, include_dense=True)
     """
-    include, exclude = _Choice("include", include), _Choice("exclude", exclude)
+    included, excluded = _Choice("include", include), _Choice("exclude", exclude)
     kinds = (*CONVOLUTIONS, keras.layers.Dense) if include_dense else CONVOLUTIONS
     layers = walk_layers(model)
     candidates = {path: layer for path, layer in layers if isinstance(layer, kinds)}
-    for choice in (include, exclude):
+    for choice in (included, excluded):
         choice.check(candidates, include_dense)
-    kernels, kept, owners = [], [], {}
+    kernels: list[Kernel] = []
+    kept: list[Kept] = []
+    owners: dict[int, str] = {}
     for path, layer in layers:
         if path in candidates and not layer.built:
             raise ValueError(f"model must be built. Received: {model.name!r}, where {path} is not")
@@ -70,9 +81,9 @@ def find_kernels(model, include=None, exclude=None, include_dense=False):
             reason = "no convolution"
             if isinstance(layer, keras.layers.Dense):
                 reason = "Dense, and include_dense is False"
-        elif include.given and not include.takes(path, layer):
+        elif included.given and not included.takes(path, layer):
             reason = "not in include"
-        elif exclude.given and exclude.takes(path, layer):
+        elif excluded.given and excluded.takes(path, layer):
             reason = "in exclude"
         elif not all(_is_float(kernel.variable) for kernel in kernels_of(path, layer)):
             reason = "its kernel is no variable of floats"
@@ -92,7 +103,7 @@ def find_kernels(model, include=None, exclude=None, include_dense=False):
 class _Choice:
     """Layers chosen by names, regular expressions and functions."""
 
-    def __init__(self, argument, choice):
+    def __init__(self, argument: str, choice: Choice) -> None:
         self.argument = argument
         self.given = choice is not None
         choices = choice if isinstance(choice, (list, tuple, set)) else [choice]
@@ -104,7 +115,7 @@ class _Choice:
                     f"function from a layer to a bool, or a list of these. Received: {one!r}"
                 )
 
-    def check(self, candidates, include_dense):
+    def check(self, candidates: dict[str, keras.layers.Layer], include_dense: bool) -> None:
         """Raises a ValueError for names that are no candidate's."""
         names = set(candidates) | {layer.name for layer in candidates.values()}
         unknown = [one for one in self.choices if isinstance(one, str) and one not in names]
@@ -115,13 +126,13 @@ class _Choice:
                 f"{sorted(candidates)}. Received: {unknown}"
             )
 
-    def takes(self, path, layer):
+    def takes(self, path: str, layer: keras.layers.Layer) -> bool:
         """Whether a layer is among the chosen."""
         for one in self.choices:
             if isinstance(one, str):
                 found = one in (path, layer.name)
             elif isinstance(one, re.Pattern):
-                found = one.search(path)
+                found = one.search(path) is not None
             else:
                 found = one(layer)
             if found:
@@ -129,7 +140,7 @@ class _Choice:
         return False
 
 
-def _own_variables(layer):
+def _own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     inner = {
         id(variable)
         for one in layer._flatten_layers(include_self=False, recursive=False)
@@ -138,6 +149,6 @@ def _own_variables(layer):
     return [variable for variable in layer.weights if id(variable) not in inner]
 
 
-def _is_float(variable):
+def _is_float(variable: Any) -> bool:
     # under LoRA, `kernel` is a sum
     return isinstance(variable, keras.Variable) and keras.backend.is_float_dtype(variable.dtype)

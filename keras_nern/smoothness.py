@@ -11,17 +11,24 @@ norm is 0. A cross-filter order runs along the rows: it smooths along channels.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_nern.blocks import Blocks
 from keras_nern.coordinates import check_order
 from keras_nern.permutations import Permutation
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 AS_TRAINED = "as trained"
 
 
-def neighbour_cosines(kernel, order=None):
+def neighbour_cosines(kernel: ArrayLike, order: ArrayLike | None = None) -> tuple[float, float]:
     """The mean cosine of neighbouring kernels of a layer.
 
     Args:
@@ -47,7 +54,7 @@ def neighbour_cosines(kernel, order=None):
     return _cosines(blocks.reshape(*blocks.shape[:2], -1), order)
 
 
-def _cosines(blocks, order):
+def _cosines(blocks: np.ndarray, order: ArrayLike | None) -> tuple[float, float]:
     """The same of blocks `(filters, columns, B)`."""
     norms = np.linalg.norm(blocks, axis=-1, keepdims=True)
     units = np.divide(blocks, norms, out=np.zeros_like(blocks), where=norms > 0)
@@ -56,11 +63,11 @@ def _cosines(blocks, order):
     return _mean_product(units[:, :-1], units[:, 1:]), _mean_product(units[:-1], units[1:])
 
 
-def _mean_product(first, second):
+def _mean_product(first: np.ndarray, second: np.ndarray) -> float:
     return _mean((first * second).sum(axis=-1))
 
 
-def _mean(values):
+def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
@@ -83,11 +90,11 @@ class SmoothnessReport:
     bits: dict
     metric: str
 
-    def mean(self, order):
+    def mean(self, order: str) -> np.ndarray:
         """The mean over all layers, along channels and along filters: `(2,)`."""
         return np.array([_mean(axis[~np.isnan(axis)]) for axis in self.cosines[order].T])
 
-    def plot(self):
+    def plot(self) -> "Figure":
         """Draws the cosines along channels of every layer, a line for each order.
 
         Returns:
@@ -97,7 +104,7 @@ class SmoothnessReport:
 
         return plot_smoothness(self)
 
-    def __str__(self):
+    def __str__(self) -> str:
         names = [*self.layers, "mean"]
         shapes = ["x".join(map(str, shape)) for shape in self.shapes]
         columns = [["layer", *names], ["kernel shape", *shapes, ""]]
@@ -128,13 +135,13 @@ class SmoothnessReport:
 
 
 def smoothness_report(
-    model,
-    kinds=("in_filter", "cross_filter"),
-    methods=("greedy",),
-    metric="cosine",
-    verbose="auto",
-    **selection,
-):
+    model: keras.Model,
+    kinds: str | Sequence[str] = ("in_filter", "cross_filter"),
+    methods: str | Sequence[str] = ("greedy",),
+    metric: str = "cosine",
+    verbose: str | int = "auto",
+    **selection: Any,
+) -> SmoothnessReport:
     """Measures how smooth a model's kernels are, and would be under permutations.
 
     Args:

@@ -16,6 +16,7 @@ What a short step is, is in `nearest_neighbours`.
 
 import numpy as np
 
+from keras_nern.hints import Progress
 from keras_nern.local_search import Path
 from keras_nern.nearest_neighbours import METRICS, prepared, scores, validate
 
@@ -24,7 +25,12 @@ FAST_TSP_LIMIT = 10_000  # vectors; it takes all their distances
 LONGEST_STEP = 65_535  # the largest distance it takes
 
 
-def order_vectors(vectors, method="greedy", metric="euclidean", progress=None):
+def order_vectors(
+    vectors: np.ndarray,
+    method: str = "greedy",
+    metric: str = "euclidean",
+    progress: Progress | None = None,
+) -> np.ndarray:
     """Orders vectors so that neighbours are near.
 
     Args:
@@ -70,7 +76,7 @@ def order_vectors(vectors, method="greedy", metric="euclidean", progress=None):
     return found if lengths[1] < lengths[0] else order
 
 
-def path_length(vectors, order, metric="euclidean"):
+def path_length(vectors: np.ndarray, order: np.ndarray, metric: str = "euclidean") -> float:
     """The summed length of the steps from each vector to the next of an order.
 
     Args:
@@ -89,7 +95,7 @@ def path_length(vectors, order, metric="euclidean"):
     return float((1 - (units[1:] * units[:-1]).sum(axis=1)).sum())
 
 
-def _greedy(vectors, metric, progress):
+def _greedy(vectors: np.ndarray, metric: str, progress: Progress | None) -> np.ndarray:
     order = np.zeros(len(vectors), "int64")
     left = np.arange(len(vectors))  # those looked at, in rising order
     columns = np.ascontiguousarray(vectors.T)  # (d, left): long rows make for a fast product
@@ -108,14 +114,14 @@ def _greedy(vectors, metric, progress):
             visited = 0
         np.dot(vectors[order[position - 1]], columns, out=score)
         score += bias
-        last = score.argmax()
+        last = int(score.argmax())
         order[position] = left[last]
     if progress:
         progress(len(left))
     return order
 
 
-def check_fast_tsp(n):
+def check_fast_tsp(n: int) -> None:
     """Raises an error unless `fast_tsp` is there and takes n vectors."""
     if n > FAST_TSP_LIMIT:
         raise ValueError(
@@ -128,7 +134,7 @@ def check_fast_tsp(n):
         raise ImportError("method='fast_tsp' needs `pip install keras-nern[tsp]`") from error
 
 
-def _fast_tsp(vectors, metric, seconds=10.0):
+def _fast_tsp(vectors: np.ndarray, metric: str, seconds: float = 10.0) -> np.ndarray:
     """The order that fast-tsp finds before it makes no headway, or the time is over."""
     import fast_tsp
 

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from torch_states import torch_state
 
 from keras_nern import models
 
@@ -62,27 +63,13 @@ def test_normalises_raw_pixels():
     np.testing.assert_allclose(got, [(1 - 0.5) / 0.1, (0 - 0.25) / 0.2], rtol=1e-5)
 
 
-def _state(model):
-    """`model`'s weights under PyTorch's names and layouts."""
-    names = {"gamma": "weight", "beta": "bias", "bias": "bias", "kernel": "weight"}
-    names |= {"moving_mean": "running_mean", "moving_variance": "running_var"}
-    state = {}
-    for layer in model.layers:
-        for weight in layer.weights:
-            value = weight.numpy()
-            value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-            name = layer.name.replace("_", ".").replace("downsample.", "downsample.")
-            state[f"{name}.{names[weight.name]}"] = value
-    return state
-
-
 def test_loads_torch_weights(tmp_path):
     source, target = models.resnet_cifar(20), models.resnet_cifar(20)
-    np.savez(tmp_path / "w.npz", **_state(source))
+    np.savez(tmp_path / "w.npz", **torch_state(source))
     models.load_torch_weights(target, tmp_path / "w.npz")
     for a, b in zip(source.get_weights(), target.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    state = _state(source) | {"bn1.num_batches_tracked": np.array(7)}
+    state = torch_state(source) | {"bn1.num_batches_tracked": np.array(7)}
     assert models.load_torch_weights(target, state) is target
 
 
@@ -99,7 +86,7 @@ def test_loads_torch_weights(tmp_path):
 )
 def test_refuses_weights_that_do_not_fit_and_changes_nothing(change, message):
     model = models.resnet_cifar(20)
-    state = {name: value + 1 for name, value in _state(model).items()}
+    state = {name: value + 1 for name, value in torch_state(model).items()}
     change(state)
     before = model.get_weights()
     with pytest.raises(ValueError, match=message):

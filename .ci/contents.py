@@ -1,0 +1,48 @@
+"""Checks what is in an sdist and a wheel; --lowest prints a wheel's lowest requirements."""
+
+import pathlib
+import re
+import sys
+import tarfile
+import zipfile
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "keras_nern"
+
+
+def main(arguments):
+    """Checks the files named, or prints `name==version` for each requirement of a wheel."""
+    if arguments[0] == "--lowest":
+        print(*lowest(arguments[1]))
+        return
+    wanted = {
+        str(path.relative_to(PACKAGE.parent))
+        for path in (*PACKAGE.glob("*.py"), *PACKAGE.glob("zoo/*"), PACKAGE / "py.typed")
+    }
+    for archive in arguments:
+        missing = wanted - names(archive)
+        if missing:
+            sys.exit(f"{archive} has no {sorted(missing)}")
+        print(f"{pathlib.Path(archive).name}: all of {len(wanted)} files")
+
+
+def names(archive):
+    """The files of an archive; those of an sdist without the folder around them."""
+    if archive.endswith(".whl"):
+        with zipfile.ZipFile(archive) as file:
+            return set(file.namelist())
+    with tarfile.open(archive) as file:
+        return {name.partition("/")[2] for name in file.getnames()}
+
+
+def lowest(wheel):
+    """`name==version` for each requirement `name>=version` that no extra asks for."""
+    with zipfile.ZipFile(wheel) as file:
+        (metadata,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        text = file.read(metadata).decode()
+    required = re.findall(r"^Requires-Dist: ([\w-]+)>=([\d.]+)$", text, re.MULTILINE)
+    # a version of two numbers has a first release with a third
+    return [f"{name}=={version}{'.0' * (version.count('.') < 2)}" for name, version in required]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
