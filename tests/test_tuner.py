@@ -352,7 +352,7 @@ def test_a_chief_and_two_workers_share_a_search(tmp_path, monkeypatch):
         os.kill(processes["worker1"].pid, signal.SIGKILL)
         processes["worker1"].wait()
         processes["worker1"] = run("worker1")
-        assert [process.wait(timeout=300) for process in processes.values()] == [0, 0, 0]
+        assert [process.wait(timeout=900) for process in processes.values()] == [0, 0, 0]
     finally:
         for process in processes.values():
             process.kill()
