@@ -147,6 +147,7 @@ def plot_grids(
         rows = images.reshape(filters, -1, *images.shape[1:])[:limit, :limit]
         grid = _grid(rows.reshape(-1, *images.shape[1:]), rows.shape[1])
         axes.imshow(grid, cmap="RdBu_r", vmin=-1, vmax=1)
+        axes.set_facecolor("0.6")  # seen in the gaps
         axes.set_title(title)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -270,6 +271,7 @@ def plot_history(history: keras.callbacks.History | list[dict]) -> Figure:
         above.set_title(phase)
         above.set_yscale("log")
         below.set_xlabel(unit)
+        below.locator_params("x", integer=True)
         for axes in (above, below):
             axes.grid(alpha=0.3)
             if axes.lines:
