@@ -11,6 +11,7 @@ Each phase has a folder of its own, a run in TensorBoard, whose steps count from
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ class KernelSummaries(keras.callbacks.Callback):
             check_at_least_one("frequency", frequency)
         check_at_least_one("limit", limit)
         try:
-            import tensorboard  # noqa: F401
+            importlib.import_module("tensorboard")
         except ImportError as error:
             raise ImportError(
                 "KernelSummaries needs `pip install keras-nern[tensorboard]`"
