@@ -14,8 +14,6 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_nern.losses import EPSILON
-
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -52,7 +50,7 @@ def plot_kernels(
     """
     grids, scale = _largest(original, predicted, limit)
     figure = _figure(figsize=(10, 5.4))
-    figure.get_layout_engine().set(wspace=0.08)
+    figure.set_layout_engine("constrained", wspace=0.08)
     figure.suptitle(title)
     for axes, grid, label in zip(
         figure.subplots(1, 2), grids, ("original", "predicted"), strict=True
@@ -136,17 +134,19 @@ def plot_grids(
         filters = np.shape(kernel)[-1]
         images = _images(kernel)
         if title in orders:
-            if len(orders[title]) != len(images):
+            order = np.asarray(orders[title])
+            if order.shape != (len(images),):
                 raise ValueError(
                     f"Expected an order of {len(images)} kernels for {title!r}. "
-                    f"Received: {len(orders[title])}"
+                    f"Received: one of shape {order.shape}"
                 )
-            images = images[np.asarray(orders[title])]
+            images = images[order]
         norms = np.linalg.norm(images, axis=(1, 2), keepdims=True)
-        images = images / np.maximum(norms, EPSILON)
+        images = images / np.where(norms > 0, norms, 1.0)
         rows = images.reshape(filters, -1, *images.shape[1:])[:limit, :limit]
         grid = _grid(rows.reshape(-1, *images.shape[1:]), rows.shape[1])
         axes.imshow(grid, cmap="RdBu_r", vmin=-1, vmax=1)
+        axes.set_facecolor("0.6")  # seen in the gaps
         axes.set_title(title)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -170,10 +170,10 @@ def plot_images(images: ArrayLike, titles: Sequence | None = None, limit: int = 
 
     >>> figure = plot_images(images, [f"class {label}" for label in labels])
     """
-    images = np.clip(np.asarray(images[:limit], "float32") / 255, 0, 1)
-    figure = _figure(figsize=(1.5 * len(images), 1.9))
-    for index, axes in enumerate(figure.subplots(1, len(images), squeeze=False)[0]):
-        axes.imshow(images[index], cmap="gray", vmin=0, vmax=1)
+    shown = np.clip(np.asarray(images, "float32")[:limit] / 255, 0, 1)
+    figure = _figure(figsize=(1.5 * len(shown), 1.9))
+    for index, axes in enumerate(figure.subplots(1, len(shown), squeeze=False)[0]):
+        axes.imshow(shown[index], cmap="gray", vmin=0, vmax=1)
         axes.set_axis_off()
         if titles is not None:
             axes.set_title(str(titles[index]), fontsize=9)
@@ -270,6 +270,7 @@ def plot_history(history: keras.callbacks.History | list[dict]) -> Figure:
         above.set_title(phase)
         above.set_yscale("log")
         below.set_xlabel(unit)
+        below.locator_params("x", integer=True)
         for axes in (above, below):
             axes.grid(alpha=0.3)
             if axes.lines:
@@ -279,10 +280,10 @@ def plot_history(history: keras.callbacks.History | list[dict]) -> Figure:
     return figure
 
 
-def _courses(history):
+def _courses(history: keras.callbacks.History | list[dict]) -> tuple[str, dict]:
     """`(unit, {phase: {name: (places, values)}})` of a `History`, or of a list of results."""
     if isinstance(history, list):
-        phases = {}
+        phases: dict[str, dict] = {}
         for result in history:
             course = phases.setdefault(result["phase"], {})
             for name in result.keys() - {"phase", "step"}:
@@ -300,7 +301,7 @@ def _courses(history):
     }
 
 
-def _figure(**arguments):
+def _figure(**arguments: typing.Any) -> Figure:
     """A figure without a window, and so of any backend."""
     try:
         from matplotlib.figure import Figure
@@ -309,19 +310,22 @@ def _figure(**arguments):
     return Figure(layout="constrained", **arguments)
 
 
-def _images(kernel):
+def _images(kernel: ArrayLike) -> np.ndarray:
     """A kernel `(..., cin, cout)` as images `(cout * cin, height, width)`, filter by filter."""
-    kernel = keras.ops.convert_to_numpy(kernel)
-    if not 2 <= kernel.ndim <= 5:
+    values = np.asarray(keras.ops.convert_to_numpy(kernel))
+    if not 2 <= values.ndim <= 5:
         raise ValueError(
-            f"Expected a kernel of shape (..., cin, cout). Received: one of shape {kernel.shape}"
+            f"Expected a kernel of shape (..., cin, cout). Received: one of shape {values.shape}"
         )
-    *spatial, cin, cout = kernel.shape
+    *spatial, cin, cout = values.shape
     width = spatial[-1] if spatial else 1
-    return kernel.reshape(-1, width, cin, cout).transpose(3, 2, 0, 1).reshape(cin * cout, -1, width)
+    values = values.reshape(-1, width, cin, cout).transpose(3, 2, 0, 1)
+    return values.reshape(cin * cout, -1, width)
 
 
-def _largest(original, predicted, limit):
+def _largest(
+    original: ArrayLike, predicted: ArrayLike, limit: int
+) -> tuple[list[np.ndarray], float]:
     """The grids of the kernels of largest norm, original and predicted, and their scale."""
     if np.shape(original) != np.shape(predicted):
         raise ValueError(
@@ -334,7 +338,7 @@ def _largest(original, predicted, limit):
     return [_grid(one[largest]) for one in kernels], scale
 
 
-def _grid(kernels, columns=None):
+def _grid(kernels: np.ndarray, columns: int | None = None) -> np.ndarray:
     """Kernels `(n, kh, kw)` as one image, with a gap of one pixel between them."""
     n, kh, kw = kernels.shape
     columns = columns or int(np.ceil(np.sqrt(n)))

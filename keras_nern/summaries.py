@@ -11,6 +11,7 @@ Each phase has a folder of its own, a run in TensorBoard, whose steps count from
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -58,17 +59,17 @@ class KernelSummaries(keras.callbacks.Callback):
         frequency: int | str = "epoch",
         layers: Sequence[str] | None = None,
         limit: int = 64,
-    ):
+    ) -> None:
         super().__init__()
         if isinstance(frequency, str) and frequency != "epoch":
             raise ValueError(
                 f'frequency must be "epoch" or a number of steps. Received: frequency={frequency!r}'
             )
-        if frequency != "epoch":
+        if not isinstance(frequency, str):
             check_at_least_one("frequency", frequency)
         check_at_least_one("limit", limit)
         try:
-            import tensorboard  # noqa: F401
+            importlib.import_module("tensorboard")
         except ImportError as error:
             raise ImportError(
                 "KernelSummaries needs `pip install keras-nern[tensorboard]`"
@@ -77,32 +78,32 @@ class KernelSummaries(keras.callbacks.Callback):
         self.frequency = frequency
         self.layers = layers
         self.limit = limit
-        self._writers = {}
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         known = list(self.model.original_kernels())
         unknown = sorted(set(self.layers or ()) - set(known))
         if unknown:
             raise ValueError(f"layers must be among {known}. Received: {unknown}")
 
-    def on_train_batch_end(self, batch, logs=None):
-        if self.frequency != "epoch" and has_passed(self.model, self.frequency):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        if not isinstance(self.frequency, str) and has_passed(self.model, self.frequency):
             self._write()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         if self.frequency == "epoch" and count(self.model.phase_iterations) == 0:
             self._write()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if self.frequency == "epoch":
             self._write()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         for writer in self._writers.values():
             writer.close()
         self._writers = {}
 
-    def _write(self):
+    def _write(self) -> None:
         model, step = self.model, count(self.model.phase_iterations)
         if model.phase not in self._writers:
             folder = str(self.log_dir / model.phase)

@@ -24,15 +24,16 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {
     "1_quick_start": (
         {
-            "train_images": 16,
+            "train_images": 80,
             "validation_images": 16,
             "test_images": 100,
             "hidden_size": 32,
             "reconstruction_steps": 20,
             "batch_size": 8,
             "epochs": 1,
+            "evaluate_every": 10,
         },
-        5,
+        4,
     ),
     "2_smoothness": (
         {
