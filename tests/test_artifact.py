@@ -339,7 +339,7 @@ def test_an_export_is_as_specified(path):
 # What is refused at export.
 
 
-def test_refuses_code_before_any_work(base, images, path, monkeypatch):
+def test_refuses_code_before_any_work(path, monkeypatch):
     model = sequential(keras.layers.Conv2D(3, 3), keras.layers.Lambda(lambda x: x + 1))
     nern = keras_nern.NeRNModel(model, 4)
     monkeypatch.setattr(coding, "encode_levels", None)
@@ -638,11 +638,11 @@ def mutated(value, rng):
     return rng.choice(odd)
 
 
-def test_mutations_with_the_right_hash_are_read_or_refused(path, monkeypatch):
+def test_mutations_with_the_right_hash_are_read_or_refused(path):
     rng = random.Random(2)
     outcomes = {"read": 0, "refused": 0}
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for trial in range(300):
+    for trial in range(600):
         parts = dict(LITERAL)
         if trial % 3:
             config = CONFIG
@@ -654,16 +654,15 @@ def test_mutations_with_the_right_hash_are_read_or_refused(path, monkeypatch):
             part = bytearray(parts[name])
             part[rng.randrange(len(part))] = rng.randrange(256)
             parts[name] = bytes(part[: rng.choice([len(part), rng.randrange(len(part) + 1)])])
-        path.touch()  # inspect asks for its size
-        monkeypatch.setattr(container, "read", lambda path, parts=parts: parts)
+        path.write_bytes(assembled(parts))
         try:
             str(keras_nern.artifact.inspect(path))
             keras_nern.load(path)
             outcomes["read"] += 1
         except ValueError:
             outcomes["refused"] += 1
-    assert outcomes["read"] > 10
-    assert outcomes["refused"] > 100
+    assert outcomes["read"] > 20
+    assert outcomes["refused"] > 200
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < start + 2**20
 
 
