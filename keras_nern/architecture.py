@@ -17,6 +17,8 @@ import concurrent.futures
 import contextlib
 import copy
 import math
+import textwrap
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -29,11 +31,12 @@ FUNCTIONS = (
     *("keras.activations", "keras.ops", "keras.initializers", "keras.regularizers"),
     *("keras.constraints", "builtins"),
 )
+Shapes = list[tuple[tuple[int, ...], str]]
 LARGEST = 2**24  # of integers in a config, seeds and the like excepted
 UNBOUNDED = ("seed", "shared_object_id")
 
 
-def serialize(obj):
+def serialize(obj: keras.layers.Layer) -> dict:
     """The config of a Keras object, without how it or models in it were compiled.
 
     Raises:
@@ -42,18 +45,22 @@ def serialize(obj):
     try:
         config = keras.saving.serialize_keras_object(obj)
     except Exception as error:  # NotImplementedError, and what layers say
-        raise ValueError(f"{obj.name!r} has no config: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            "Expected a base and an encoding that Keras can write as a config. Received: "
+            f"{obj.name!r} ({_said(error)})"
+        ) from error
     for _, value in _entries(config):
         if isinstance(value, dict):
             value.pop("compile_config", None)
     return config
 
 
-def check(config):
+def check(config: dict, largest: int = LARGEST) -> None:
     """Checks that a config brings no code and asks for nothing out of proportion.
 
     Args:
         config: as `serialize` gives it, or as it was read from a file.
+        largest: of integers in it. Defaults to 2^24.
 
     Raises:
         ValueError: where it does.
@@ -65,8 +72,8 @@ def check(config):
             _check_class(value)
         elif key == "vocabulary" and isinstance(value, str):
             raise ValueError(f"it takes a vocabulary from the file {value!r}")
-        elif isinstance(value, int) and abs(value) > LARGEST and key not in UNBOUNDED:
-            raise ValueError(f"it asks for {key}={value!r}, beyond {LARGEST:,}")
+        elif isinstance(value, int) and abs(value) > largest and key not in UNBOUNDED:
+            raise ValueError(f"it asks for {key}={value!r}, beyond {largest:,}")
 
 
 def _check_class(config):
@@ -76,7 +83,8 @@ def _check_class(config):
             f"{name!r} is Python code or refers to it, which a compact file does not hold: "
             "make it a layer of a registered class"
         )
-    if name == "function" and str(module).startswith("keras.") and module not in FUNCTIONS:
+    is_of_keras = name == "function" and str(module).startswith("keras.")
+    if is_of_keras and not module.startswith(FUNCTIONS):
         raise ValueError(f"{module}.{config.get('config')} is no function for a layer")
 
 
@@ -92,7 +100,9 @@ def _entries(config):
             waiting += [(key, one) for one in value]
 
 
-def outline(config, custom_objects=None, prepare=None):
+def outline(
+    config: dict, custom_objects: dict | None = None, prepare: Callable | None = None
+) -> Shapes:
     """The shapes and types of the weights that an object would have.
 
     Args:
@@ -129,7 +139,7 @@ def _outline_here(config, custom_objects, prepare):
     return shapes(obj if prepare is None else prepare(obj))
 
 
-def shapes(obj):
+def shapes(obj: keras.layers.Layer) -> Shapes:
     """The shapes and types of an object's weights, a list of `(shape, dtype)`."""
     return [
         (tuple(weight.shape), keras.backend.standardize_dtype(weight.dtype))
@@ -144,7 +154,7 @@ def _named(config):
     return {name: obj for name, obj in found.items() if obj is not None}
 
 
-def build(config, custom_objects=None):
+def build(config: dict | str, custom_objects: dict | None = None) -> object:
     """Builds an object from its config.
 
     Args:
@@ -163,15 +173,21 @@ def build(config, custom_objects=None):
 
 
 @contextlib.contextmanager
-def errors_of_keras():
+def errors_of_keras() -> Iterator[None]:
     """Makes a ValueError of whatever a layer says to arguments that are none of its."""
     try:
         yield
     except Exception as error:
-        raise ValueError(f"Keras cannot build it: {type(error).__name__}: {error}") from error
+        raise ValueError(f"Keras cannot build it: {_said(error)}") from error
 
 
-def check_encoding(encoding):
+def _said(error):
+    """The point of an error of Keras, which may quote the whole config around it."""
+    text = str(error).rpartition("Exception encountered: ")[2]
+    return f"{type(error).__name__}: {textwrap.shorten(text, 300)}"
+
+
+def check_encoding(encoding: object) -> None:
     """Checks that a predictor's encoding is one layer, from `(n, 3)` to `(n, features)`.
 
     A predictor runs when a file is read. Of Keras's own layers, several in a row could
@@ -197,7 +213,7 @@ def check_encoding(encoding):
         raise ValueError(f"its encoding gives {shape} instead of (n, features)")
 
 
-def num_bytes(shapes):
+def num_bytes(shapes: Shapes) -> int:
     """The bytes that weights of these shapes and types take."""
     return sum(math.prod(shape) * np.dtype(_numpy_name(dtype)).itemsize for shape, dtype in shapes)
 

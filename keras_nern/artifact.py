@@ -17,11 +17,15 @@ import dataclasses
 import math
 import os
 
+import keras
+
 from keras_nern import container
 from keras_nern.rebuilding import MAX_BYTES, Rebuilding, read_config
 
 
-def load(path, custom_objects=None, max_bytes=MAX_BYTES):
+def load(
+    path: container.Path, custom_objects: dict | None = None, max_bytes: int = MAX_BYTES
+) -> keras.Model:
     """Rebuilds the classifier from a compact file.
 
     Args:
@@ -53,7 +57,7 @@ def load(path, custom_objects=None, max_bytes=MAX_BYTES):
         raise container.refusal(path, error) from error
 
 
-def inspect(path):
+def inspect(path: container.Path) -> "ArtifactInfo":
     """Tells what a compact file holds, without building anything.
 
     Args:
@@ -83,7 +87,7 @@ def inspect(path):
         file_bytes=total,
         format_version=container.VERSION,
         versions=config["versions"],
-        name=str(config["architecture"].get("config", {}).get("name")),
+        name=str(config["architecture"]["config"].get("name")),
         precision=config["predictor"]["precision"],
         kept_precision=config["kept_precision"],
         permutation=config["permutation"],
@@ -130,11 +134,11 @@ class ArtifactInfo:
     base_sha256: str
 
     @property
-    def represented_weights(self):
+    def represented_weights(self) -> int:
         """How many weights the predictor stands for."""
         return sum(math.prod(shape) for _, shape in self.layers)
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """All of it as JSON has it."""
         layers = [{"name": name, "shape": list(shape)} for name, shape in self.layers]
         counts = {"represented_weights": self.represented_weights}

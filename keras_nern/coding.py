@@ -19,12 +19,16 @@ Systems (ANS): a Statistician's Perspective", 2022, arXiv 2201.01741). docs/form
 a reader without it has to do.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_nern.container import needed
 from keras_nern.permutations import Permutation, invert
 from keras_nern.quantization import BITS, largest_level
 
+Shape = tuple[int, ...]
 PRECISION = 24  # bits of a probability in the range coder
 FIRST_RUN = 64  # levels in the first runs; later ones are an eighth of all before them
 LARGEST_DIGIT = 2**20  # up to here a digit is coded at once, above in two parts
@@ -35,7 +39,7 @@ PRECISIONS = (*FLOATS, *(f"int{bits}" for bits in BITS))
 WINDOW = 2**27  # bytes that a zstandard frame may refer back over
 
 
-def encode_levels(kernels, bits):
+def encode_levels(kernels: Sequence[np.ndarray], bits: int) -> bytes:
     """Writes the levels of quantised kernels.
 
     Args:
@@ -70,7 +74,7 @@ def encode_levels(kernels, bits):
     return _bytes(encoder)
 
 
-def decode_levels(data, shapes, bits):
+def decode_levels(data: bytes, shapes: Sequence[Shape], bits: int) -> list[np.ndarray]:
     """Reads what `encode_levels` wrote.
 
     Args:
@@ -127,7 +131,7 @@ def _runs(size):
         start = stop
 
 
-def encode_orders(permutation):
+def encode_orders(permutation: Permutation) -> bytes:
     """Writes the orders of a permutation.
 
     Args:
@@ -151,7 +155,7 @@ def encode_orders(permutation):
     return _bytes(encoder)
 
 
-def decode_orders(data, grids, kind):
+def decode_orders(data: bytes, grids: Sequence[Shape], kind: str) -> Permutation:
     """Reads what `encode_orders` wrote.
 
     Args:
@@ -227,7 +231,7 @@ def _ranges(size):
     return np.where(is_large, -(-ranges // LOW), ranges).astype("int32"), is_large
 
 
-def pack_floats(values, dtype):
+def pack_floats(values: ArrayLike, dtype: str) -> bytes:
     """Writes numbers of one type.
 
     Args:
@@ -250,7 +254,7 @@ def pack_floats(values, dtype):
     return pack(planes.tobytes())
 
 
-def unpack_floats(data, count, dtype):
+def unpack_floats(data: bytes, count: int, dtype: str) -> np.ndarray:
     """Reads what `pack_floats` wrote: an array `(count,)`.
 
     Raises:
@@ -263,7 +267,7 @@ def unpack_floats(data, count, dtype):
     return np.ascontiguousarray(array).view(dtype).ravel()
 
 
-def stored_type(dtype, precision):
+def stored_type(dtype: str, precision: str) -> str:
     """The type in which weights of a type are written.
 
     Args:
@@ -280,17 +284,17 @@ def stored_type(dtype, precision):
     return "float32" if dtype == "bfloat16" else dtype
 
 
-def bias_type(precision):
+def bias_type(precision: str) -> str:
     """The type in which a predictor's biases are written."""
     return precision if precision in FLOATS else "float32"
 
 
-def pack(data):
+def pack(data: bytes) -> bytes:
     """Packs bytes into a zstandard frame that says how many they are."""
     return needed("zstandard").ZstdCompressor(level=LEVEL).compress(data)
 
 
-def unpack(data, most, exactly=False):
+def unpack(data: bytes, most: int, exactly: bool = False) -> bytes:
     """Unpacks what `pack` packed, where it is at most, or exactly, so many bytes.
 
     Raises:

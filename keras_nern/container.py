@@ -16,6 +16,8 @@ import hashlib
 import importlib
 import json
 import os
+import types
+import typing
 
 import numpy as np
 
@@ -25,10 +27,11 @@ VERSION = "1"  # of the format
 MARK = "keras_nern"  # the key of the version in the header's metadata
 HASH = "sha256"  # the last part: its name comes after all others'
 HASH_BYTES = 32
+Path = str | os.PathLike
 LONGEST_HEADER = 65_536
 
 
-def needed(module):
+def needed(module: str) -> types.ModuleType:
     """A module of the extra `compact`.
 
     Args:
@@ -45,7 +48,7 @@ def needed(module):
         ) from error
 
 
-def write(path, parts):
+def write(path: Path, parts: dict[str, bytes]) -> None:
     """Writes a file, whole or not at all.
 
     Args:
@@ -61,7 +64,7 @@ def write(path, parts):
         file.write(data)
 
 
-def dump(parts):
+def dump(parts: dict[str, bytes]) -> bytes:
     """The bytes of a file; see `write`."""
     late = [name for name in parts if name >= HASH]
     if late:
@@ -74,7 +77,7 @@ def dump(parts):
     return data[:-HASH_BYTES] + hashlib.sha256(data[:-HASH_BYTES]).digest()
 
 
-def read(path):
+def read(path: Path) -> dict[str, bytes]:
     """Reads a file that `write` wrote.
 
     Args:
@@ -93,7 +96,7 @@ def read(path):
         return read_from(file, os.fstat(file.fileno()).st_size, path)
 
 
-def read_from(file, size, name):
+def read_from(file: typing.BinaryIO, size: int, name: Path) -> dict[str, bytes]:
     """The same, from a binary file of so many bytes; `name` is for the errors."""
     safetensors = needed("safetensors.numpy")
     try:
@@ -119,7 +122,7 @@ def read_from(file, size, name):
     return {name: tensor.tobytes() for name, tensor in tensors.items()}
 
 
-def refusal(path, reason):
+def refusal(path: Path, reason: object) -> ValueError:
     """The error for a file that cannot be read."""
     return ValueError(
         f"Expected a file that NeRNModel.export wrote. Received: {str(path)!r} ({reason})"

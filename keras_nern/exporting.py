@@ -17,7 +17,9 @@ from keras_nern.predictor import KernelPredictor, compress_into, kernel_in_use
 from keras_nern.rebuilding import read_config
 
 
-def write(nern, path, precision="auto", kept_precision="float32"):
+def write(
+    nern, path: container.Path, precision: str = "auto", kept_precision: str = "float32"
+) -> None:
     """Writes a representation to a compact file; see `NeRNModel.export`.
 
     Args:

@@ -11,6 +11,7 @@ concatenated, 3 * 2 * 40 = 240 of them. A base below 1 gives wavelengths from 2 
 """
 
 import math
+import numbers
 
 import keras
 import numpy as np
@@ -40,7 +41,8 @@ class PositionalEncoding(keras.layers.Layer):
         sines, then all cosines; then for the second.
 
     Raises:
-        ValueError: for fewer than one frequency, or a base outside (0, 2).
+        ValueError: for a number of frequencies that is no integer of at least 1, or a base
+            outside (0, 2).
 
     Example:
 
@@ -54,9 +56,10 @@ class PositionalEncoding(keras.layers.Layer):
     def __init__(self, num_frequencies=40, base=0.76, **kwargs):
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
-        if num_frequencies < 1:
+        if not isinstance(num_frequencies, numbers.Integral) or num_frequencies < 1:
             raise ValueError(
-                f"num_frequencies must be at least 1. Received: num_frequencies={num_frequencies!r}"
+                "num_frequencies must be an integer of at least 1. "
+                f"Received: num_frequencies={num_frequencies!r}"
             )
         if not 0 < base < 2:
             raise ValueError(f"base must be between 0 and 2. Received: base={base!r}")

@@ -199,7 +199,9 @@ class KernelPredictor(keras.layers.Layer):
         return cls(**config)
 
 
-def compress_into(copy, predictor, coordinates, sparsity=0.0):
+def compress_into(
+    copy: KernelPredictor, predictor: KernelPredictor, coordinates, sparsity: float = 0.0
+) -> None:
     """Gives a predictor with compressed kernels the weights of another.
 
     A layer's mean output over the coordinates stays, by a correction of its bias,
@@ -229,7 +231,7 @@ def compress_into(copy, predictor, coordinates, sparsity=0.0):
         x, y = layer(x), other(y)
 
 
-def kernel_in_use(layer):
+def kernel_in_use(layer: keras.layers.Layer):
     """The kernel that one of a predictor's `layers` computes with, a tensor."""
     if isinstance(layer, CompressedDense):
         return layer.kernel_in_use

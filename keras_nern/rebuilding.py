@@ -19,11 +19,11 @@ from keras_nern.predictor import KernelPredictor
 from keras_nern.quantization import Quantized
 
 MAX_BYTES = 2**31  # of a rebuilt classifier
+LARGEST_WIDTH = 2**16  # of a predictor, its encoding and its blocks
 MOST_BLOCKS = 1024  # Dense layers of a predictor
 ACTIVATIONS = 2**24  # numbers that the predictor computes with at once
 CONFIG_RATIO = 500  # how many times its size a config may at most unpack to
 CONFIG_BYTES = 2**20  # or to this, if it is more
-
 
 # The fields of the config and their types; those of docs/format.md.
 FIELDS = {
@@ -55,7 +55,7 @@ CHOICES = {
 }
 
 
-def read_config(parts):
+def read_config(parts: dict[str, bytes]) -> dict:
     """Reads and checks the part `config`.
 
     Args:
@@ -87,6 +87,7 @@ def read_config(parts):
         sizes = [*kernel["shape"], *kernel["grid"]]
         if len(kernel["grid"]) != 2 or len(kernel["shape"]) < 2 or not all(map(_is_size, sizes)):
             raise ValueError(f"one of its kernels has no shape and grid: {kernel}")
+    _check_fields("its architecture", config["architecture"], {"class_name": str, "config": dict})
     predictor = config["predictor"]
     _check_fields("its predictor", predictor, PREDICTOR_FIELDS)
     if predictor["precision"] not in coding.PRECISIONS:
@@ -96,7 +97,7 @@ def read_config(parts):
     if predictor["num_blocks"] > MOST_BLOCKS:
         raise ValueError(f"its predictor has more than {MOST_BLOCKS} layers")
     architecture.check(config["architecture"])
-    architecture.check(predictor)
+    architecture.check(predictor, LARGEST_WIDTH)
     return config
 
 
@@ -125,13 +126,13 @@ class Rebuilding:
         ValueError: where the config is none.
     """
 
-    def __init__(self, parts, custom_objects, max_bytes):
+    def __init__(self, parts: dict[str, bytes], custom_objects: dict | None, max_bytes: int):
         self.parts = parts
         self.custom_objects = custom_objects
         self.max_bytes = max_bytes
         self.config = read_config(parts)
 
-    def classifier(self):
+    def classifier(self) -> keras.Model:
         """Rebuilds it.
 
         Returns:

@@ -263,7 +263,7 @@ KILLED = """
 import os, pathlib, random, signal, sys, time
 from keras_nern import container
 path, rng = pathlib.Path(sys.argv[1]), random.Random(0)
-contents = [{"a": bytes([i]) * 300_000} for i in range(2)]
+contents = [{"a": bytes([i]) * 3_000_000} for i in range(2)]
 container.write(path, contents[0])
 whole = [container.dump(one) for one in contents]
 for trial in range(25):
@@ -275,7 +275,7 @@ for trial in range(25):
                     container.write(path, one)
         finally:
             os._exit(1)
-    time.sleep(rng.uniform(0, 0.03))
+    time.sleep(rng.uniform(0.01, 0.1))
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     assert path.read_bytes() in whole, trial
