@@ -221,7 +221,7 @@ class Measurement:
             path = pathlib.Path(folder) / "network.nern"
             nern.export(path, precision=precision, kept_precision=HALVES)
             info = keras_nern.artifact.inspect(path)
-            return keras_nern.load(path), info.bytes_by_part
+            return keras_nern.load(path), info.part_bytes
 
     def _accuracy(self, model):
         classes = model.predict(self.test_images, batch_size=500, verbose=0).argmax(axis=1)

@@ -154,5 +154,6 @@ def has_passed(model, frequency):
 
 
 def check_at_least_one(name, value):
+    """Raises a ValueError that names the argument, unless it is 1 or more."""
     if not value >= 1:
         raise ValueError(f"{name} must be at least 1. Received: {name}={value!r}")

@@ -329,6 +329,8 @@ class NeRNModel(RepresentationTrainer):
         }
         grids = Blocks(config["base"], **selection).grids
         model = cls(**{**config, "permutation": Permutation(grids, kind=kind)})
+        model.metric = config["metric"]
+        model.permutation_method = config["permutation_method"]
         model._base_is_own = True
         return model
 
