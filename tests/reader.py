@@ -9,16 +9,19 @@ import pathlib
 import re
 
 import keras
+import keras_tuner
 import numpy as np
 import tensorflow as tf
 from torch_states import torch_state
 
 import keras_nern
+import keras_nern.tuner
 from keras_nern.callbacks import EvaluateRebuilt
 from keras_nern.compilation import RepresentationCompiler
 from keras_nern.trainer import RepresentationTrainer
 
 STEPS = 2  # of either phase
+TRIALS = 2  # of a search
 IMAGES = 16
 
 
@@ -57,7 +60,7 @@ def cifar10():
 def hurry(monkeypatch):
     """Lets no fit take longer than `STEPS` steps, nor wait for a graph; downloads nothing.
 
-    What happens every so many steps happens every `STEPS`.
+    What happens every so many steps happens every `STEPS`; a search ends after `TRIALS`.
     """
     fit, compile_ = RepresentationTrainer.fit, RepresentationCompiler.compile
 
@@ -74,11 +77,24 @@ def hurry(monkeypatch):
     def often(self, *args, frequency=STEPS, **kwargs):
         init(self, *args, frequency=min(STEPS, frequency), **kwargs)
 
-    init = EvaluateRebuilt.__init__
+    def few_trials(self, *args, max_trials=TRIALS, **kwargs):
+        start(self, *args, max_trials=min(TRIALS, max_trials), **kwargs)
+
+    init, start = EvaluateRebuilt.__init__, keras_tuner.Oracle.__init__
+    monkeypatch.setattr(keras_tuner.Oracle, "__init__", few_trials)
     monkeypatch.setattr(EvaluateRebuilt, "__init__", often)
     monkeypatch.setattr(RepresentationTrainer, "fit", short_fit)
     monkeypatch.setattr(RepresentationCompiler, "compile", short_compile)
     monkeypatch.setattr(keras.datasets.cifar10, "load_data", cifar10)
+
+
+def searched(base, images):
+    """A tuner after its search."""
+    hypermodel = keras_nern.tuner.NeRNHyperModel(base, max_bytes=40_000)
+    objective = keras_tuner.Objective("val_agreement", "max")
+    tuner = keras_tuner.RandomSearch(hypermodel, objective, max_trials=1, directory="searches")
+    tuner.search(images, epochs=1, validation_data=images)
+    return tuner
 
 
 def namespace(code):
@@ -108,6 +124,8 @@ def namespace(code):
     if has("dataset"):
         images = tf.data.Dataset.from_tensor_slices(names["images"])
         names["dataset"] = images.batch(8, drop_remainder=True)
+    if has("tuner") and "tuner =" not in code and "keras_tuner" not in code:
+        names["tuner"] = searched(base, names["images"])
     if has("classifier.keras"):
         base.save("classifier.keras")
     if has("cifar10_resnet20.npz"):
