@@ -6,7 +6,7 @@ import sys
 import tarfile
 import zipfile
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "keras_nern"
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def main(arguments):
@@ -15,8 +15,14 @@ def main(arguments):
         print(*lowest(arguments[1]))
         return
     wanted = {
-        str(path.relative_to(PACKAGE.parent))
-        for path in (*PACKAGE.glob("*.py"), *PACKAGE.glob("zoo/*"), PACKAGE / "py.typed")
+        str(path.relative_to(ROOT))
+        for pattern in (
+            "keras_nern/*.py",
+            "keras_nern/py.typed",
+            "keras_nern/zoo/*",
+            "keras_nern_cli/*.py",
+        )
+        for path in ROOT.glob(pattern)
     }
     for archive in arguments:
         missing = wanted - names(archive)

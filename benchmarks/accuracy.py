@@ -52,6 +52,7 @@ ROWS = {
     "ResNet20, h=180": Row(20, 180, (16_000, 4_000), method="two_opt"),
     "ResNet56, h=280": Row(56, 280, (16_000, 2_000), method="two_opt"),
     "ResNet56, h=320": Row(56, 320, (16_000, 2_000), method="two_opt"),
+    "ResNet20, h=160, greedy": Row(20, 160, (16_000, 1_500)),
     "ResNet20, h=160, short": Row(20, 160, (6_000, 1_000)),
     "ResNet20, h=180, short": Row(20, 180, (6_000, 1_000)),
     "ResNet20, h=160, short, in-filter": Row(20, 160, (6_000, 1_000), "in_filter"),
