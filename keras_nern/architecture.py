@@ -19,6 +19,7 @@ import copy
 import math
 import textwrap
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -76,7 +77,7 @@ def check(config: dict, largest: int = LARGEST) -> None:
             raise ValueError(f"it asks for {key}={value!r}, beyond {largest:,}")
 
 
-def _check_class(config):
+def _check_class(config: dict[str, Any]) -> None:
     name, module = config.get("class_name"), config.get("module")
     if name in CODE:
         raise ValueError(
@@ -84,13 +85,13 @@ def _check_class(config):
             "make it a layer of a registered class"
         )
     is_of_keras = name == "function" and str(module).startswith("keras.")
-    if is_of_keras and not module.startswith(FUNCTIONS):
+    if is_of_keras and not str(module).startswith(FUNCTIONS):
         raise ValueError(f"{module}.{config.get('config')} is no function for a layer")
 
 
-def _entries(config):
+def _entries(config: object) -> Iterator[tuple[Any, Any]]:
     """All values in a config, at any depth, each with the key it, or its list, is under."""
-    waiting = [(None, config)]
+    waiting: list[tuple[Any, Any]] = [(None, config)]
     while waiting:
         key, value = waiting.pop()
         yield key, value
@@ -124,7 +125,7 @@ def outline(
         return thread.submit(_outline, config, found, prepare).result()
 
 
-def _outline(config, custom_objects, prepare):
+def _outline(config: dict, custom_objects: dict, prepare: Callable | None) -> Shapes:
     try:
         with keras.StatelessScope(initialize_variables=False):
             return _outline_here(config, custom_objects, prepare)
@@ -134,7 +135,7 @@ def _outline(config, custom_objects, prepare):
             return _outline_here(config, custom_objects, prepare)
 
 
-def _outline_here(config, custom_objects, prepare):
+def _outline_here(config: dict, custom_objects: dict, prepare: Callable | None) -> Shapes:
     obj = build(config, custom_objects)
     return shapes(obj if prepare is None else prepare(obj))
 
@@ -147,14 +148,14 @@ def shapes(obj: keras.layers.Layer) -> Shapes:
     ]
 
 
-def _named(config):
+def _named(config: dict) -> dict[str, Any]:
     """What is registered, or in a custom object scope, of all that a config names."""
     names = {value for _, value in _entries(config) if isinstance(value, str)}
     found = {name: keras.saving.get_registered_object(name) for name in names}
     return {name: obj for name, obj in found.items() if obj is not None}
 
 
-def build(config: dict | str, custom_objects: dict | None = None) -> object:
+def build(config: dict | str, custom_objects: dict | None = None) -> Any:
     """Builds an object from its config.
 
     Args:
@@ -181,7 +182,7 @@ def errors_of_keras() -> Iterator[None]:
         raise ValueError(f"Keras cannot build it: {_said(error)}") from error
 
 
-def _said(error):
+def _said(error: Exception) -> str:
     """The point of an error of Keras, which may quote the whole config around it."""
     text = str(error).rpartition("Exception encountered: ")[2]
     return f"{type(error).__name__}: {textwrap.shorten(text, 300)}"
@@ -218,5 +219,5 @@ def num_bytes(shapes: Shapes) -> int:
     return sum(math.prod(shape) * np.dtype(_numpy_name(dtype)).itemsize for shape, dtype in shapes)
 
 
-def _numpy_name(dtype):
+def _numpy_name(dtype: str) -> str:
     return {"bfloat16": "float16", "string": "uint8"}.get(dtype, dtype)

@@ -144,7 +144,7 @@ class ArtifactInfo:
         counts = {"represented_weights": self.represented_weights}
         return {**dataclasses.asdict(self), "layers": layers, **counts}
 
-    def __str__(self):
+    def __str__(self) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         predictor = f"{self.num_blocks} layers of width {self.hidden_size}, {self.precision}"
         rows = [

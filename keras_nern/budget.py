@@ -67,7 +67,7 @@ def widest(
     """
     widths = range(1, max(1, int(num_bytes)) + 1)  # a unit takes more than a byte
 
-    def size(hidden_size):
+    def size(hidden_size: int) -> float:
         return predictor_bytes(hidden_size, num_blocks, block_length, features, bits)
 
     return bisect.bisect(widths, num_bytes, key=size)

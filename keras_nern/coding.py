@@ -19,7 +19,8 @@ Systems (ANS): a Statistician's Perspective", 2022, arXiv 2201.01741). docs/form
 a reader without it has to do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -108,13 +109,13 @@ def decode_levels(data: bytes, shapes: Sequence[Shape], bits: int) -> list[np.nd
 class _Counts:
     """How often each symbol came, as the probabilities of the next ones."""
 
-    def __init__(self, size):
+    def __init__(self, size: int) -> None:
         self.counts = np.ones(size, "int64")
 
-    def add(self, symbols):
+    def add(self, symbols: np.ndarray) -> None:
         self.counts += 2 * np.bincount(symbols, minlength=len(self.counts))
 
-    def model(self, stream):
+    def model(self, stream: Any) -> Any:
         """Frequencies f of at least 1, which add up to 2^24, in proportion to the counts."""
         free = 2**PRECISION - len(self.counts)
         shares = self.counts * free // self.counts.sum()
@@ -123,7 +124,7 @@ class _Counts:
         return stream.model.Categorical(shares.astype("float64"), perfect=False)
 
 
-def _runs(size):
+def _runs(size: int) -> Iterator[tuple[int, int]]:
     start = 0
     while start < size:
         stop = min(size, start + max(FIRST_RUN, start // 8))
@@ -188,7 +189,7 @@ def decode_orders(data: bytes, grids: Sequence[Shape], kind: str) -> Permutation
     return Permutation(grids, orders, kind)
 
 
-def _encode_order(encoder, stream, order):
+def _encode_order(encoder: Any, stream: Any, order: np.ndarray) -> None:
     if len(order) < 2:
         return
     current, place = order.tolist(), invert(order).tolist()
@@ -206,7 +207,7 @@ def _encode_order(encoder, stream, order):
         encoder.encode(low, stream.model.Uniform(LOW))
 
 
-def _decode_order(decoder, stream, size):
+def _decode_order(decoder: Any, stream: Any, size: int) -> np.ndarray:
     if size < 2:
         return np.arange(size)
     highs, is_large = _ranges(size)
@@ -222,7 +223,7 @@ def _decode_order(decoder, stream, size):
     return np.array(order)
 
 
-def _ranges(size):
+def _ranges(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Of how many each swap of an order is one, as coded, and which are in two parts."""
     if size > LOW * LARGEST_DIGIT:
         raise ValueError(f"Expected at most {LOW * LARGEST_DIGIT:,} blocks. Received: {size:,}")
@@ -261,10 +262,10 @@ def unpack_floats(data: bytes, count: int, dtype: str) -> np.ndarray:
         ValueError: where there are not as many.
         ImportError: where zstandard is not installed.
     """
-    dtype = np.dtype(dtype).newbyteorder("<")
-    planes = unpack(data, count * dtype.itemsize, exactly=True)
-    array = np.frombuffer(planes, "uint8").reshape(dtype.itemsize, count).T
-    return np.ascontiguousarray(array).view(dtype).ravel()
+    kind = np.dtype(dtype).newbyteorder("<")
+    planes = unpack(data, count * kind.itemsize, exactly=True)
+    array = np.frombuffer(planes, "uint8").reshape(kind.itemsize, count).T
+    return np.ascontiguousarray(array).view(kind).ravel()
 
 
 def stored_type(dtype: str, precision: str) -> str:
@@ -313,23 +314,23 @@ def unpack(data: bytes, most: int, exactly: bool = False) -> bytes:
         raise ValueError(f"zstandard cannot read it: {error}") from error
 
 
-def _bytes(encoder):
+def _bytes(encoder: Any) -> bytes:
     return encoder.get_compressed().astype("<u4").tobytes()
 
 
-def _words(data):
+def _words(data: bytes) -> np.ndarray:
     if len(data) % 4:
         raise ValueError(f"{len(data):,} bytes are no whole number of 4-byte words")
     return np.frombuffer(data, "<u4").astype("uint32")
 
 
-def _decoded(decoder, model, amount):
+def _decoded(decoder: Any, model: Any, amount: int | np.ndarray) -> np.ndarray:
     try:
         return decoder.decode(model, amount)
     except AssertionError as error:  # constriction's
         raise ValueError(f"the range coder cannot read it: {error}") from error
 
 
-def _check_end(decoder):
+def _check_end(decoder: Any) -> None:
     if not decoder.maybe_exhausted():
         raise ValueError("the range coder has words left over")

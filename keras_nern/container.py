@@ -18,6 +18,7 @@ import json
 import os
 import types
 import typing
+from typing import Any
 
 import numpy as np
 
@@ -129,7 +130,7 @@ def refusal(path: Path, reason: object) -> ValueError:
     )
 
 
-def _length_of_parts(header):
+def _length_of_parts(header: bytes) -> int:
     """Checks a header, and returns how many bytes it says follow it."""
     try:
         entries = json.loads(header.decode(), object_pairs_hook=_unique)
@@ -154,7 +155,7 @@ def _length_of_parts(header):
     return end
 
 
-def _length_of_part(name, entry):
+def _length_of_part(name: str, entry: Any) -> int:
     try:
         (length,) = entry["shape"]
     except (KeyError, TypeError, ValueError):
@@ -164,7 +165,7 @@ def _length_of_part(name, entry):
     return length
 
 
-def _unique(pairs):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

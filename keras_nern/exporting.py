@@ -6,19 +6,28 @@ a reader will be able to: a base that only its own process can build is refused 
 """
 
 import json
+import typing
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_nern import architecture, coding, container
+from keras_nern.hints import Tensor
 from keras_nern.kernels import walk_layers
 from keras_nern.predictor import KernelPredictor, compress_into, kernel_in_use
 from keras_nern.rebuilding import read_config
 
+if typing.TYPE_CHECKING:
+    from keras_nern.model import NeRNModel
+
 
 def write(
-    nern, path: container.Path, precision: str = "auto", kept_precision: str = "float32"
+    nern: "NeRNModel",
+    path: container.Path,
+    precision: str = "auto",
+    kept_precision: str = "float32",
 ) -> None:
     """Writes a representation to a compact file; see `NeRNModel.export`.
 
@@ -57,7 +66,7 @@ def write(
     container.write(path, parts)
 
 
-def _precision(precision, predictor):
+def _precision(precision: str, predictor: KernelPredictor) -> str:
     own = "float32" if predictor.bits is None else f"int{predictor.bits}"
     if precision == "auto":
         return own
@@ -74,7 +83,7 @@ def _precision(precision, predictor):
     return precision
 
 
-def _config(nern, precision, kept_precision):
+def _config(nern: "NeRNModel", precision: str, kept_precision: str) -> dict[str, Any]:
     """All that is no array, as docs/format.md has it."""
     import keras_nern  # for its version: it imports this module
 
@@ -114,7 +123,7 @@ def _config(nern, precision, kept_precision):
     }
 
 
-def _readable(nern, config):
+def _readable(nern: "NeRNModel", config: dict[str, Any]) -> bytes:
     """The config as bytes, from which a reader will build the same weights."""
     base, encoding = nern.base, nern.predictor.encoding
     try:
@@ -138,7 +147,9 @@ def _readable(nern, config):
     return part
 
 
-def _predictor_parts(predictor, precision, coordinates):
+def _predictor_parts(
+    predictor: KernelPredictor, precision: str, coordinates: Tensor
+) -> dict[str, bytes]:
     parts = _weights_parts("predictor.encoding", predictor.encoding.weights, "float32")
     if precision in coding.FLOATS:
         kernels = [_numpy(kernel_in_use(layer)) for layer in predictor.layers]
@@ -155,7 +166,7 @@ def _predictor_parts(predictor, precision, coordinates):
     return parts
 
 
-def _quantized(predictor, bits, coordinates):
+def _quantized(predictor: KernelPredictor, bits: int, coordinates: Tensor) -> KernelPredictor:
     copy = KernelPredictor(
         predictor.hidden_size,
         predictor.num_blocks,
@@ -169,19 +180,19 @@ def _quantized(predictor, bits, coordinates):
     return copy
 
 
-def _weights_parts(name, weights, precision):
+def _weights_parts(name: str, weights: list[keras.Variable], precision: str) -> dict[str, bytes]:
     """Weights of several types, a part for each type they are written in."""
-    by_type = {}
+    by_type: dict[str, list[np.ndarray]] = {}
     for weight in weights:
         dtype = coding.stored_type(keras.backend.standardize_dtype(weight.dtype), precision)
         by_type.setdefault(dtype, []).append(_numpy(weight))
     return {f"{name}.{dtype}": _packed(values, dtype) for dtype, values in by_type.items()}
 
 
-def _packed(arrays, dtype):
+def _packed(arrays: list[np.ndarray], dtype: str) -> bytes:
     return coding.pack_floats(np.concatenate([np.ravel(array) for array in arrays]), dtype)
 
 
-def _numpy(value):
+def _numpy(value: Tensor) -> np.ndarray:
     array = keras.ops.convert_to_numpy(value)
     return array.astype("float32") if array.dtype.name == "bfloat16" else array

@@ -68,7 +68,7 @@ class ParetoFront:
             raise ValueError(f'direction must be "max" or "min". Received: direction={direction!r}')
         sign = 1 if direction == "max" else -1
         trials = sorted(trials, key=lambda row: (row.bytes, -sign * row.score))
-        points = []
+        points: list[FrontRow] = []
         for row in trials:
             if not points or sign * row.score > sign * points[-1].score:
                 points.append(row)
@@ -97,7 +97,7 @@ class ParetoFront:
             )
         return fitting[-1]
 
-    def __str__(self):
+    def __str__(self) -> str:
         names = list(dict.fromkeys(name for row in self.trials for name in row.hyperparameters))
         columns = [["bytes", *(f"{row.bytes:,.0f}" for row in self.points)]]
         columns.append([self.objective, *(_SCORE.format(row.score) for row in self.points)])

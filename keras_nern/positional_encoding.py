@@ -11,7 +11,6 @@ concatenated, 3 * 2 * 40 = 240 of them. A base below 1 gives wavelengths from 2 
 """
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +59,7 @@ class PositionalEncoding(keras.layers.Layer):
     def __init__(self, num_frequencies: int = 40, base: float = 0.76, **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
-        if not isinstance(num_frequencies, numbers.Integral) or num_frequencies < 1:
+        if not isinstance(num_frequencies, (int, np.integer)) or num_frequencies < 1:
             raise ValueError(
                 "num_frequencies must be an integer of at least 1. "
                 f"Received: num_frequencies={num_frequencies!r}"

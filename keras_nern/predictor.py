@@ -13,6 +13,7 @@ import numbers
 import keras
 
 from keras_nern.compressed_dense import CompressedDense
+from keras_nern.hints import Tensor
 from keras_nern.positional_encoding import PACKAGE, PositionalEncoding
 
 # The optimizer treats the output layer apart from the hidden ones, by this name.
@@ -200,7 +201,7 @@ class KernelPredictor(keras.layers.Layer):
 
 
 def compress_into(
-    copy: KernelPredictor, predictor: KernelPredictor, coordinates, sparsity: float = 0.0
+    copy: KernelPredictor, predictor: KernelPredictor, coordinates: Tensor, sparsity: float = 0.0
 ) -> None:
     """Gives a predictor with compressed kernels the weights of another.
 
@@ -231,7 +232,7 @@ def compress_into(
         x, y = layer(x), other(y)
 
 
-def kernel_in_use(layer: keras.layers.Layer):
+def kernel_in_use(layer: keras.layers.Layer) -> Tensor:
     """The kernel that one of a predictor's `layers` computes with, a tensor."""
     if isinstance(layer, CompressedDense):
         return layer.kernel_in_use

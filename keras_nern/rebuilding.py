@@ -7,12 +7,14 @@ memory is taken. What does not fit is a `ValueError` that says so.
 
 import json
 import math
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_nern import architecture, coding
 from keras_nern.blocks import BLOCK_SIZE, VIEWS, Blocks
+from keras_nern.hints import Grid, Tensor
 from keras_nern.kernels import kernels_of
 from keras_nern.permutations import PERMUTATIONS, Permutation
 from keras_nern.predictor import KernelPredictor
@@ -101,7 +103,7 @@ def read_config(parts: dict[str, bytes]) -> dict:
     return config
 
 
-def _check_fields(what, config, fields):
+def _check_fields(what: str, config: object, fields: dict[str, Any]) -> None:
     if not isinstance(config, dict):
         raise ValueError(f"{what} is no object: {config!r}")
     for name, types in fields.items():
@@ -111,7 +113,7 @@ def _check_fields(what, config, fields):
             raise ValueError(f"{what} has {name}={value!r}")
 
 
-def _is_size(value):
+def _is_size(value: object) -> bool:
     return type(value) is int and value >= 1
 
 
@@ -164,18 +166,18 @@ class Rebuilding:
             kernel.variable.assign(blocks.kernel(index, predicted) * scales[index])
         return model
 
-    def _part(self, name):
+    def _part(self, name: str) -> bytes:
         if name not in self.parts:
             raise ValueError(f"it has no part {name!r}")
         return self.parts[name]
 
-    def _check_bytes(self, what, count):
+    def _check_bytes(self, what: str, count: int) -> None:
         if count > self.max_bytes:
             raise ValueError(
                 f"{what} takes {count:,} bytes, more than max_bytes={self.max_bytes:,}"
             )
 
-    def _check_kernels(self, shapes):
+    def _check_kernels(self, shapes: architecture.Shapes) -> None:
         """Checks the represented kernels against the classifier's weights and the blocks."""
         config = self.config
         kernels = config["kernels"]
@@ -199,7 +201,7 @@ class Rebuilding:
             count = math.prod(kernel["grid"]) * length
             self._check_bytes(f"the kernel {kernel['name']!r} in blocks", 4 * count)
 
-    def _blocks(self, model, weights):
+    def _blocks(self, model: keras.Model, weights: list[keras.Variable]) -> Blocks:
         config = self.config
         chosen = [weights[kernel["weight"]] for kernel in config["kernels"]]
         ids = {id(variable) for variable in chosen}
@@ -218,17 +220,17 @@ class Rebuilding:
             raise ValueError(f"its kernels are in blocks {grids}, its classifier's {blocks.grids}")
         return blocks
 
-    def _permutation(self, grids):
+    def _permutation(self, grids: list[Grid]) -> Permutation:
         kind = self.config["permutation"]
         if kind is None:
             return Permutation(grids, kind=None)
         return coding.decode_orders(self._part("permutation"), grids, kind)
 
-    def _predictor(self):
+    def _predictor(self) -> KernelPredictor:
         """The predictor with its weights as floats, whatever they are in the file."""
         config = self.config["predictor"]
 
-        def make(encoding):
+        def make(encoding: Any) -> KernelPredictor:
             architecture.check_encoding(encoding)
             names = ("hidden_size", "num_blocks", "block_length")
             with architecture.errors_of_keras():
@@ -257,7 +259,7 @@ class Rebuilding:
             layer.bias.assign(bias)
         return predictor
 
-    def _kernels(self, shapes):
+    def _kernels(self, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
         precision = self.config["predictor"]["precision"]
         if precision in coding.FLOATS:
             return self._floats("predictor.kernels", shapes, precision)
@@ -266,13 +268,13 @@ class Rebuilding:
         steps = self._floats("predictor.steps", [shape[-1:] for shape in shapes], "float16")
         return [Quantized(*pair).values() for pair in zip(levels, steps, strict=True)]
 
-    def _floats(self, name, shapes, dtype):
+    def _floats(self, name: str, shapes: list[tuple[int, ...]], dtype: str) -> list[np.ndarray]:
         sizes = [math.prod(shape) for shape in shapes]
         values = coding.unpack_floats(self._part(name), sum(sizes), dtype)
         parts = np.split(values, np.cumsum(sizes)[:-1])
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _arrays(self, name, shapes, precision):
+    def _arrays(self, name: str, shapes: architecture.Shapes, precision: str) -> list[np.ndarray]:
         """Weights of several types, in their order."""
         types = [coding.stored_type(dtype, precision) for _, dtype in shapes]
         values = {
@@ -288,7 +290,7 @@ class Rebuilding:
         return [next(values[dtype]) for dtype in types]
 
 
-def _predicted(predictor, coordinates):
+def _predicted(predictor: KernelPredictor, coordinates: np.ndarray) -> Tensor:
     """What a predictor answers, by no more at once than memory is good for."""
     widest = max(max(layer.kernel.shape) for layer in predictor.layers)
     chunk = max(1, ACTIVATIONS // widest)
@@ -300,7 +302,7 @@ def _predicted(predictor, coordinates):
     return keras.ops.concatenate(answers)
 
 
-def _as_model(obj):
+def _as_model(obj: object) -> keras.Model:
     if not isinstance(obj, keras.Model):
         raise ValueError(f"its architecture is that of a {type(obj).__name__}, no model")
     return obj

@@ -13,7 +13,10 @@ bracket of Hyperband that lost trials goes without its later rounds.
 
 import itertools
 import math
-import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from keras_nern.blocks import Blocks
 from keras_nern.budget import predictor_bytes, widest
@@ -39,12 +42,14 @@ class SearchSpace:
             that is none, or a budget that nothing fits.
     """
 
-    def __init__(self, blocks: Blocks, scales: int, max_bytes, narrowest, choices: dict):
-        if not isinstance(max_bytes, numbers.Real) or not 1 <= max_bytes < math.inf:
+    def __init__(
+        self, blocks: Blocks, scales: int, max_bytes: float, narrowest: int, choices: dict
+    ) -> None:
+        if not isinstance(max_bytes, (int, float, np.number)) or not 1 <= max_bytes < math.inf:
             raise ValueError(
                 f"max_bytes must be a number of at least 1. Received: max_bytes={max_bytes!r}"
             )
-        if not isinstance(narrowest, numbers.Integral) or not 1 <= narrowest <= 100:
+        if not isinstance(narrowest, (int, np.integer)) or not 1 <= narrowest <= 100:
             raise ValueError(
                 f"narrowest must be a percentage, 1 to 100. Received: narrowest={narrowest!r}"
             )
@@ -68,18 +73,18 @@ class SearchSpace:
             if size <= self.max_bytes
         ]
 
-    def __str__(self):
-        searched = {name: list(labels) for name, labels in self.choices.items()}
+    def __str__(self) -> str:
+        searched: dict[str, Any] = {name: list(labels) for name, labels in self.choices.items()}
         searched = {"max_bytes": self.max_bytes, "narrowest": self.narrowest, **searched}
         return ", ".join(f"{name}={value}" for name, value in searched.items())
 
-    def _values(self, labels):
+    def _values(self, labels: Sequence[str]) -> dict[str, Any]:
         return {
             name: values[label]
             for (name, values), label in zip(self.choices.items(), labels, strict=True)
         }
 
-    def _predictor(self, values):
+    def _predictor(self, values: dict[str, Any]) -> dict[str, Any]:
         """What tells a predictor's bytes besides its width."""
         return {
             "num_blocks": values["num_blocks"],
@@ -88,7 +93,7 @@ class SearchSpace:
             "bits": values["bits"],
         }
 
-    def _beside(self, values):
+    def _beside(self, values: dict[str, Any]) -> float:
         """The bytes of layer scales and permutation."""
         permutation = values["permutation"]
         if isinstance(permutation, Permutation):
@@ -106,10 +111,10 @@ class SearchSpace:
         size = predictor_bytes(values["hidden_size"], **self._predictor(values))
         return size + self._beside(values)
 
-    def _least_bytes(self, values):
+    def _least_bytes(self, values: dict[str, Any]) -> float:
         return self.num_bytes({**values, "hidden_size": values["hidden_size"] or LEAST_WIDTH})
 
-    def declare(self, hp) -> dict:
+    def declare(self, hp: Any) -> dict:
         """Asks for hyperparameters, and tells what their values stand for.
 
         Args:
@@ -136,7 +141,9 @@ class SearchSpace:
             values["hidden_size"] = max(LEAST_WIDTH, room * width // 100)
         return values
 
-    def _choose(self, hp, names, combinations, condition=""):
+    def _choose(
+        self, hp: Any, names: list[str], combinations: Sequence, condition: str = ""
+    ) -> tuple:
         """Asks for one of the combinations (tuples of labels), name by name.
 
         Where all labels of a name can be followed by the same, they are one flat choice;
@@ -147,7 +154,7 @@ class SearchSpace:
             return ()
         name, *others = names
         labels = list(dict.fromkeys(one[0] for one in combinations))
-        after = {}  # what may follow -> the labels that it may
+        after: dict[tuple, list[str]] = {}  # what may follow -> the labels that it may
         for label in labels:
             rest = tuple(one[1:] for one in combinations if one[0] == label)
             after.setdefault(rest, []).append(label)
@@ -157,7 +164,7 @@ class SearchSpace:
             raise ValueError(f"{asked} must be one of {labels}. Received: {chosen!r}")
         if len(after) == 1:
             return (chosen, *self._choose(hp, others, next(iter(after)), condition))
-        found = None
+        found: tuple = ()
         for rest, those in after.items():
             met = f"{condition}, {name}={'|'.join(those)}"
             with hp.conditional_scope(asked, those):
@@ -167,7 +174,7 @@ class SearchSpace:
         return found
 
 
-def _labelled(name, values):
+def _labelled(name: str, values: Any) -> dict[str, Any]:
     values = list(values) if isinstance(values, (list, tuple)) else [values]
     if not values:
         raise ValueError(f"{name} must be a value, or a list of some. Received: {values!r}")

@@ -20,6 +20,8 @@ NeurIPS 2012; both as keras-tuner has them.
 
 import itertools
 import types
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 
@@ -83,18 +85,18 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         self,
         base: keras.Model,
         max_bytes: int,
-        hidden_size=None,
-        permutation=None,
-        bits=None,
-        num_blocks=5,
-        num_frequencies=40,
-        encoding_base=0.76,
+        hidden_size: int | Sequence[int] | None = None,
+        permutation: str | Permutation | Sequence[str | Permutation | None] | None = None,
+        bits: int | Sequence[int | None] | None = None,
+        num_blocks: int | Sequence[int] = 5,
+        num_frequencies: int | Sequence[int] = 40,
+        encoding_base: float | Sequence[float] = 0.76,
         narrowest: int = 10,
         compile_arguments: dict | None = None,
         name: str | None = None,
         tunable: bool = True,
-        **arguments,
-    ):
+        **arguments: Any,
+    ) -> None:
         super().__init__(name, tunable)
         unknown = sorted({"encoding", "pruned"} & set(arguments))
         if unknown:
@@ -106,7 +108,7 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         self.compile_arguments = dict(compile_arguments or {})
         self.arguments = arguments
         self._blocks = Blocks(base, **{k: v for k, v in arguments.items() if k in SELECTION})
-        self._found = {}  # the orders of the blocks, each searched for once
+        self._found: dict[str, Permutation] = {}  # the orders of the blocks, each searched for once
         choices = {
             "hidden_size": hidden_size,
             "permutation": permutation,
@@ -119,7 +121,7 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         scales = len(self._blocks.kernels) if arguments.get("normalize") else 0
         self.space = SearchSpace(self._blocks, scales, max_bytes, narrowest, choices)
 
-    def _check(self, choices):
+    def _check(self, choices: dict[str, list]) -> None:
         """Raises a ValueError for what `NeRNModel` would not take, or not fit."""
         widths = choices["hidden_size"]
         for hidden_size in [LEAST_WIDTH] if widths == [None] else widths:
@@ -139,11 +141,11 @@ class NeRNHyperModel(keras_tuner.HyperModel):
                 Permutation.validate(permutation, method, metric)
                 Permutation.check_size(self._blocks.grids, permutation, method)
 
-    def _order_arguments(self):
+    def _order_arguments(self) -> tuple[str, str]:
         method = self.arguments.get("permutation_method", "greedy")
         return method, self.arguments.get("metric", "euclidean")
 
-    def _order(self, permutation):
+    def _order(self, permutation: str | Permutation | None) -> Permutation | None:
         """A `Permutation`, or `None` for the blocks as they stand."""
         if permutation is None or isinstance(permutation, Permutation):
             return permutation
@@ -183,7 +185,7 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         """
         return self.space.num_bytes(self.configuration(hp))
 
-    def _declare(self, hp):
+    def _declare(self, hp: keras_tuner.HyperParameters) -> dict[str, Any]:
         try:
             return self.space.declare(hp)
         except ValueError as error:  # of no use to go on: it is the same in the next trial
@@ -222,7 +224,9 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         model.compile_from_config(keras.saving.serialize_keras_object(self.compile_arguments))
         return model
 
-    def fit(self, hp: keras_tuner.HyperParameters, model: NeRNModel, *args, **kwargs):
+    def fit(
+        self, hp: keras_tuner.HyperParameters, model: NeRNModel, *args: Any, **kwargs: Any
+    ) -> keras.callbacks.History:
         """Trains one trial's representation.
 
         Args:
@@ -249,7 +253,7 @@ class NeRNHyperModel(keras_tuner.HyperModel):
             # A later round of Hyperband, from the best epoch of an earlier one: whichever
             # that was, the rate is to fall over the whole of this round.
             model.optimizer.iterations.assign(0)
-        return model.fit(*args, callbacks=callbacks, **kwargs)
+        return model.fit(*args, **{**kwargs, "callbacks": callbacks})
 
 
 def pareto_front(tuner: keras_tuner.Tuner) -> ParetoFront:
@@ -295,27 +299,28 @@ def pareto_front(tuner: keras_tuner.Tuner) -> ParetoFront:
 class _JudgeCompressed(keras.callbacks.Callback):
     """Puts the scores of the compressed representation into the logs of each epoch."""
 
-    def __init__(self, judge, bits):
+    def __init__(self, judge: Callable[..., dict], bits: int) -> None:
         super().__init__()
         self.judge = judge
         self.bits = bits
-        self.small = None
+        self.small: NeRNModel | None = None
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         small = compress(self.model, self.bits)
         if self.small is None:
             self.small = small
         else:  # whose evaluation is traced already
             self.small.predictor.set_weights(small.predictor.get_weights())
         results = self.judge(self.small)
-        logs.update({f"val_{name}": value for name, value in results.items()})
+        if logs is not None:
+            logs.update({f"val_{name}": value for name, value in results.items()})
 
 
 # Arguments of `fit` that tell how `validation_data` are evaluated.
 _VALIDATION = ("validation_batch_size", "validation_steps", "validation_freq")
 
 
-def _check_data(model, x, arguments):
+def _check_data(model: NeRNModel, x: Any, arguments: dict[str, Any]) -> Callable[..., dict]:
     """Looks at what `fit` is given; returns a function that evaluates on `validation_data`."""
     validation = arguments.get("validation_data")
     if validation is None:
@@ -343,13 +348,13 @@ def _check_data(model, x, arguments):
         "verbose": 0,
     }
 
-    def judge(model, **changed):
+    def judge(model: NeRNModel, **changed: Any) -> dict:
         return model.evaluate(inputs, labels, **{**found, **changed})
 
     return judge
 
 
-def _check_objective(callbacks, results):
+def _check_objective(callbacks: list[keras.callbacks.Callback], results: dict) -> None:
     """Raises an error where an objective is of the validation, and that does not tell it."""
     told = sorted(f"val_{name}" for name in results)
     for callback in callbacks:  # one of keras-tuner's has it
@@ -364,5 +369,5 @@ def _check_objective(callbacks, results):
                 )
 
 
-def _listed(values):
+def _listed(values: Any) -> list:
     return list(values) if isinstance(values, (list, tuple)) else [values]
