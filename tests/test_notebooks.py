@@ -15,8 +15,13 @@ from processes import ROOT
 nbformat = pytest.importorskip("nbformat", reason="install keras-nern[notebooks]")
 nbclient = pytest.importorskip("nbclient", reason="install keras-nern[notebooks]")
 
-# As pyproject.toml has it: a warning of Keras 3.15 about itself, which Python hides by default.
-KNOWN = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+# As pyproject.toml has them: warnings of Keras 3.15 and keras-tuner 1.4.8 about themselves, which
+# Python hides by default.
+KNOWN = (
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning,"
+    "ignore:currentThread() is deprecated:DeprecationWarning,"
+    "ignore:getName() is deprecated:DeprecationWarning"
+)
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -55,6 +60,38 @@ SMALL = {
             "batch_size": 8,
         },
         3,
+    ),
+    "4_width_search": (
+        {
+            "train_images": 16,
+            "validation_images": 16,
+            "widths": [16, 32],
+            "reconstruction_steps": 10,
+            "batch_size": 8,
+            "trials": 2,
+        },
+        1,
+    ),
+    "5_kernel_importance": (
+        {
+            "test_images": 50,
+            "hidden_size": 32,
+            "reconstruction_steps": 20,
+            "sparsities": [0.0, 0.2],
+        },
+        2,
+    ),
+    "6_compact_file": (
+        {
+            "train_images": 16,
+            "test_images": 50,
+            "hidden_size": 32,
+            "reconstruction_steps": 20,
+            "batch_size": 8,
+            "epochs": 1,
+            "depths": [4],
+        },
+        1,
     ),
     "7_your_own_network": (
         {
