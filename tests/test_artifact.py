@@ -23,7 +23,7 @@ def _seeded():
     keras.utils.set_random_seed(1)
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="test_artifact")
 class Scaled(keras.layers.Layer):
     """A custom layer with weights of several types."""
 
@@ -42,7 +42,7 @@ class Unregistered(keras.layers.Layer):
         return 2 * inputs
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="test_artifact")
 class Subclassed(keras.Model):
     """A model whose variables come from values, too."""
 
@@ -368,7 +368,7 @@ def test_refuses_a_base_without_a_config(path):
 
 
 def test_refuses_a_config_that_builds_other_weights(path):
-    @keras.saving.register_keras_serializable(package="tests")
+    @keras.saving.register_keras_serializable(package="test_artifact")
     class Forgetful(keras.layers.Layer):
         def __init__(self, width=1, **kwargs):
             super().__init__(**kwargs)
