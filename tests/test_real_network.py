@@ -13,7 +13,7 @@ def test_a_short_fit_represents_resnet20(cifar10, resnet_weights):
     keras_nern.models.load_torch_weights(base, resnet_weights(20))
     before = base.get_weights()
     nern = keras_nern.NeRNModel(base, hidden_size=160, permutation="cross_filter")
-    assert nern.summary_table().kernels == 32_304
+    assert nern.summary_table().blocks == 32_304
     nern.compile(reconstruction_steps=400)
     history = nern.fit(
         images, labels, batch_size=50, epochs=3, validation_data=(images, labels), verbose=0

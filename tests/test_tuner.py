@@ -177,7 +177,7 @@ def test_a_budget_that_nothing_fits_is_refused_up_front(base):
         ({"hidden_size": [16, None]}, "hidden_size must be an integer.*=None"),
         ({"bits": [None, 9]}, "bits must be an integer from 2 to 8.*=9"),
         ({"permutation": [None, "random"]}, "permutation must be one of.*'random'"),
-        ({"num_frequencies": [8, 0]}, "num_frequencies must be at least 1.*=0"),
+        ({"num_frequencies": [8, 0]}, "num_frequencies must be an integer of at least 1.*=0"),
         ({"encoding_base": [0.7, 3]}, "base must be between 0 and 2.*=3"),
         ({"encoding": keras.layers.Identity()}, r"leave its bytes.*\['encoding'\]"),
         ({"view": "slice"}, "view must be one of.*'slice'"),
