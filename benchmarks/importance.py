@@ -74,6 +74,7 @@ def run(options, seed):
     else:
         nern.fit(steps_per_epoch=options.steps, verbose=2)
 
+    relative_error = nern.relative_error()
     judge = nern.reconstruct()  # one network for all weights: it is traced but once
 
     def accuracy(model):
@@ -87,7 +88,7 @@ def run(options, seed):
             "measure": measure,
             "sparsity": sparsity,
             "seed": own_seed,
-            "relative_error": nern.relative_error(),
+            "relative_error": relative_error,
             "accuracy": value,
         }
         results.append(result)

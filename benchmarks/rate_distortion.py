@@ -33,21 +33,14 @@ BATCH_SIZE = 64
 DROP = 0.5
 HALVES = "float16"
 OURS = "NeRN"
-POINTS = {
-    "float16 + zstd": [{}],
-    "integers + zstd": [{"bits": bits} for bits in (8, 6, 5, 4, 3)],
-    "pruning + float16 + zstd": [{"sparsity": share} for share in (0.3, 0.5, 0.6)],
-    "pruning + int8 + zstd": [{"sparsity": share, "bits": 8} for share in (0.3, 0.5, 0.6)],
-    "clustering + zstd": [{"clusters": count} for count in (64, 32, 16, 8)],
-    "nncodec": [{"parameter": number} for number in (-38, -32, -26, -20)],
-}
-CODECS = {
-    "float16 + zstd": peers.float16,
-    "integers + zstd": peers.integers,
-    "pruning + float16 + zstd": peers.pruned,
-    "pruning + int8 + zstd": peers.pruned,
-    "clustering + zstd": peers.clustered,
-    "nncodec": peers.nncodec,
+SHARES = (0.3, 0.5, 0.6)  # of the weights pruned
+PEERS = {  # the codec, and the arguments that it is tried with
+    "float16 + zstd": (peers.float16, [{}]),
+    "integers + zstd": (peers.integers, [{"bits": bits} for bits in (8, 6, 5, 4, 3)]),
+    "pruning + float16 + zstd": (peers.pruned, [{"sparsity": share} for share in SHARES]),
+    "pruning + int8 + zstd": (peers.pruned, [{"sparsity": share, "bits": 8} for share in SHARES]),
+    "clustering + zstd": (peers.clustered, [{"clusters": count} for count in (64, 32, 16, 8)]),
+    "nncodec": (peers.nncodec, [{"parameter": number} for number in (-38, -32, -26, -20)]),
 }
 
 
@@ -63,7 +56,7 @@ def main():
     parser.add_argument("--steps", type=int, nargs=2, default=[16_000, 4_000])
     parser.add_argument("--tune", type=int, default=300, help="steps after compression")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--methods", nargs="+", choices=[*POINTS, OURS], default=[*POINTS, OURS])
+    parser.add_argument("--methods", nargs="+", choices=[*PEERS, OURS], default=[*PEERS, OURS])
     parser.add_argument("--nncodec", metavar="PYTHON", help="interpreter that has nncodec")
     parser.add_argument("--fits", type=pathlib.Path, help="folder to keep fitted NeRNs in")
     parser.add_argument("--results", type=pathlib.Path, help="JSON lines file to add to")
@@ -131,15 +124,16 @@ class Measurement:
                     for seed in self.options.seeds:
                         self._ours(width, seed)
             else:
-                for arguments in POINTS[method]:
-                    self._peer(method, arguments, kernels)
+                codec, settings = PEERS[method]
+                for arguments in settings:
+                    self._peer(method, codec, arguments, kernels)
 
-    def _peer(self, method, arguments, kernels):
+    def _peer(self, method, codec, arguments, kernels):
         key = {"network": self.options.network, "method": method, "arguments": arguments}
         if not self.results.missing(**key):
             return
         more = {"python": self.options.nncodec} if method == "nncodec" else {}
-        size, rounded = CODECS[method](kernels, **arguments, **more)
+        size, rounded = codec(kernels, **arguments, **more)
         import keras
 
         model = keras.models.clone_model(self.base)
@@ -301,7 +295,7 @@ def plot(points, path):
 def _grouped(points):
     """Points by method and setting, in order of method, then bytes."""
     groups = {}
-    order = {name: place for place, name in enumerate([*POINTS, OURS])}
+    order = {name: place for place, name in enumerate([*PEERS, OURS])}
     for point in sorted(points, key=lambda one: (order[one["method"]], -one["bytes"])):
         values = {name: value for name, value in point["arguments"].items() if value is not None}
         setting = ", ".join(f"{name} {value}" for name, value in values.items())

@@ -22,7 +22,7 @@ import keras
 import tensorflow as tf
 
 from keras_nern.hints import Tensor
-from keras_nern.predictor import KernelPredictor
+from keras_nern.predictor import KernelPredictor, kernel_in_use
 
 # Coordinates from which a new predictor's means are best taken.
 SAMPLE = 65_536
@@ -37,7 +37,7 @@ def centre(predictor: KernelPredictor, coordinates: Tensor) -> None:
     """
     x = predictor.encoding(coordinates)
     for layer in predictor.hidden:
-        layer.bias.assign(-keras.ops.matmul(keras.ops.mean(x, axis=0), _kernel_in_use(layer)))
+        layer.bias.assign(-keras.ops.matmul(keras.ops.mean(x, axis=0), kernel_in_use(layer)))
         x = layer(x)
 
 
@@ -63,16 +63,11 @@ def apply_centred(
     for layer, mean in zip(predictor.layers, means, strict=True):
         kernel, bias = place[id(layer.kernel)], place[id(layer.bias)]
         gradients[kernel] = gradients[kernel] - mean[:, None] * gradients[bias][None, :]
-        before.append(tf.identity(_kernel_in_use(layer)))
+        before.append(tf.identity(kernel_in_use(layer)))
     optimizer.apply_gradients(zip(gradients, variables, strict=True))
     for layer, mean, kernel in zip(predictor.layers, means, before, strict=True):
-        change = _kernel_in_use(layer) - kernel
+        change = kernel_in_use(layer) - kernel
         _subtract(layer.bias, keras.ops.matmul(mean, change))
-
-
-def _kernel_in_use(layer: keras.layers.Layer) -> Tensor:
-    """What a layer multiplies by: of one that is compressed, not its kernel."""
-    return keras.ops.convert_to_tensor(getattr(layer, "kernel_in_use", layer.kernel))
 
 
 def _subtract(variable: keras.Variable, value: Tensor) -> None:

@@ -20,6 +20,7 @@ import keras
 import tensorflow as tf
 
 from keras_nern.callbacks import check_at_least_one, has_passed
+from keras_nern.losses import relative_error
 from keras_nern.objective import count
 from keras_nern.plots import kernel_image
 
@@ -112,7 +113,8 @@ class KernelSummaries(keras.callbacks.Callback):
         originals, predicted = model.original_kernels(), model.predict_kernels()
         # Keras's TensorBoard lets nothing be recorded between its own summaries.
         with writer.as_default(step), tf.summary.record_if(True):
-            for name, error in model.layer_errors().items():
+            for name, original in originals.items():
+                error = relative_error(original, predicted[name], 1.0)
                 tf.summary.scalar(f"layer_error/{name}", error)
             for name in originals if self.layers is None else self.layers:
                 image = kernel_image(originals[name], predicted[name], self.limit)
