@@ -42,6 +42,11 @@ class Row:
     method: str = "greedy"
     metric: str = "euclidean"
 
+    @property
+    def is_shared(self):
+        """Whether `rate_distortion.py` makes the same fit."""
+        return self == Row(self.depth, self.hidden_size, self.steps, method="two_opt")
+
 
 QUICK = (2_000, 300)
 PLAIN, SMOOTH = "resnet20-cifar10", "resnet20-cifar10-smooth"
@@ -115,6 +120,9 @@ def main():
         "--results", type=pathlib.Path, help="append each run to this JSON lines file"
     )
     parser.add_argument(
+        "--fits", type=pathlib.Path, help="folder to keep fitted NeRNs in, for rate_distortion.py"
+    )
+    parser.add_argument(
         "--print", action="store_true", help="only print the table of the runs in --results"
     )
     parser.add_argument("--run", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
@@ -166,6 +174,7 @@ def _subprocess(options, row, seed):
 
 def run(cifar10, options, name, seed):
     """One fit from nothing, and its figures."""
+    import fits
     import keras
     import memory
 
@@ -235,6 +244,9 @@ def run(cifar10, options, name, seed):
     core_seconds = time.process_time() - core_aside
 
     peak = memory.peak_mb()
+    if options.fits and row.is_shared:
+        options.fits.mkdir(parents=True, exist_ok=True)
+        nern.save(fits.path(options.fits, row.depth, row.hidden_size, row.steps, seed))
     base_classes = base.predict(test_images, batch_size=500, verbose=0).argmax(axis=1)
     accuracy, agreement = cifar10.accuracy_and_agreement(rebuilt, base_classes, test_images, labels)
     original = (base_classes == labels).mean()

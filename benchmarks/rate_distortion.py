@@ -25,6 +25,7 @@ import pathlib
 import tempfile
 
 import cifar10
+import fits
 import numpy as np
 import peers
 import tables
@@ -186,17 +187,18 @@ class Measurement:
 
         import keras_nern
 
-        first, second = self.options.steps
         path = None
         if self.options.fits:
-            name = f"resnet{self.options.network}-{width}-{first}-{second}-{seed}.keras"
-            path = self.options.fits / name
+            path = fits.path(
+                self.options.fits, self.options.network, width, self.options.steps, seed
+            )
             if path.exists():
                 return keras.models.load_model(path)
         keras.utils.set_random_seed(seed)
         nern = keras_nern.NeRNModel(
             self.base, width, permutation="cross_filter", permutation_method="two_opt"
         )
+        first, second = self.options.steps
         nern.compile(reconstruction_steps=first)
         nern.fit(self._dataset(seed), steps_per_epoch=second, verbose=0)
         if path:

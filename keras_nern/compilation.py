@@ -104,8 +104,8 @@ class RepresentationCompiler(RepresentationEvaluator):
         if schedule:
             optimizer = keras.optimizers.Muon(
                 schedule,
-                weight_decay=0.0,
-                adam_weight_decay=0.0,
+                weight_decay=None,
+                adam_weight_decay=None,
                 adam_lr_ratio=ADAMW_SHARE,
                 exclude_layers=[OUTPUT_LAYER],
             )

@@ -1,0 +1,15 @@
+"""Where fitted representations are kept that several benchmarks use, by how they were made."""
+
+
+def path(folder, network, width, steps, seed):
+    """The file of a fit as in `accuracy.py`'s first rows: cross-filter, 2-opt, mixed-up images.
+
+    Args:
+        folder: a `pathlib.Path`.
+        network: the ResNet's depth.
+        width: the predictor's hidden size.
+        steps: of the two phases.
+        seed: the fit's.
+    """
+    first, second = steps
+    return folder / f"resnet{network}-{width}-{first}-{second}-{seed}.keras"
