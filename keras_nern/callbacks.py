@@ -6,9 +6,12 @@ it does the same in a fit that `keras.callbacks.BackupAndRestore` brings back.
 """
 
 import types
+from collections.abc import Collection
+from typing import Any
 
 import keras
 
+from keras_nern.model import NeRNModel
 from keras_nern.objective import DISTILLED, count
 
 
@@ -41,7 +44,7 @@ class EvaluateRebuilt(keras.callbacks.Callback):
     >>> [(result["phase"], result["step"]) for result in watch.history]
     """
 
-    def __init__(self, x, y=None, frequency=500, **kwargs):
+    def __init__(self, x: Any, y: Any = None, frequency: int = 500, **kwargs: Any) -> None:
         super().__init__()
         check_at_least_one("frequency", frequency)
         if isinstance(x, types.GeneratorType):
@@ -51,13 +54,13 @@ class EvaluateRebuilt(keras.callbacks.Callback):
         self.data = (x, y)
         self.frequency = frequency
         self.arguments = {"verbose": 0, **kwargs}
-        self.history = []
+        self.history: list[dict] = []
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         self.model.examine(*self.data)
         self.history = []
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         if not has_passed(self.model, self.frequency):
             return
         # An evaluation starts Keras's running means anew, which the epoch goes on with.
@@ -91,7 +94,7 @@ class LossWarmup(keras.callbacks.Callback):
     >>> history = nern.fit(images, callbacks=[keras_nern.callbacks.LossWarmup(100)])
     """
 
-    def __init__(self, steps, losses=DISTILLED):
+    def __init__(self, steps: int, losses: Collection[str] = DISTILLED) -> None:
         super().__init__()
         check_at_least_one("steps", steps)
         known = ("reconstruction_loss", *DISTILLED)
@@ -100,7 +103,7 @@ class LossWarmup(keras.callbacks.Callback):
         self.steps = steps
         self.losses = tuple(losses)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         share = 1.0
         if self.model.phase == "distillation":
             share = min(1.0, (count(self.model.phase_iterations) + 1) / self.steps)
@@ -127,7 +130,7 @@ class SwitchPhase(keras.callbacks.Callback):
     >>> history = nern.fit(images, callbacks=[enough])
     """
 
-    def __init__(self, relative_error, frequency=100):
+    def __init__(self, relative_error: float, frequency: int = 100) -> None:
         super().__init__()
         if not relative_error >= 0:
             raise ValueError(
@@ -137,7 +140,7 @@ class SwitchPhase(keras.callbacks.Callback):
         self.relative_error = relative_error
         self.frequency = frequency
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         # Before a step, not after one: weights are backed up between the two, and a
         # fit that is restored has to look at them as well.
         model = self.model
@@ -147,13 +150,13 @@ class SwitchPhase(keras.callbacks.Callback):
             model.finish_reconstruction()
 
 
-def has_passed(model, frequency):
+def has_passed(model: NeRNModel, frequency: int) -> bool:
     """Whether the last execution took its phase to or past a multiple of so many steps."""
     steps = count(model.phase_iterations)
     return steps >= frequency and steps % frequency < model.steps_per_execution
 
 
-def check_at_least_one(name, value):
+def check_at_least_one(name: str, value: float) -> None:
     """Raises a ValueError that names the argument, unless it is 1 or more."""
     if not value >= 1:
         raise ValueError(f"{name} must be at least 1. Received: {name}={value!r}")

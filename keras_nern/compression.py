@@ -11,7 +11,7 @@ from keras_nern.model import NeRNModel
 from keras_nern.predictor import compress_into
 
 
-def compress(nern, bits=None, sparsity=0.0):
+def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) -> NeRNModel:
     """Compresses the predictor of a trained representation.
 
     Args:

@@ -10,15 +10,24 @@ its size, and prints what that cost. Needs `pip install keras-nern[demo]`.
 import argparse
 import pathlib
 import time
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 
 from keras_nern import models, plots
 from keras_nern.model import NeRNModel
+from keras_nern.report import SummaryTable
+
+# Images and their labels.
+Split: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+# Of the original and the rebuilt classifier, by name.
+Figures: TypeAlias = dict[str, dict[str, float]]
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the demo.
 
     Args:
@@ -57,7 +66,7 @@ def main(arguments=None):
     return {**figures, "picture": str(picture)}
 
 
-def _options(arguments):
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m keras_nern.demo", description=__doc__)
     parser.add_argument("--hidden-size", type=int, default=160, help="predictor width")
     parser.add_argument("--epochs", type=int, default=20, help="of training the classifier")
@@ -68,7 +77,7 @@ def _options(arguments):
     return parser.parse_args(arguments)
 
 
-def _digits(seed):
+def _digits(seed: int) -> tuple[Split, Split]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -84,7 +93,7 @@ def _digits(seed):
     return (x_train, y_train), (x_test, y_test)
 
 
-def _train_classifier(images, labels, epochs):
+def _train_classifier(images: np.ndarray, labels: np.ndarray, epochs: int) -> keras.Model:
     pixels = images / 255
     base = models.resnet_cifar(
         depth=20, input_shape=images.shape[1:], mean=float(pixels.mean()), std=float(pixels.std())
@@ -100,7 +109,14 @@ def _train_classifier(images, labels, epochs):
     return base
 
 
-def _figures(base, rebuilt, test, table, trained, represented):
+def _figures(
+    base: keras.Model,
+    rebuilt: keras.Model,
+    test: Split,
+    table: SummaryTable,
+    trained: float,
+    represented: float,
+) -> Figures:
     images, labels = test
     original, predicted = (
         model.predict(images, verbose=0).argmax(axis=1) for model in (base, rebuilt)
@@ -123,8 +139,8 @@ def _figures(base, rebuilt, test, table, trained, represented):
     }
 
 
-def _table(figures, images):
-    def row(label, name, form, factor=1):
+def _table(figures: Figures, images: int) -> str:
+    def row(label: str, name: str, form: str, factor: int = 1) -> tuple[str, ...]:
         cells = (figures[which].get(name) for which in ("original", "rebuilt"))
         return label, *("" if cell is None else f"{factor * cell:{form}}" for cell in cells)
 

@@ -7,10 +7,14 @@
 and the losses of `losses`. An evaluation predicts all kernels once, not once a batch.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nern.hints import Tensor
 from keras_nern.objective import (
     RepresentationObjective,
     constant,
@@ -34,43 +38,43 @@ _METRICS = (
 class RepresentationEvaluator(RepresentationObjective):
     """What `NeRNModel` needs to evaluate and predict as the rebuilt classifier."""
 
-    def _start_evaluation(self):
+    def _start_evaluation(self) -> None:
         self._start_objective()
         self._trackers = {name: keras.metrics.Mean(name=name) for name in _METRICS}
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> Callable | None:
         needs_tensorflow("evaluate")
         kernels = self._refresh_rebuilt()
         terms = self._compare_kernels(kernels)
         runtime = self._runtime
-        if runtime.terms is None:
+        if not runtime.terms:
             with self.distribute_strategy.scope():
                 runtime.terms = {name: constant(0.0) for name in terms}
         for name, value in terms.items():
             runtime.terms[name].assign(value)
         return super().make_test_function(force)
 
-    def make_predict_function(self, force=False):
+    def make_predict_function(self, force: bool = False) -> Callable | None:
         needs_tensorflow("predict")
         self._refresh_rebuilt()
         return super().make_predict_function(force)
 
-    def _refresh_rebuilt(self):
+    def _refresh_rebuilt(self) -> list[Tensor]:
         """Predicts all kernels once for all batches of an evaluation, and returns them."""
         runtime = self._runtime
         kernels = self._predicted_kernels()
-        if runtime.kernels is None:
+        if not runtime.kernels:
             with self.distribute_strategy.scope():
                 runtime.kernels = [constant(np.zeros(kernel.shape)) for kernel in kernels]
         for variable, kernel in zip(runtime.kernels, kernels, strict=True):
             variable.assign(kernel)
         return kernels
 
-    def predict_step(self, data):
+    def predict_step(self, data: Any) -> Any:
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self._original.classify(inputs, self._runtime.kernels)
 
-    def test_step(self, data):
+    def test_step(self, data: Any) -> dict[str, Tensor]:
         inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         kernels = [keras.ops.convert_to_tensor(kernel) for kernel in self._runtime.kernels]
         teacher = self._original.observe(inputs)
@@ -90,20 +94,20 @@ class RepresentationEvaluator(RepresentationObjective):
             logs.update({k: _log(v) for k, v in named.items() if k not in _METRICS})
         return logs
 
-    def _track(self, terms, batch=None):
+    def _track(self, terms: dict[str, Tensor], batch: Tensor | None = None) -> dict[str, Tensor]:
         for name, value in terms.items():
             self._trackers[name].update_state(value, sample_weight=batch)
         return {name: _log(self._trackers[name].result()) for name in _METRICS if name in terms}
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         # In place of Keras's own "loss", which has no y to be computed from.
         compiled = [m for m in super().metrics if m.name not in _METRICS]
         # Compiled metrics see outputs in an evaluation only; before, they have no result.
         return [*self._trackers.values()] + [m for m in compiled if getattr(m, "built", True)]
 
 
-def _log(result):
+def _log(result: Tensor) -> Tensor:
     """A metric's result as a step returns it.
 
     Between workers Keras (3.15) takes the mean of the logs over their first axis, which
@@ -113,7 +117,7 @@ def _log(result):
     return keras.ops.reshape(result, (1,)) if workers else result
 
 
-def _class_of(labels, predicted):
+def _class_of(labels: Tensor, predicted: Tensor) -> Tensor:
     """Labels `(batch,)`, `(batch, 1)` or one-hot `(batch, classes)` as classes."""
     if len(labels.shape) == len(predicted.shape) + 1:
         one_hot = labels.shape[-1] != 1
@@ -121,7 +125,7 @@ def _class_of(labels, predicted):
     return labels
 
 
-def _mean_share(classes, others):
+def _mean_share(classes: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     """The share of equal classes, in the mean over a network's outputs."""
     shares = [
         keras.ops.mean(keras.ops.cast(keras.ops.equal(a, keras.ops.cast(b, a.dtype)), "float32"))

@@ -9,6 +9,8 @@ it was. How the predictor learns is in `trainer`, how the base is read and run i
 """
 
 import itertools
+import os
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -17,11 +19,13 @@ from keras_nern import exporting
 from keras_nern.blocks import Blocks
 from keras_nern.centring import SAMPLE, centre
 from keras_nern.files import whole_file
+from keras_nern.hints import Tensor
 from keras_nern.original import Original
 from keras_nern.permutations import PERMUTATIONS, Permutation
 from keras_nern.positional_encoding import PACKAGE
 from keras_nern.predictor import KernelPredictor
-from keras_nern.report import summary_table
+from keras_nern.report import SummaryTable, summary_table
+from keras_nern.selection import Choice
 from keras_nern.trainer import RepresentationTrainer
 
 # Coordinates predicted at once when all kernels are wanted and no gradient is.
@@ -86,32 +90,30 @@ class NeRNModel(RepresentationTrainer):
 
     def __init__(
         self,
-        base,
-        hidden_size=160,
-        num_blocks=5,
-        permutation=None,
-        encoding=None,
-        normalize=None,
-        metric="euclidean",
-        feature_maps="convolutions",
-        permutation_method="greedy",
-        view="crop",
-        block_size=None,
-        include=None,
-        exclude=None,
-        include_dense=False,
-        bits=None,
-        pruned=False,
-        **kwargs,
-    ):
+        base: keras.Model,
+        hidden_size: int = 160,
+        num_blocks: int = 5,
+        permutation: str | Permutation | None = None,
+        encoding: keras.layers.Layer | None = None,
+        normalize: str | None = None,
+        metric: str = "euclidean",
+        feature_maps: str = "convolutions",
+        permutation_method: str = "greedy",
+        view: str = "crop",
+        block_size: int | None = None,
+        include: Choice = None,
+        exclude: Choice = None,
+        include_dense: bool = False,
+        bits: int | None = None,
+        pruned: bool = False,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("dtype", "float32")
         kwargs.setdefault("name", "nern")
         super().__init__(**kwargs)
-        if isinstance(permutation, Permutation):
-            permutation_method = metric = None  # not known
-        elif permutation is None or isinstance(permutation, str):
+        if permutation is None or isinstance(permutation, str):
             Permutation.validate(permutation, permutation_method, metric)
-        else:
+        elif not isinstance(permutation, Permutation):
             raise ValueError(
                 "permutation must be None, a name or a Permutation (see Permutation.load). "
                 f"Received: permutation={permutation!r}"
@@ -129,12 +131,14 @@ class NeRNModel(RepresentationTrainer):
         self.exclude = exclude
         self.include_dense = include_dense
         self.feature_maps = feature_maps
-        if not isinstance(permutation, Permutation):
+        self.permutation_method: str | None = permutation_method
+        self.metric: str | None = metric
+        if isinstance(permutation, Permutation):
+            self.permutation_method = self.metric = None  # not known
+        else:
             permutation = Permutation.of(blocks, permutation, permutation_method, metric)
         permutation.check(blocks.grids)
         self.permutation = permutation.kind
-        self.permutation_method = permutation_method
-        self.metric = metric
         self.encoding = encoding
         self.normalize = normalize
         self.predictor = KernelPredictor(
@@ -152,7 +156,7 @@ class NeRNModel(RepresentationTrainer):
         self.num_blocks = self.predictor.num_blocks
         self.bits = bits
         self.pruned = pruned
-        self.positions = None  # where blocks stand, if not where they are
+        self.positions: keras.Variable | None = None  # where blocks stand, if not where they are
         if permutation.kind is not None:
             self.positions = self.add_weight(
                 name="positions",
@@ -175,27 +179,27 @@ class NeRNModel(RepresentationTrainer):
         self._start_training()
 
     @property
-    def base(self):
+    def base(self) -> keras.Model:
         """The original classifier: the object that was given."""
         return self._original.base
 
-    def coordinates(self):
+    def coordinates(self) -> np.ndarray:
         """The coordinate of each block, (layer, filter, column): int32 `(blocks, 3)`."""
         return self.kernel_permutation().coordinates()
 
-    def _coordinates(self, indices):
+    def _coordinates(self, indices: Tensor) -> Tensor:
         positions = self.positions
         if positions is not None:
             positions = keras.ops.convert_to_tensor(positions)
         return self._original.blocks.coordinates(indices, positions)
 
-    def _some_coordinates(self):
+    def _some_coordinates(self) -> Tensor:
         """Evenly spread over all blocks, no more than are needed for means."""
         count = self._original.blocks.num_blocks
         every = -(-count // SAMPLE)
         return self._coordinates(keras.ops.arange(0, count, every, dtype="int32"))
 
-    def _predicted_blocks(self, start=0, stop=None):
+    def _predicted_blocks(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Blocks from one number to another as the predictor gives them, `(blocks, B)`."""
         stop = self._original.blocks.num_blocks if stop is None else stop
         chunks = []
@@ -204,7 +208,7 @@ class NeRNModel(RepresentationTrainer):
             chunks.append(self.predictor(self._coordinates(indices)))
         return keras.ops.concatenate(chunks)
 
-    def _predicted_kernels(self):
+    def _predicted_kernels(self) -> list[Tensor]:
         """All kernels, in true units and in the shapes of their variables."""
         blocks = self._original.blocks
         scales = keras.ops.convert_to_tensor(self.scales)
@@ -215,16 +219,16 @@ class NeRNModel(RepresentationTrainer):
             for index, (start, stop) in enumerate(itertools.pairwise(blocks.offsets.tolist()))
         ]
 
-    def _rebuilt_kernels(self, predicted):
+    def _rebuilt_kernels(self, predicted: Tensor) -> list[Tensor]:
         """The same, from all predicted blocks."""
         scales = keras.ops.convert_to_tensor(self.scales)
         kernels = self._original.blocks.split(predicted)
         return [kernel * scales[index] for index, kernel in enumerate(kernels)]
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self._original.classify(inputs, self._predicted_kernels())
 
-    def predict_kernels(self):
+    def predict_kernels(self) -> dict[str, np.ndarray]:
         """Predicts all kernels.
 
         Returns:
@@ -238,7 +242,7 @@ class NeRNModel(RepresentationTrainer):
             )
         }
 
-    def reconstruct(self):
+    def reconstruct(self) -> keras.Model:
         """Rebuilds the classifier as a model that needs no predictor.
 
         Returns:
@@ -247,7 +251,7 @@ class NeRNModel(RepresentationTrainer):
         """
         return self._original.rebuilt(self._predicted_kernels())
 
-    def summary_table(self):
+    def summary_table(self) -> SummaryTable:
         """Counts kernels, weights and bits, by layer and in total.
 
         Returns:
@@ -257,7 +261,7 @@ class NeRNModel(RepresentationTrainer):
         bits = self.kernel_permutation().layer_bits
         return summary_table(self._original, self.predictor, bits, scales)
 
-    def kernel_permutation(self):
+    def kernel_permutation(self) -> Permutation:
         """The order of the blocks as a `Permutation`."""
         grids = self._original.blocks.grids
         if self.positions is None:
@@ -265,10 +269,10 @@ class NeRNModel(RepresentationTrainer):
         positions = keras.ops.convert_to_numpy(self.positions)
         return Permutation.from_positions(positions, grids, self.permutation)
 
-    def _with_predictor(self, bits, pruned):
+    def _with_predictor(self, bits: int | None, pruned: bool) -> "NeRNModel":
         """This representation with another kind of kernels, which hold nothing yet."""
-        names = ("hidden_size", "num_blocks", "normalize", "feature_maps", "view", "block_size")
-        names += ("include", "exclude", "include_dense", "name")
+        names = ["hidden_size", "num_blocks", "normalize", "feature_maps", "view", "block_size"]
+        names += ["include", "exclude", "include_dense", "name"]
         encoding = keras.saving.serialize_keras_object(self.encoding)
         other = NeRNModel(
             self.base,
@@ -288,14 +292,14 @@ class NeRNModel(RepresentationTrainer):
 
     # Saving.
 
-    def _selection_config(self):
+    def _selection_config(self) -> dict[str, Any]:
         """What was chosen, by paths: functions and expressions cannot be written down."""
         include = None
         if self.include is not None or self.exclude is not None:
             include = list(dict.fromkeys(k.path for k in self._original.blocks.kernels))
         return {"include": include, "exclude": None, "include_dense": self.include_dense}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "base": self._original.architecture(),
@@ -315,7 +319,7 @@ class NeRNModel(RepresentationTrainer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = dict(config)
         for name in ("base", "encoding"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
@@ -334,7 +338,14 @@ class NeRNModel(RepresentationTrainer):
         model._base_is_own = True
         return model
 
-    def export(self, filepath, format="nern", precision="auto", kept_precision="float32", **kwargs):
+    def export(
+        self,
+        filepath: str | os.PathLike,
+        format: str = "nern",
+        precision: str = "auto",
+        kept_precision: str = "float32",
+        **kwargs: Any,
+    ) -> None:
         """Writes one file that rebuilds the classifier, or exports the rebuilt classifier.
 
         Args:
@@ -370,17 +381,28 @@ class NeRNModel(RepresentationTrainer):
         else:
             self.reconstruct().export(filepath, format=format, **kwargs)
 
-    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+    def save(
+        self,
+        filepath: str | os.PathLike,
+        overwrite: bool = True,
+        zipped: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Saves as `keras.Model.save` does; a file that is there stays until all is written."""
         with whole_file(filepath, overwrite and zipped in (None, True)) as path:
             super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
 
-    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+    def save_weights(
+        self,
+        filepath: str | os.PathLike,
+        overwrite: bool = True,
+        max_shard_size: float | None = None,
+    ) -> None:
         """Saves as `keras.Model.save_weights` does; see `save`."""
         with whole_file(filepath, overwrite and max_shard_size is None) as path:
             super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
 
-    def load_weights(self, filepath, **kwargs):
+    def load_weights(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
         """Loads weights as `keras.Model.load_weights` does, or leaves all as it was.
 
         Args:
@@ -395,7 +417,7 @@ class NeRNModel(RepresentationTrainer):
         before = [keras.ops.convert_to_numpy(variable) for variable in variables]
         progress = self.phase, self.reconstruction_finished, self._base_is_own
         schedule = self._runtime.schedule
-        plan = schedule and schedule.get_config()
+        plan = schedule.get_config() if schedule else {}
         try:
             super().load_weights(filepath, **kwargs)
         except Exception:
@@ -406,7 +428,7 @@ class NeRNModel(RepresentationTrainer):
                 schedule.plan(**plan)
             raise
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         store["sampling_seed"] = self._seed.state.numpy()
         store["permutation"] = np.array(PERMUTATIONS.index(self.permutation))
@@ -416,7 +438,7 @@ class NeRNModel(RepresentationTrainer):
             store["plan"] = np.array([plan["initial_learning_rate"], plan["decay_steps"]])
         store["base_digest"] = self._original.digest()
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         digest = np.asarray(store["base_digest"])
         if not self._base_is_own and not np.array_equal(digest, self._original.digest()):
             raise ValueError(

@@ -7,14 +7,20 @@ L_out, for which second moments have to be gathered first, is left out by defaul
 """
 
 import types
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from keras_nern import losses, sampling
+from keras_nern.hints import Tensor
 from keras_nern.inputs import examine, input_batches, is_pair
 from keras_nern.moments import second_moments
+from keras_nern.original import Seen
+from keras_nern.schedules import PlannedCosineDecay
 
 # The losses that need images.
 DISTILLED = ("logits_loss", "feature_map_loss")
@@ -29,10 +35,10 @@ class RepresentationObjective(keras.Model):
     kernels (`_predicted_kernels`); `compile` sets the losses' weights.
     """
 
-    def _start_objective(self):
+    def _start_objective(self) -> None:
         self._runtime = Runtime()
 
-    def relative_error(self):
+    def relative_error(self) -> float:
         """The squared error of all represented weights, relative to their squares.
 
         Returns:
@@ -66,7 +72,7 @@ class RepresentationObjective(keras.Model):
             )
         }
 
-    def scale_losses(self, **multipliers):
+    def scale_losses(self, **multipliers: float) -> None:
         """Multiplies the losses' weights until the fit that runs, or the next, ends.
 
         Evaluation keeps the full weights.
@@ -87,11 +93,12 @@ class RepresentationObjective(keras.Model):
         if self._runtime.multipliers is None:
             self._refresh_targets()
         before = keras.ops.convert_to_numpy(self._runtime.multipliers)
-        self._runtime.multipliers.assign(
-            [multipliers.get(name, value) for name, value in zip(WEIGHTED, before, strict=True)]
+        self._runtime.multipliers = assigned(
+            self._runtime.multipliers,
+            [multipliers.get(name, value) for name, value in zip(WEIGHTED, before, strict=True)],
         )
 
-    def _refresh_targets(self):
+    def _refresh_targets(self) -> None:
         """Reads what is to be predicted from the base as it is now."""
         runtime, blocks = self._runtime, self._original.blocks
         samplings = (self.kernel_sampling, self.distillation_sampling)
@@ -99,24 +106,20 @@ class RepresentationObjective(keras.Model):
         if any(getattr(one, "by_magnitude", True) for one in samplings):
             cumulative = sampling.cumulative_magnitude(blocks.norms())
         with self.distribute_strategy.scope():
-            if runtime.weights is None:
-                runtime.weights = constant(blocks.weights())
+            if runtime.multipliers is None:
                 runtime.multipliers = constant(np.ones(len(WEIGHTED)))
-            else:
-                runtime.weights.assign(blocks.weights())
-            if cumulative is not None and runtime.cumulative is None:
-                runtime.cumulative = constant(cumulative)
-            elif cumulative is not None:
-                runtime.cumulative.assign(cumulative)
+            runtime.weights = assigned(runtime.weights, blocks.weights())
+            if cumulative is not None:
+                runtime.cumulative = assigned(runtime.cumulative, cumulative)
 
-    def _draw(self, sampling):
+    def _draw(self, sampling: Any) -> Tensor | None:
         """Numbers of the blocks that get gradients at a step, or `None` for all."""
         cumulative = self._runtime.cumulative
         if cumulative is not None:
             cumulative = keras.ops.convert_to_tensor(cumulative)
         return sampling.sample(self._original.blocks.num_blocks, self._seed, cumulative)
 
-    def _predict_drawn(self, indices):
+    def _predict_drawn(self, indices: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Predicts the drawn blocks.
 
         Returns:
@@ -127,7 +130,7 @@ class RepresentationObjective(keras.Model):
             indices = keras.ops.arange(self._original.blocks.num_blocks, dtype="int32")
         return indices, *self.predictor.predict_with_means(self._coordinates(indices))
 
-    def _compare(self, indices, predicted):
+    def _compare(self, indices: Tensor, predicted: Tensor) -> dict[str, Tensor]:
         """The weights' errors of drawn blocks."""
         blocks = self._original.blocks
         weights = keras.ops.convert_to_tensor(self._runtime.weights)
@@ -139,7 +142,7 @@ class RepresentationObjective(keras.Model):
             "relative_error": losses.relative_error(originals, scale * predicted, mask),
         }
 
-    def _compare_kernels(self, kernels):
+    def _compare_kernels(self, kernels: Sequence[Tensor]) -> dict[str, float]:
         """The weights' errors of all kernels."""
         scales = keras.ops.convert_to_numpy(self.scales)
         squares = scaled = size = 0.0
@@ -156,7 +159,7 @@ class RepresentationObjective(keras.Model):
             "relative_error": squares / max(size, losses.EPSILON),
         }
 
-    def _distance(self, teacher, student):
+    def _distance(self, teacher: Seen, student: Seen) -> dict[str, Tensor]:
         logits = zip(teacher.logits, student.logits, strict=True)
         return {
             "logits_loss": sum(
@@ -165,7 +168,9 @@ class RepresentationObjective(keras.Model):
             "feature_map_loss": losses.feature_map_distillation_loss(teacher.maps, student.maps),
         }
 
-    def _weighted(self, terms, multipliers=(1.0, 1.0, 1.0, 1.0)):
+    def _weighted(
+        self, terms: dict[str, Tensor], multipliers: Tensor = (1.0, 1.0, 1.0, 1.0)
+    ) -> Tensor:
         weights = (
             self.reconstruction_weight,
             self.logits_weight,
@@ -178,7 +183,7 @@ class RepresentationObjective(keras.Model):
             if name in terms
         )
 
-    def _reconstruction_terms(self):
+    def _reconstruction_terms(self) -> tuple[dict[str, Tensor], list[Tensor]]:
         drawn = self._draw(self.kernel_sampling)
         indices, predicted, means = self._predict_drawn(drawn)
         terms = self._compare(indices, predicted)
@@ -192,7 +197,9 @@ class RepresentationObjective(keras.Model):
             )
         return terms, means
 
-    def _distillation_terms(self, inputs, teacher):
+    def _distillation_terms(
+        self, inputs: Any, teacher: Seen
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
         drawn = self._draw(self.distillation_sampling)
         indices, predicted, means = self._predict_drawn(drawn)
         kernels = self._rebuilt_kernels(self._all_blocks(drawn, predicted))
@@ -200,7 +207,7 @@ class RepresentationObjective(keras.Model):
         terms = self._compare(indices, predicted)
         return {**terms, **self._distance(teacher, student)}, means
 
-    def _all_blocks(self, drawn, predicted):
+    def _all_blocks(self, drawn: Tensor | None, predicted: Tensor) -> Tensor:
         """All blocks as rows `(blocks, B)`, with gradients to those drawn."""
         if drawn is None:
             return predicted
@@ -214,7 +221,7 @@ class RepresentationObjective(keras.Model):
         rows = fixed + share * (predicted - fixed)
         return keras.ops.scatter_update(rest, drawn[:, None], rows)
 
-    def gather_second_moments(self, x, images=2000, batch_size=64):
+    def gather_second_moments(self, x: Any, images: int = 2000, batch_size: int = 64) -> None:
         """Learns from images which errors of the kernels would show, see `moments`.
 
         Args:
@@ -236,7 +243,7 @@ class RepresentationObjective(keras.Model):
             self._runtime.output_scales = [m and constant(m.scale) for m in gathered]
         self._runtime.traced_phase = None
 
-    def examine(self, x, y=None, name="x", validation_split=0.0):
+    def examine(self, x: Any, y: Any = None, name: str = "x", validation_split: float = 0.0) -> Any:
         """Checks what `fit` or `evaluate` is to be given, before any work is done.
 
         Args:
@@ -273,22 +280,24 @@ class RepresentationObjective(keras.Model):
 class Runtime:
     """State that is derived, so neither saved nor counted among the weights."""
 
-    def __init__(self):
-        self.weights = None  # what is to be predicted, `blocks.Blocks.weights`
-        self.cumulative = None
-        self.multipliers = None
-        self.kernels = None
-        self.terms = None
-        self.moments = None  # one variable or None per layer
-        self.output_scales = None
-        self.traced_phase = None
-        self.compile_arguments = {}  # those that Keras keeps
-        self.settings = []  # names of ours
+    def __init__(self) -> None:
+        # what is to be predicted, `blocks.Blocks.weights`
+        self.weights: keras.Variable | None = None
+        self.cumulative: keras.Variable | None = None
+        self.multipliers: keras.Variable | None = None
+        # empty until they are first evaluated, or gathered
+        self.kernels: list[keras.Variable] = []
+        self.terms: dict[str, keras.Variable] = {}
+        self.moments: list[keras.Variable | None] = []  # one variable or None per layer
+        self.output_scales: list[keras.Variable | None] = []
+        self.traced_phase: str | None = None
+        self.compile_arguments: dict[str, Any] = {}  # those that Keras keeps
+        self.settings: list[str] = []  # names of ours
         self.unbuilt_metrics = False
-        self.schedule = None  # the default optimizer's
+        self.schedule: PlannedCosineDecay | None = None  # the default optimizer's
 
 
-def needs_tensorflow(method):
+def needs_tensorflow(method: str) -> None:
     """Raises where Keras runs on another backend, whose trainers are not built on."""
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
@@ -297,15 +306,23 @@ def needs_tensorflow(method):
         )
 
 
-def is_between_workers(strategy):
+def is_between_workers(strategy: tf.distribute.Strategy) -> bool:
     """Whether a `tf.distribute.Strategy` spans several processes."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def count(variable):
+def count(variable: keras.Variable) -> int:
     """A counter's value; `int` knows no variable that several devices share."""
     return int(keras.ops.convert_to_numpy(variable))
 
 
-def constant(value):
+def constant(value: ArrayLike) -> keras.Variable:
     return keras.Variable(np.asarray(value, "float32"), trainable=False, dtype="float32")
+
+
+def assigned(variable: keras.Variable | None, value: ArrayLike) -> keras.Variable:
+    """The variable with a new value; a new one where there is none yet."""
+    if variable is None:
+        return constant(value)
+    variable.assign(value)
+    return variable

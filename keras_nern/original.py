@@ -13,14 +13,18 @@ can also be taken where a residual network adds its branches.
 
 import hashlib
 import typing
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_nern.blocks import Blocks
+from keras_nern.hints import Shape, Tensor
 from keras_nern.kernels import walk_layers
 from keras_nern.losses import logits_of
 from keras_nern.recording import (
+    Call,
     all_operations,
     normalisations,
     output_activation,
@@ -68,8 +72,13 @@ class Original:
     """
 
     def __init__(
-        self, base, feature_maps="convolutions", view="crop", block_size=None, **selection
-    ):
+        self,
+        base: keras.Model,
+        feature_maps: str = "convolutions",
+        view: str = "crop",
+        block_size: int | None = None,
+        **selection: Any,
+    ) -> None:
         _check_classifier(base)
         if feature_maps not in FEATURE_MAPS:
             raise ValueError(
@@ -94,7 +103,7 @@ class Original:
         }
 
     @property
-    def input_shapes(self):
+    def input_shapes(self) -> list[Shape] | None:
         """The inputs' shapes without the batch, `None` where any length will do.
 
         A list in the order of `keras.tree.flatten`; `None` where the base, being
@@ -104,11 +113,11 @@ class Original:
         return [tuple(x.shape[1:]) for x in inputs] if inputs else None
 
     @property
-    def computes_in_float16(self):
+    def computes_in_float16(self) -> bool:
         """Whether any layer does: its gradients may then be too small to be told from 0."""
         return any(layer.compute_dtype == "float16" for _, layer in walk_layers(self.base))
 
-    def layer_scales(self):
+    def layer_scales(self) -> np.ndarray:
         """The standard deviation of each kernel's weights.
 
         Returns:
@@ -117,14 +126,14 @@ class Original:
         deviations = np.array([np.std(values) for values in self.kernel_values()])
         return np.where(deviations > 0, deviations, 1.0).astype("float32")
 
-    def kernel_values(self):
+    def kernel_values(self) -> list[np.ndarray]:
         """The kernels' current weights, float32 arrays of their variables' shapes."""
         return [
             np.asarray(keras.ops.convert_to_numpy(kernel.variable), "float32")
             for kernel in self.blocks.kernels
         ]
 
-    def observe(self, inputs, kernels=None):
+    def observe(self, inputs: Any, kernels: Sequence[Tensor] | None = None) -> Seen:
         """Runs the network in inference mode, with its own kernels or with others.
 
         Args:
@@ -145,7 +154,7 @@ class Original:
         ]
         return Seen(self._maps(calls), outputs, logits)
 
-    def classify(self, inputs, kernels):
+    def classify(self, inputs: Any, kernels: Sequence[Tensor]) -> Any:
         """Runs the network with other kernels, for its outputs alone."""
         stand_ins = [
             (kernel.variable, keras.ops.cast(value, kernel.variable.dtype))
@@ -154,7 +163,7 @@ class Original:
         with keras.StatelessScope(state_mapping=stand_ins):
             return self.base(inputs, training=False)
 
-    def _maps(self, calls):
+    def _maps(self, calls: Sequence[Call]) -> list[Tensor]:
         after = normalisations(calls)
         maps = []
         for call in calls:
@@ -164,13 +173,13 @@ class Original:
             maps += [call.output for call in calls if _adds_maps(call)]
         return maps
 
-    def architecture(self):
+    def architecture(self) -> dict[str, Any]:
         """The base's class and config, serialised, without how it was compiled."""
         config = keras.saving.serialize_keras_object(self.base)
         config.pop("compile_config", None)
         return config
 
-    def copy(self):
+    def copy(self) -> keras.Model:
         """A model of the base's class and config with variables and values of its own."""
         layers = [self.base, *(layer for _, layer in walk_layers(self.base))]
         copy = keras.saving.deserialize_keras_object(
@@ -181,7 +190,7 @@ class Original:
         copy.set_weights(self.base.get_weights())
         return copy
 
-    def rebuilt(self, kernels):
+    def rebuilt(self, kernels: Sequence[Tensor]) -> keras.Model:
         """A copy that has other kernels: one tensor for each of `blocks.kernels`."""
         rebuilt = self.copy()
         # by their order: a subclassed model may name its copy's layers otherwise
@@ -192,7 +201,7 @@ class Original:
             getattr(copy_of[id(kernel.layer)], kernel.attribute).assign(value)
         return rebuilt
 
-    def digest(self):
+    def digest(self) -> np.ndarray:
         """SHA-256 of all weights, as 32 uint8."""
         sha = hashlib.sha256()
         for value in self.base.get_weights():
@@ -200,19 +209,19 @@ class Original:
         return np.frombuffer(sha.digest(), "uint8")
 
 
-def _adds(operation):
+def _adds(operation: keras.Operation) -> bool:
     # keras.layers.Add, and what is behind keras.ops.add and x + y
     return type(operation).__name__ == "Add"
 
 
-def _adds_maps(call):
+def _adds_maps(call: Call) -> bool:
     shapes = [tuple(given.shape) for given in call.inputs if hasattr(given, "shape")]
     return (
         _adds(call.operation) and len(shapes) > 1 and len(shapes[0]) > 2 and len(set(shapes)) == 1
     )
 
 
-def _check_classifier(base):
+def _check_classifier(base: keras.Model) -> None:
     if not isinstance(base, keras.Model):
         raise ValueError(
             f"base must be a built keras.Model. Received: {base!r} of type {type(base).__name__}"
@@ -227,7 +236,7 @@ def _check_classifier(base):
         )
 
 
-def _check_weights(base):
+def _check_weights(base: keras.Model) -> None:
     for weight in base.weights:
         if not keras.backend.is_float_dtype(weight.dtype):
             continue

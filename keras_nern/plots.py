@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from keras_nern.front import ParetoFront
     from keras_nern.model import NeRNModel
     from keras_nern.smoothness import SmoothnessReport
 
@@ -400,7 +401,7 @@ def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> Figure:
     return figure
 
 
-def plot_front(front):
+def plot_front(front: ParetoFront) -> Figure:
     """Draws the front of bytes and score, and what it dominates.
 
     Args:

@@ -9,12 +9,15 @@ precision policy: the weights it predicts are small differences of large activat
 
 import collections
 import numbers
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 import keras
 
 from keras_nern.compressed_dense import CompressedDense
-from keras_nern.hints import Tensor
+from keras_nern.hints import Shape, Tensor
 from keras_nern.positional_encoding import PACKAGE, PositionalEncoding
+from keras_nern.quantization import Quantized
 
 # The optimizer treats the output layer apart from the hidden ones, by this name.
 OUTPUT_LAYER = "predicted_kernels"
@@ -58,15 +61,15 @@ class KernelPredictor(keras.layers.Layer):
 
     def __init__(
         self,
-        hidden_size,
-        num_blocks=5,
-        block_length=9,
-        encoding=None,
-        activation="relu",
-        bits=None,
-        pruned=False,
-        **kwargs,
-    ):
+        hidden_size: int,
+        num_blocks: int = 5,
+        block_length: int = 9,
+        encoding: keras.layers.Layer | None = None,
+        activation: str | Callable | None = "relu",
+        bits: int | None = None,
+        pruned: bool = False,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
         for name, value, least in (
@@ -97,13 +100,13 @@ class KernelPredictor(keras.layers.Layer):
         ]
         self.output_layer = self._dense(block_length, name=OUTPUT_LAYER)
 
-    def _dense(self, units, **arguments):
+    def _dense(self, units: int, **arguments: Any) -> keras.layers.Dense:
         arguments["dtype"] = "float32"
         if self.bits is None and not self.pruned:
             return keras.layers.Dense(units, **arguments)
         return CompressedDense(units, self.bits, self.pruned, **arguments)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         # Called, as a layer of the user's own may not say its output shape otherwise.
         shape = self.encoding(keras.KerasTensor(input_shape, "int32")).shape
         for layer in self.layers:
@@ -111,11 +114,11 @@ class KernelPredictor(keras.layers.Layer):
             shape = layer.compute_output_shape(shape)
 
     @property
-    def layers(self):
+    def layers(self) -> list[keras.layers.Dense]:
         """The Dense layers, from the encoding to the kernels."""
         return [*self.hidden, self.output_layer]
 
-    def compress(self, sparsity=0.0):
+    def compress(self, sparsity: float = 0.0) -> None:
         """Sets masks and steps, where there are any, from the kernels as they are.
 
         Args:
@@ -125,7 +128,7 @@ class KernelPredictor(keras.layers.Layer):
             if isinstance(layer, CompressedDense):
                 layer.compress(sparsity)
 
-    def quantized(self):
+    def quantized(self) -> list[Quantized]:
         """The kernels of `layers` as integers and steps: a list of `quantization.Quantized`.
 
         Raises:
@@ -136,7 +139,7 @@ class KernelPredictor(keras.layers.Layer):
         return [layer.quantized() for layer in self.layers]
 
     @property
-    def num_parameters(self):
+    def num_parameters(self) -> int:
         """Weights and biases, masks and steps not counted."""
         apart = {
             id(variable)
@@ -146,7 +149,7 @@ class KernelPredictor(keras.layers.Layer):
         return sum(int(keras.ops.size(v)) for v in self.weights if id(v) not in apart)
 
     @property
-    def num_bytes(self):
+    def num_bytes(self) -> float:
         """Bytes of these at 4 each; those of quantised kernels at their bits, 2 for a step."""
         size = 4.0 * self.num_parameters
         if self.bits is not None:
@@ -155,10 +158,10 @@ class KernelPredictor(keras.layers.Layer):
                 size += 2 * layer.units
         return size
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return collections.deque(self._activations(inputs), maxlen=1).pop()
 
-    def _activations(self, inputs):
+    def _activations(self, inputs: Tensor) -> Iterator[Tensor]:
         """Yields what each of `layers` is given, and last the kernels."""
         x = self.encoding(inputs)
         for layer in self.layers:
@@ -166,7 +169,7 @@ class KernelPredictor(keras.layers.Layer):
             x = layer(x)
         yield x
 
-    def predict_with_means(self, inputs):
+    def predict_with_means(self, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Predicts kernels, and tells what the Dense layers were given on the way.
 
         Args:
@@ -179,10 +182,10 @@ class KernelPredictor(keras.layers.Layer):
         *given, outputs = self._activations(inputs)
         return outputs, [keras.ops.stop_gradient(keras.ops.mean(x, axis=0)) for x in given]
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Sequence) -> Shape:
         return (*input_shape[:-1], self.block_length)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "hidden_size": self.hidden_size,
@@ -195,7 +198,7 @@ class KernelPredictor(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = {**config, "encoding": keras.saving.deserialize_keras_object(config["encoding"])}
         return cls(**config)
 

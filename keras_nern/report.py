@@ -14,6 +14,11 @@ its weights can be coded in fewer bits than they have (see `artifact`).
 import collections
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
+
+from keras_nern.original import Original
+from keras_nern.predictor import KernelPredictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,37 +53,37 @@ class SummaryTable:
     kept_weights: int
 
     @property
-    def blocks(self):
+    def blocks(self) -> int:
         """Represented blocks of all layers."""
         return sum(row.blocks for row in self.layers)
 
     @property
-    def weights(self):
+    def weights(self) -> int:
         """Represented weights of all layers."""
         return sum(row.weights for row in self.layers)
 
     @property
-    def permutation_bits(self):
+    def permutation_bits(self) -> float:
         """Bits of all permutations."""
         return sum(row.permutation_bits for row in self.layers)
 
     @property
-    def representation_bytes(self):
+    def representation_bytes(self) -> float:
         """Bytes of predictor, scales and permutations."""
         return self.predictor_bytes + 4 * self.scales + self.permutation_bits / 8
 
     @property
-    def kernel_ratio(self):
+    def kernel_ratio(self) -> float:
         """Bytes of the represented weights over those of their representation."""
         return 4 * self.weights / self.representation_bytes
 
     @property
-    def network_ratio(self):
+    def network_ratio(self) -> float:
         """Bytes of the whole network over those of representation and kept weights."""
         kept = 4 * self.kept_weights
         return (4 * self.weights + kept) / (self.representation_bytes + kept)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """All of it as JSON has it."""
         kept = [
             {"name": one.name, "kind": type(one.layer).__name__, "weights": one.num_weights}
@@ -94,7 +99,7 @@ class SummaryTable:
             **{name: getattr(self, name) for name in (*counts, *totals, *ratios)},
         }
 
-    def __str__(self):
+    def __str__(self) -> str:
         header = ("layer", "kernel shape", "blocks", "weights", "permutation bits")
         rows = [
             (
@@ -138,7 +143,9 @@ class SummaryTable:
         return "\n".join(lines)
 
 
-def summary_table(original, predictor, permutation_bits, scales):
+def summary_table(
+    original: Original, predictor: KernelPredictor, permutation_bits: Sequence[float], scales: int
+) -> SummaryTable:
     """Counts a representation.
 
     Args:

@@ -14,6 +14,8 @@ second needs few, small steps.
 """
 
 import types
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,6 +23,7 @@ import tensorflow as tf
 
 from keras_nern.centring import apply_centred
 from keras_nern.compilation import RepresentationCompiler
+from keras_nern.hints import Tensor
 from keras_nern.inputs import is_pair, never_ends, steps_in
 from keras_nern.lifecycle import BeforeTheEpochs, FitCallbacks
 from keras_nern.objective import WEIGHTED, count, needs_tensorflow
@@ -35,7 +38,7 @@ class RepresentationTrainer(RepresentationCompiler):
     `NeRNModel` calls `_start_training` at the end of its constructor.
     """
 
-    def _start_training(self):
+    def _start_training(self) -> None:
         self._start_evaluation()
         self.reconstruction_iterations = self._counter("reconstruction_iterations")
         self.phase_iterations = self._counter("phase_iterations")
@@ -44,7 +47,7 @@ class RepresentationTrainer(RepresentationCompiler):
         self.phase = "reconstruction"
         self.compile()
 
-    def _counter(self, name):
+    def _counter(self, name: str) -> keras.Variable:
         return self.add_weight(
             name=name,
             shape=(),
@@ -56,23 +59,23 @@ class RepresentationTrainer(RepresentationCompiler):
 
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        validation_split=0.0,
-        validation_data=None,
-        shuffle=None,
-        class_weight=None,
-        sample_weight=None,
-        initial_epoch=0,
-        steps_per_epoch=None,
-        validation_steps=None,
-        validation_batch_size=None,
-        validation_freq=1,
-    ):
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: int | str = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool | None = None,
+        class_weight: dict[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int | Iterable[int] = 1,
+    ) -> keras.callbacks.History:
         """Trains the representation.
 
         With images, the reconstruction phase runs first, unless its steps are done
@@ -118,7 +121,7 @@ class RepresentationTrainer(RepresentationCompiler):
             validation_data = self.examine(validation_data, name="validation_data")
             validation_split = 0.0  # as Keras has it
         reconstructs = x is None or self._reconstruction_steps_left()
-        if self.layer_output_weight and reconstructs and self._runtime.moments is None:
+        if self.layer_output_weight and reconstructs and not self._runtime.moments:
             raise ValueError(
                 "layer_output_weight needs the second moments of the layers' inputs: call "
                 "gather_second_moments(images) before fit. Received: "
@@ -155,7 +158,9 @@ class RepresentationTrainer(RepresentationCompiler):
             self.scale_losses(**dict.fromkeys(WEIGHTED, 1.0))
         return callbacks.history
 
-    def _fit_both(self, callbacks, x, steps, **arguments):
+    def _fit_both(
+        self, callbacks: FitCallbacks, x: Any, steps: int | None, **arguments: Any
+    ) -> None:
         self.phase_iterations.assign(0)
         callbacks.begin()
         if self.stop_training:
@@ -186,7 +191,7 @@ class RepresentationTrainer(RepresentationCompiler):
         callbacks.check_dropped(seen)
         callbacks.end()
 
-    def finish_reconstruction(self):
+    def finish_reconstruction(self) -> None:
         """Ends the reconstruction at this step: a fit under way goes on to distil.
 
         What is saved from here on remembers it, and later fits only distil, until
@@ -196,7 +201,7 @@ class RepresentationTrainer(RepresentationCompiler):
         if self.phase == "reconstruction":
             self.stop_training = True
 
-    def _build_metrics(self, data):
+    def _build_metrics(self, data: Any) -> None:
         """Lets Keras build compiled metrics on data that have labels.
 
         Under a distribution strategy it does so before the first step, but the
@@ -208,12 +213,14 @@ class RepresentationTrainer(RepresentationCompiler):
         self.evaluate(x, y, sample_weight=weight, steps=1, verbose=0)
         self._runtime.unbuilt_metrics = False
 
-    def _reconstruction_steps_left(self):
+    def _reconstruction_steps_left(self) -> int:
         if self.reconstruction_finished:
             return 0
         return max(0, self.reconstruction_steps - count(self.reconstruction_iterations))
 
-    def _reconstruct_first(self, callbacks, verbose, restored):
+    def _reconstruct_first(
+        self, callbacks: FitCallbacks, verbose: int | str, restored: bool
+    ) -> dict[str, list]:
         """Runs what is left of the reconstruction; returns its history's dict."""
         left = self._reconstruction_steps_left()
         if not left:
@@ -236,16 +243,16 @@ class RepresentationTrainer(RepresentationCompiler):
 
     def _run(
         self,
-        phase,
-        epoch_length,
-        goes_on,
-        x=None,
-        epochs=1,
-        initial_epoch=0,
-        steps_per_epoch=None,
-        shuffle=None,
-        **arguments,
-    ):
+        phase: str,
+        epoch_length: int,
+        goes_on: bool,
+        x: Any = None,
+        epochs: int = 1,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        shuffle: bool | None = None,
+        **arguments: Any,
+    ) -> keras.callbacks.History:
         if not goes_on and epochs > initial_epoch:  # else the optimizer is as it should be
             self._start_optimizer(phase, epoch_length, epochs - initial_epoch)
         self.phase = phase
@@ -264,14 +271,14 @@ class RepresentationTrainer(RepresentationCompiler):
             **arguments,
         )
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> Callable | None:
         if self._runtime.weights is None:
             self._refresh_targets()
         force = force or self._runtime.traced_phase != self.phase
         self._runtime.traced_phase = self.phase
         return super().make_train_function(force)
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> dict[str, Tensor]:
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         distilling = self.phase == "distillation"
         if distilling:

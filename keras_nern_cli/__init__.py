@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import traceback
+from typing import Any
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -48,8 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
         stopped = error.__cause__
         text = str(stopped or "") or "Stopped; nothing was changed."
         print(text, file=sys.stderr)
-        resume = {"resume": stopped.resume} if hasattr(stopped, "resume") else {}
-        return _report(arguments, text, getattr(stopped, "code", INTERRUPTED), **resume)
+        resume = getattr(stopped, "resume", None)
+        more = {} if resume is None else {"resume": resume}
+        return _report(arguments, text, getattr(stopped, "code", INTERRUPTED), **more)
     except (ValueError, OSError, ImportError) as error:  # what the library says of bad input
         print(f"Error: {error}", file=sys.stderr)
         return _report(arguments, str(error), FAILED)
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(arguments, f"{type(error).__name__}: {error}", FAILED)
 
 
-def _report(arguments, text, code, **more):
+def _report(arguments: list[str], text: str, code: int, **more: Any) -> int:
     if "--json" in arguments:
         print(json.dumps({"error": text, "exit_code": code, **more}))
     return code

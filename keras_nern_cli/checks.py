@@ -21,10 +21,15 @@ class Model(click.ParamType):
 
     name = "file"
 
-    def __init__(self, *kinds):
+    def __init__(self, *kinds: str) -> None:
         self.kinds = kinds
 
-    def convert(self, value, param, ctx):
+    def convert(
+        self,
+        value: str | pathlib.Path,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> pathlib.Path:
         path = pathlib.Path(value)
         if not path.exists():
             self.fail(f"{str(path)!r} does not exist.", param, ctx)
@@ -53,10 +58,15 @@ class Output(click.ParamType):
 
     name = "file"
 
-    def __init__(self, *suffixes):
+    def __init__(self, *suffixes: str) -> None:
         self.suffixes = suffixes
 
-    def convert(self, value, param, ctx):
+    def convert(
+        self,
+        value: str | pathlib.Path,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> pathlib.Path:
         path = pathlib.Path(value)
         if path.suffix not in self.suffixes:
             self.fail(

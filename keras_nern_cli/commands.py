@@ -7,7 +7,8 @@ import math
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
@@ -30,7 +31,7 @@ AT_LEAST_ONE = click.IntRange(min=1)
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96})
 @click.version_option(package_name="keras-nern")
-def commands():
+def commands() -> None:
     """Neural representations for the weights of trained convolutional networks.
 
     \b
@@ -50,7 +51,7 @@ def verb(function: Callable) -> click.Command:
     """
 
     @functools.wraps(function)
-    def run(*arguments, as_json, **options):
+    def run(*arguments: Any, as_json: bool, **options: Any) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             results, text = function(*arguments, **options)
         if as_json or text:
@@ -62,7 +63,7 @@ def verb(function: Callable) -> click.Command:
     return commands.command()(as_json(run))
 
 
-def _finite(results):
+def _finite(results: Any) -> Any:
     """Results with `None` where there is no finite number, for which JSON has no word."""
     if isinstance(results, dict):
         return {name: _finite(value) for name, value in results.items()}
@@ -110,7 +111,7 @@ def data_options(required: bool) -> Callable:
     return _all(options)
 
 
-def _all(options):
+def _all(options: Sequence[Callable]) -> Callable:
     return lambda function: functools.reduce(
         lambda f, option: option(f), reversed(options), function
     )
@@ -164,7 +165,7 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr
 @force_option
 @quiet_option
 @click.pass_obj
-def fit(arguments, **options):
+def fit(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
     """Represent a classifier by a small network.
 
     BASE is a Keras classifier (.keras or .h5), OUTPUT the NeRN (.keras).
@@ -195,7 +196,7 @@ def fit(arguments, **options):
 
 @verb
 @click.argument("model", type=Model(NERN, COMPACT))
-def info(**options):
+def info(**options: Any) -> tuple[dict, str]:
     """Print what a NeRN or a compact file holds.
 
     MODEL is a NeRN (.keras), told by layers and bytes, or a compact file (.nern).
@@ -214,7 +215,7 @@ def info(**options):
 @click.argument("model", type=Model(NERN, COMPACT))
 @click.argument("output", type=Output(".keras", ".h5"))
 @force_option
-def reconstruct(**options):
+def reconstruct(**options: Any) -> tuple[dict, str]:
     """Rebuild the classifier as a Keras model.
 
     MODEL is a NeRN (.keras) or a compact file (.nern), OUTPUT an ordinary Keras model.
@@ -239,7 +240,7 @@ def reconstruct(**options):
 )
 @data_options(required=True)
 @quiet_option
-def evaluate(**options):
+def evaluate(**options: Any) -> tuple[dict, str]:
     """Measure a rebuilt classifier on images.
 
     MODEL is a NeRN, a compact file or any Keras classifier. Accuracy and agreement with the
@@ -274,7 +275,7 @@ def evaluate(**options):
     help="Of the weights that are not represented.",
 )
 @force_option
-def export(**options):
+def export(**options: Any) -> tuple[dict, str]:
     """Write the compact file of a NeRN.
 
     OUTPUT (.nern) rebuilds the classifier where neither MODEL nor the original is.
@@ -302,7 +303,7 @@ def export(**options):
 @click.option("--sparsity", type=click.FloatRange(0, 1), help="Share of weights that go then.")
 @click.option("--per-layer", is_flag=True, help="The same share of each layer.")
 @force_option
-def importance(**options):
+def importance(**options: Any) -> tuple[dict, str]:
     """Score kernels by how well they are reconstructed.
 
     MODEL is a NeRN. A kernel is a channel of a filter; the higher its score, the more it matters.
@@ -339,7 +340,7 @@ def importance(**options):
     show_default=True,
     help="Folder for the picture.",
 )
-def demo(**options):
+def demo(**options: Any) -> tuple[dict, str]:
     """Go the whole way on handwritten digits.
 
     Trains a classifier, represents it, rebuilds it and compares the two.

@@ -1,6 +1,7 @@
 """Images and labels, from a file or from TensorFlow Datasets."""
 
 import pathlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +17,9 @@ NAMES = {
 SHUFFLED = 10_000  # images that a dataset is shuffled among
 
 
-def load(options: dict, base: keras.Model, split: str, for_training: bool = False) -> tuple:
+def load(
+    options: dict, base: keras.Model, split: str, for_training: bool = False
+) -> tuple[Any, np.ndarray | None]:
     """Loads what `--data` names.
 
     Args:
@@ -62,7 +65,7 @@ def load(options: dict, base: keras.Model, split: str, for_training: bool = Fals
     return images, labels
 
 
-def _from_file(path):
+def _from_file(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         loaded = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -71,7 +74,7 @@ def _from_file(path):
         ) from error
     if isinstance(loaded, np.ndarray):
         return loaded, None
-    found = {}
+    found: dict[str, np.ndarray | None] = {}
     for what, names in NAMES.items():
         name = next((name for name in names if name in loaded.files), None)
         found[what] = None if name is None else loaded[name]
@@ -83,7 +86,9 @@ def _from_file(path):
     return found["images"], found["labels"]
 
 
-def _from_tfds(options, split, for_training):
+def _from_tfds(
+    options: dict, split: str, for_training: bool
+) -> tuple[tf.data.Dataset, np.ndarray | None]:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

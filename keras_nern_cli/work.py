@@ -11,7 +11,10 @@ import shutil
 import signal
 import sys
 import time
+import types
+import zipfile
 from collections.abc import Iterator
+from typing import Any
 
 import click
 import keras
@@ -30,7 +33,7 @@ UNIMPORTANT = ("resume", "force", "quiet", "backup_every")  # to which fit it is
 class Stopped(KeyboardInterrupt):
     """A fit was stopped at the end of a step, and can go on."""
 
-    def __init__(self, text, code, resume):
+    def __init__(self, text: str, code: int, resume: str) -> None:
         super().__init__(text)
         self.code = code
         self.resume = resume
@@ -63,12 +66,19 @@ def fit(options: dict, command: str) -> tuple[dict, str]:
     )
     start = time.perf_counter()
     with _stop_between_steps(keeping, backup, command) as stopping:
-        arguments = {"verbose": verbose, "callbacks": [keeping, stopping]}
+        callbacks = [keeping, stopping]
         if images is None:
-            history = nern.fit(steps_per_epoch=options["steps"], **arguments)
+            history = nern.fit(
+                steps_per_epoch=options["steps"], verbose=verbose, callbacks=callbacks
+            )
         else:
-            batch_size = options["batch_size"] if isinstance(images, np.ndarray) else None
-            history = nern.fit(images, epochs=options["epochs"], batch_size=batch_size, **arguments)
+            history = nern.fit(
+                images,
+                epochs=options["epochs"],
+                batch_size=options["batch_size"] if isinstance(images, np.ndarray) else None,
+                verbose=verbose,
+                callbacks=callbacks,
+            )
         nern.save(output)
     shutil.rmtree(backup)
     table = nern.summary_table()
@@ -124,7 +134,7 @@ def evaluate(options: dict) -> tuple[dict, str]:
                 "the original. Received: neither"
             )
     predicted = _classes(rebuilt, images, options)
-    results = {"images": len(predicted)}
+    results: dict[str, float] = {"images": len(predicted)}
     if labels is not None:
         results["accuracy"] = float(np.mean(predicted == labels))
     if base is not None:
@@ -158,8 +168,13 @@ def importance(options: dict) -> tuple[dict, str]:
         nern = _load_model(options["model"])
     scores = keras_nern.kernel_importance(nern, options["measure"], options["seed"])
     if options["scores"] is not None:
-        with whole_file(options["scores"]) as path, open(path, "wb") as file:
-            np.savez_compressed(file, **scores)
+        with (
+            whole_file(options["scores"]) as path,
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
+            for name, score in scores.items():  # np.savez has uses of its own for some names
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, score)
     if options["plot"] is not None:
         figure = plots.plot_importance(scores, options["measure"])
         with whole_file(options["plot"]) as path:
@@ -203,7 +218,7 @@ def refused() -> Iterator[None]:
         raise click.UsageError(str(error)) from error
 
 
-def _load_model(path):
+def _load_model(path: pathlib.Path) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=kind_of(path) == NERN)
     except Exception as error:  # HDF5, zip, JSON and Keras have each their own
@@ -212,7 +227,9 @@ def _load_model(path):
         ) from error
 
 
-def _open(path):
+def _open(
+    path: pathlib.Path,
+) -> tuple[keras_nern.NeRNModel | None, keras.Model | None, keras.Model]:
     """`(nern, base, rebuilt)` of a NeRN, and of a compact file and a classifier the last."""
     kind = kind_of(path)
     if kind == COMPACT:
@@ -223,7 +240,7 @@ def _open(path):
     return None, None, model
 
 
-def _classes(model, images, options):
+def _classes(model: keras.Model, images: Any, options: dict) -> np.ndarray:
     verbose = 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
     batch_size = BATCH_SIZE if isinstance(images, np.ndarray) else None
     outputs = model.predict(images, batch_size=batch_size, verbose=verbose)
@@ -233,7 +250,7 @@ def _classes(model, images, options):
     return outputs.argmax(axis=1)
 
 
-def _open_backup(backup, options):
+def _open_backup(backup: pathlib.Path, options: dict) -> None:
     """Makes the folder, or sees that what is in it is of a fit like this one."""
     settings = backup / "settings.json"
     kept = {name: value for name, value in options.items() if name not in UNIMPORTANT}
@@ -254,25 +271,27 @@ def _open_backup(backup, options):
     shutil.rmtree(backup, ignore_errors=True)  # `commands` has seen to it that it may go
     backup.mkdir()
     with whole_file(settings) as path:
-        path.write_text(json.dumps(kept))
+        pathlib.Path(path).write_text(json.dumps(kept))
 
 
 class _StopBetweenSteps(keras.callbacks.Callback):
     """Raises `Stopped` at the end of the step in which a signal came."""
 
-    def __init__(self, keeping, backup, command):
+    def __init__(
+        self, keeping: keras.callbacks.BackupAndRestore, backup: pathlib.Path, command: str
+    ) -> None:
         super().__init__()
         self.keeping, self.backup, self.command = keeping, backup, command
-        self.signal = None
+        self.signal: int | None = None
 
-    def on_signal(self, number, frame):
+    def on_signal(self, number: int, frame: types.FrameType | None) -> None:
         if self.signal is not None:
             raise KeyboardInterrupt("Stopped at once; --resume goes on from the last backup.")
         self.signal = number
         self.keeping.save_freq = 1  # this step is backed up
         print("\nStopping after this step; once more to stop at once.", file=sys.stderr)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         if self.signal is None:
             return
         steps = int(keras.ops.convert_to_numpy(self.model.phase_iterations))
@@ -285,7 +304,9 @@ class _StopBetweenSteps(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def _stop_between_steps(keeping, backup, command):
+def _stop_between_steps(
+    keeping: keras.callbacks.BackupAndRestore, backup: pathlib.Path, command: str
+) -> Iterator[_StopBetweenSteps]:
     """Lets Ctrl-C and SIGTERM wait for the end of a step; gives the callback for it."""
     stopping = _StopBetweenSteps(keeping, backup, command)
     numbers = (signal.SIGINT, signal.SIGTERM)
