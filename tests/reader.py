@@ -90,7 +90,7 @@ def hurry(monkeypatch):
 
 def searched(base, images):
     """A tuner after its search."""
-    hypermodel = keras_nern.tuner.NeRNHyperModel(base, max_bytes=40_000)
+    hypermodel = keras_nern.tuner.NeRNHyperModel(base, max_bytes=10_000)
     objective = keras_tuner.Objective("val_agreement", "max")
     tuner = keras_tuner.RandomSearch(hypermodel, objective, max_trials=1, directory="searches")
     tuner.search(images, epochs=1, validation_data=images)

@@ -31,10 +31,24 @@ def _fit(images, policy="float32", **compile_arguments):
     return nern, history
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_base_in_mixed_precision_is_fitted_in_float32(images, policy, jit_compile):
-    full, expected = _fit(images)
+@pytest.fixture(scope="module")
+def plain():
+    """The fit that others are compared with, its history, and the images of both."""
+    images = np.random.default_rng(2).normal(size=(12, 8, 8, 1)).astype("float32")
+    return *_fit(images, jit_compile=False), images
+
+
+@pytest.mark.parametrize(
+    ("policy", "jit_compile"),
+    [
+        ("mixed_float16", True),
+        ("mixed_bfloat16", False),
+        pytest.param("mixed_float16", False, marks=pytest.mark.slow),
+        pytest.param("mixed_bfloat16", True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_base_in_mixed_precision_is_fitted_in_float32(plain, policy, jit_compile):
+    full, expected, images = plain
     nern, history = _fit(images, policy, jit_compile=jit_compile)
     assert {weight.dtype for weight in nern.trainable_variables} == {"float32"}
     assert all(layer.compute_dtype == "float32" for layer in nern.predictor.hidden)
@@ -56,12 +70,12 @@ def test_a_base_in_mixed_precision_is_fitted_in_float32(images, policy, jit_comp
 
 
 def test_the_loss_scale_is_the_users_to_refuse_and_outlives_the_phase(images):
-    plain, _ = _fit(images, "mixed_float16", auto_scale_loss=False)
-    assert isinstance(plain.optimizer, keras.optimizers.Muon)
+    refused, _ = _fit(images, "mixed_float16", auto_scale_loss=False, run_eagerly=True)
+    assert isinstance(refused.optimizer, keras.optimizers.Muon)
     own = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=64.0)
-    nern, _ = _fit(images, "mixed_float16", optimizer=own)
+    nern, _ = _fit(images, "mixed_float16", optimizer=own, run_eagerly=True)
     assert isinstance(nern.optimizer.inner_optimizer, keras.optimizers.SGD)
-    nern, _ = _fit(images, "mixed_float16")
+    nern, _ = _fit(images, "mixed_float16", run_eagerly=True)
     assert float(nern.optimizer.dynamic_scale) == 2.0**15  # Keras's first; no step overflowed
 
 
@@ -70,10 +84,10 @@ def test_the_loss_scale_is_the_users_to_refuse_and_outlives_the_phase(images):
     [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 4}],
     ids=["compiled by XLA", "eager", "four steps at once"],
 )
-def test_kernels_do_not_depend_on_how_steps_are_executed(images, arguments):
-    plain, _ = _fit(images, jit_compile=False)
+def test_kernels_do_not_depend_on_how_steps_are_executed(plain, arguments):
+    full, _, images = plain
     other, _ = _fit(images, **arguments)
-    kernels = plain.predict_kernels().values(), other.predict_kernels().values()
+    kernels = full.predict_kernels().values(), other.predict_kernels().values()
     for a, b in zip(*kernels, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -197,7 +211,7 @@ def _assert_same(result, expected):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["auto", "adam"])
+@pytest.mark.parametrize("optimizer", ["auto", pytest.param("adam", marks=pytest.mark.slow)])
 def test_two_replicas_fit_as_one_device_does(on_one_device, tmp_path, optimizer):
     assert start(FIT, "mirrored", tmp_path / "out.json", optimizer).wait() == 0
     result, expected = json.loads((tmp_path / "out.json").read_text()), on_one_device(optimizer)

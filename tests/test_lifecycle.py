@@ -173,7 +173,11 @@ def _steps(folder):
 
 @pytest.mark.parametrize(
     ("data", "frequency", "kills"),
-    [("array", 7, (25, 60)), ("dataset", "epoch", (61, 20)), ("endless", 1, (50,))],
+    [
+        ("array", 7, (60,)),
+        pytest.param("dataset", "epoch", (61, 20), marks=pytest.mark.slow),
+        pytest.param("endless", 1, (25, 50), marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_fit_ends_where_an_undisturbed_one_does(tmp_path, data, frequency, kills):
     """Kills come that many steps after a start; 40 + 8 * 6 steps are a whole fit."""
@@ -244,7 +248,7 @@ def _optimizer(name, **arguments):
 
 RESTORED = {
     "in the reconstruction": (2, ("reconstruction", 5), {}),
-    "at its last step": (6, ("distillation", 1), {}),
+    "at its last step": (6, ("distillation", 1), {"run_eagerly": True}),
     "at its last step, averaged": (
         6,
         ("distillation", 1),
@@ -256,8 +260,8 @@ RESTORED = {
         {"optimizer": _optimizer("Adam", learning_rate=1e-2)},
     ),
     "steps at once": (2, ("distillation", 7), {"steps_per_execution": 2}),
-    "after the last batch of an epoch": (1, ("distillation", 10), {}),
-    "after the last batch of all": (1, ("distillation", 15), {}),
+    "after the last batch of an epoch": (1, ("distillation", 10), {"run_eagerly": True}),
+    "after the last batch of all": (1, ("distillation", 15), {"run_eagerly": True}),
 }
 
 
@@ -281,7 +285,10 @@ def test_restored_wherever_it_was_killed(base, images, tmp_path, frequency, plac
         assert len(values) == len(history.epoch)
 
 
-@pytest.mark.parametrize(("frequency", "kill"), [(25, 55), (20, 45), (81, 81)])
+@pytest.mark.parametrize(
+    ("frequency", "kill"),
+    [(20, 45), *(pytest.param(*one, marks=pytest.mark.slow) for one in [(25, 55), (81, 81)])],
+)
 def test_callbacks_do_the_same_in_a_restored_fit(base, images, tmp_path, frequency, kill):
     settings = {"reconstruction_steps": 500, "reconstruction_learning_rate": 2e-2}
     errors = []  # after 20, 40, 60 and 80 steps

@@ -246,8 +246,15 @@ def _sequential_base():
     return base
 
 
-@pytest.mark.parametrize("kind", ["functional", "sequential"])
-@pytest.mark.parametrize("phase", ["reconstruction", "distillation"])
+@pytest.mark.parametrize(
+    ("phase", "kind"),
+    [
+        ("reconstruction", "sequential"),
+        ("distillation", "functional"),
+        pytest.param("reconstruction", "functional", marks=pytest.mark.slow),
+        pytest.param("distillation", "sequential", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_fit_goes_on_in_a_new_process(base, images, tmp_path, phase, kind):
     """Stopped, saved, loaded elsewhere and continued, it ends where it would have ended."""
     base = base if kind == "functional" else _sequential_base()

@@ -109,7 +109,9 @@ def test_refuses(arguments, message):
         models.resnet_cifar(**arguments)
 
 
-@pytest.mark.parametrize(("depth", "accuracy"), [(20, 92.60), (56, 94.37)])
+@pytest.mark.parametrize(
+    ("depth", "accuracy"), [(20, 92.60), pytest.param(56, 94.37, marks=pytest.mark.slow)]
+)
 def test_real_networks_reach_their_accuracy(depth, accuracy, cifar10, resnet_weights):
     images, labels = cifar10
     model = models.load_torch_weights(models.resnet_cifar(depth), resnet_weights(depth))

@@ -8,24 +8,24 @@ import keras_nern
 
 
 def test_a_short_fit_represents_resnet20(cifar10, resnet_weights):
-    images, labels = (part[:500] for part in cifar10)
+    images, labels = (part[:300] for part in cifar10)
     base = keras_nern.models.resnet_cifar(20)
     keras_nern.models.load_torch_weights(base, resnet_weights(20))
     before = base.get_weights()
     nern = keras_nern.NeRNModel(base, hidden_size=160, permutation="cross_filter")
     assert nern.summary_table().blocks == 32_304
-    nern.compile(reconstruction_steps=400)
+    nern.compile(reconstruction_steps=300)
     history = nern.fit(
-        images, labels, batch_size=50, epochs=3, validation_data=(images, labels), verbose=0
+        images, labels, batch_size=50, epochs=2, validation_data=(images, labels), verbose=0
     ).history
     # An untrained predictor is at 1 and at chance, 0.1.
     assert history["val_relative_error"][-1] < 0.3
     assert history["val_agreement"][-1] > 0.5
     assert history["val_accuracy"][-1] > 0.5
     rebuilt = nern.reconstruct()
-    classes = rebuilt.predict(images, batch_size=500, verbose=0).argmax(axis=1)
-    # one image of 500, for what rounding may turn over between two graphs
-    assert np.mean(classes == labels) == pytest.approx(history["val_accuracy"][-1], abs=0.0021)
+    classes = rebuilt.predict(images, batch_size=300, verbose=0).argmax(axis=1)
+    # one image of 300, for what rounding may turn over between two graphs
+    assert np.mean(classes == labels) == pytest.approx(history["val_accuracy"][-1], abs=0.0034)
     assert isinstance(rebuilt, keras.Model)
     for a, b in zip(before, base.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
