@@ -43,9 +43,9 @@ def test_a_file_made_elsewhere_is_represented(name, layers, tmp_path):
 def test_a_keras_hub_classifier_is_represented():
     hub = pytest.importorskip("keras_hub", reason="install keras-hub")
     backbone = hub.models.ResNetBackbone(
-        input_conv_filters=[8],
+        input_conv_filters=[64],
         input_conv_kernel_sizes=[3],
-        stackwise_num_filters=[8, 16],
+        stackwise_num_filters=[64, 64],
         stackwise_num_blocks=[1, 1],
         stackwise_num_strides=[1, 2],
         block_type="basic_block",
