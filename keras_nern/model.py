@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_nern import exporting
 from keras_nern.blocks import Blocks
@@ -202,11 +203,22 @@ class NeRNModel(RepresentationTrainer):
     def _predicted_blocks(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Blocks from one number to another as the predictor gives them, `(blocks, B)`."""
         stop = self._original.blocks.num_blocks if stop is None else stop
-        chunks = []
-        for first in range(start, stop, CHUNK):
-            indices = keras.ops.arange(first, min(first + CHUNK, stop), dtype="int32")
-            chunks.append(self.predictor(self._coordinates(indices)))
-        return keras.ops.concatenate(chunks)
+
+        def chunk(first: Any, size: int = CHUNK) -> Tensor:
+            indices = keras.ops.minimum(first + keras.ops.arange(size, dtype="int32"), stop - 1)
+            return self.predictor(self._coordinates(indices))
+
+        starts = range(start, stop, CHUNK)
+        if tf.executing_eagerly() or len(starts) == 1:
+            return keras.ops.concatenate([chunk(i, min(CHUNK, stop - i)) for i in starts])
+        # a loop in the graph, as chunks beside one another would all be in memory at once
+        rows = tf.map_fn(
+            chunk,
+            tf.range(start, stop, CHUNK),
+            parallel_iterations=1,
+            fn_output_signature=tf.float32,
+        )
+        return keras.ops.reshape(rows, (-1, rows.shape[-1]))[: stop - start]
 
     def _predicted_kernels(self) -> list[Tensor]:
         """All kernels, in true units and in the shapes of their variables."""

@@ -204,6 +204,29 @@ SHAPES_THAT_WRAP = {
 }
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_blocks_of_a_large_network_are_predicted_in_turn(base, images, monkeypatch, jit_compile):
+    nern = keras_nern.NeRNModel(base, hidden_size=8, permutation="cross_filter")
+    whole = nern._predicted_blocks().numpy()
+    monkeypatch.setattr("keras_nern.model.CHUNK", len(whole) // 3)  # and one that is not full
+    assert len(whole) % 3 > 0
+    in_turn = tf.function(nern._predicted_blocks, jit_compile=jit_compile)
+    np.testing.assert_allclose(in_turn(), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(in_turn(2, len(whole) - 1), whole[2:-1], rtol=1e-5, atol=1e-6)
+    # a step that draws kernels sees the others so
+    nern.compile(
+        reconstruction_steps=0,
+        distillation_sampling=keras_nern.UniformSampling(9),
+        jit_compile=jit_compile,
+    )
+    before = nern.relative_error()
+    nern.fit(images, batch_size=6, verbose=0)
+    assert nern.relative_error() != before
+    np.testing.assert_allclose(
+        nern.predict(images, verbose=0), nern.reconstruct()(images), rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("layers", SHAPES_THAT_WRAP.values(), ids=SHAPES_THAT_WRAP)
 def test_wraps_other_classifiers(layers):
     base = keras.Sequential(layers())
