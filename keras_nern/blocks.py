@@ -17,7 +17,6 @@ filter, column by column. Nothing is kept for each of them: layer, place and wei
 are computed from its number, so that a step costs what its own blocks do.
 """
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -189,10 +188,10 @@ class Blocks:
 
     def split(self, blocks: Tensor) -> list[Tensor]:
         """All blocks `(blocks, B)` as one kernel tensor for each of `kernels`."""
-        return [
-            self.kernel(index, blocks[start:stop])
-            for index, (start, stop) in enumerate(itertools.pairwise(self.offsets.tolist()))
-        ]
+        parts = [blocks]
+        if len(self.kernels) > 1:  # the gradient of a slice would be as large as all blocks
+            parts = ops.split(blocks, self.offsets[1:-1].tolist())
+        return [self.kernel(index, part) for index, part in enumerate(parts)]
 
     def kernel(self, index: int, blocks: Tensor) -> Tensor:
         """Puts a kernel together from its blocks.
