@@ -181,10 +181,12 @@ class Original:
 
     def copy(self) -> keras.Model:
         """A model of the base's class and config with variables and values of its own."""
-        layers = [self.base, *(layer for _, layer in walk_layers(self.base))]
+        classes = {type(self.base), *(type(layer) for _, layer in walk_layers(self.base))}
+        # not Keras's own, which knows them: keras.layers.Add is not what is behind x + 3.0
+        own = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
         copy = keras.saving.deserialize_keras_object(
             self.architecture(),
-            custom_objects={type(layer).__name__: type(layer) for layer in layers},
+            custom_objects=own,
             safe_mode=False,  # any Lambda in it is one that this process made or trusted
         )
         copy.set_weights(self.base.get_weights())

@@ -41,6 +41,14 @@ def _nested():
     return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
 
 
+def _numbers_added():
+    """As in MobileNetV3: Keras's Add layer, and the operation of that name beside it."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(3, 3, padding="same")(inputs)
+    x = layers.Add()([x, inputs])
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(layers.ReLU(6.0)(x + 3.0))))
+
+
 def _shared():
     conv = layers.Conv2D(3, 3, padding="same")
     inputs = keras.Input((8, 8, 3))
@@ -129,6 +137,7 @@ MODELS = {
     "frozen": _frozen,
     "many sizes": _inception,
     "nested": _nested,
+    "numbers added": _numbers_added,
     "shared": _shared,
     "two inputs": _two_inputs,
     "named inputs and outputs": _named_inputs_and_outputs,
