@@ -52,9 +52,9 @@ QUICK = (2_000, 300)
 PLAIN, SMOOTH = "resnet20-cifar10", "resnet20-cifar10-smooth"
 
 ROWS = {
-    "ResNet20, h=140": Row(20, 140, (16_000, 4_000), method="two_opt"),
-    "ResNet20, h=160": Row(20, 160, (16_000, 4_000), method="two_opt"),
-    "ResNet20, h=180": Row(20, 180, (16_000, 4_000), method="two_opt"),
+    "ResNet20, h=140": Row(20, 140, (10_000, 2_000), method="two_opt"),
+    "ResNet20, h=160": Row(20, 160, (10_000, 2_000), method="two_opt"),
+    "ResNet20, h=180": Row(20, 180, (10_000, 2_000), method="two_opt"),
     "ResNet56, h=280": Row(56, 280, (16_000, 2_000), method="two_opt"),
     "ResNet56, h=320": Row(56, 320, (16_000, 2_000), method="two_opt"),
     "ResNet20, h=160, greedy": Row(20, 160, (16_000, 1_500)),
