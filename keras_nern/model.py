@@ -19,22 +19,21 @@ import tensorflow as tf
 from keras_nern import exporting
 from keras_nern.blocks import Blocks
 from keras_nern.centring import SAMPLE, centre
-from keras_nern.files import whole_file
 from keras_nern.hints import Tensor
 from keras_nern.original import Original
-from keras_nern.permutations import PERMUTATIONS, Permutation
+from keras_nern.permutations import Permutation
 from keras_nern.positional_encoding import PACKAGE
 from keras_nern.predictor import KernelPredictor
 from keras_nern.report import SummaryTable, summary_table
+from keras_nern.saving import RepresentationSaver
 from keras_nern.selection import Choice
-from keras_nern.trainer import RepresentationTrainer
 
 # Coordinates predicted at once when all kernels are wanted and no gradient is.
 CHUNK = 65_536
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class NeRNModel(RepresentationTrainer):
+class NeRNModel(RepresentationSaver):
     """A convolutional classifier, represented by a small network and rebuilt from it.
 
     Called, evaluated or asked to predict, it acts as the rebuilt classifier: the base
@@ -392,84 +391,3 @@ class NeRNModel(RepresentationTrainer):
             exporting.write(self, filepath, precision, kept_precision)
         else:
             self.reconstruct().export(filepath, format=format, **kwargs)
-
-    def save(
-        self,
-        filepath: str | os.PathLike,
-        overwrite: bool = True,
-        zipped: bool | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Saves as `keras.Model.save` does; a file that is there stays until all is written."""
-        with whole_file(filepath, overwrite and zipped in (None, True)) as path:
-            super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
-
-    def save_weights(
-        self,
-        filepath: str | os.PathLike,
-        overwrite: bool = True,
-        max_shard_size: float | None = None,
-    ) -> None:
-        """Saves as `keras.Model.save_weights` does; see `save`."""
-        with whole_file(filepath, overwrite and max_shard_size is None) as path:
-            super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
-
-    def load_weights(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
-        """Loads weights as `keras.Model.load_weights` does, or leaves all as it was.
-
-        Args:
-            filepath: a file that `save_weights` or `save` wrote.
-            **kwargs: as for `keras.Model.load_weights`.
-
-        Raises:
-            ValueError: where they belong to a representation of another base.
-        """
-        variables = [*self.variables, *self.base.variables, *self.optimizer.variables]
-        variables.append(self._seed.state)
-        before = [keras.ops.convert_to_numpy(variable) for variable in variables]
-        progress = self.phase, self.reconstruction_finished, self._base_is_own
-        schedule = self._runtime.schedule
-        plan = schedule.get_config() if schedule else {}
-        try:
-            super().load_weights(filepath, **kwargs)
-        except Exception:
-            for variable, value in zip(variables, before, strict=True):
-                variable.assign(value)
-            self.phase, self.reconstruction_finished, self._base_is_own = progress
-            if schedule:
-                schedule.plan(**plan)
-            raise
-
-    def save_own_variables(self, store: Any) -> None:
-        super().save_own_variables(store)
-        store["sampling_seed"] = self._seed.state.numpy()
-        store["permutation"] = np.array(PERMUTATIONS.index(self.permutation))
-        store["phase"] = np.array([self.phase == "distillation", self.reconstruction_finished])
-        if self._runtime.schedule:
-            plan = self._runtime.schedule.get_config()
-            store["plan"] = np.array([plan["initial_learning_rate"], plan["decay_steps"]])
-        store["base_digest"] = self._original.digest()
-
-    def load_own_variables(self, store: Any) -> None:
-        digest = np.asarray(store["base_digest"])
-        if not self._base_is_own and not np.array_equal(digest, self._original.digest()):
-            raise ValueError(
-                "Expected weights of a representation of this base. Received: those of one with "
-                f"other weights than {self.base.name!r} has (their SHA-256 differ)."
-            )
-        kind = PERMUTATIONS[int(np.asarray(store["permutation"]))]
-        if kind != self.permutation:
-            raise ValueError(
-                f"Expected weights with permutation={self.permutation!r}. Received: {kind!r}"
-            )
-        self._seed.state.assign(np.asarray(store["sampling_seed"]))
-        keys = set(store.keys())
-        distils, finished = np.asarray(store["phase"])
-        self.phase = "distillation" if distils else "reconstruction"
-        self.reconstruction_finished = bool(finished)
-        if self._runtime.schedule and "plan" in keys:
-            rate, steps = np.asarray(store["plan"]).tolist()
-            self._runtime.schedule.plan(rate, int(steps))
-        weights = keys - {"sampling_seed", "base_digest", "phase", "plan", "permutation"}
-        super().load_own_variables({key: store[key] for key in weights})
-        self._base_is_own = False  # its weights come next, and are then the ones to keep
