@@ -45,7 +45,8 @@ class Row:
     @property
     def is_shared(self):
         """Whether `rate_distortion.py` makes the same fit."""
-        return self == Row(self.depth, self.hidden_size, self.steps, method="two_opt")
+        alike = Row(self.depth, self.hidden_size, self.steps, self.permutation, method="two_opt")
+        return self == alike
 
 
 QUICK = (2_000, 300)
@@ -246,7 +247,8 @@ def run(cifar10, options, name, seed):
     peak = memory.peak_mb()
     if options.fits and row.is_shared:
         options.fits.mkdir(parents=True, exist_ok=True)
-        nern.save(fits.path(options.fits, row.depth, row.hidden_size, row.steps, seed))
+        made = row.depth, row.hidden_size, row.steps, seed, row.permutation
+        nern.save(fits.path(options.fits, *made))
     base_classes = base.predict(test_images, batch_size=500, verbose=0).argmax(axis=1)
     accuracy, agreement = cifar10.accuracy_and_agreement(rebuilt, base_classes, test_images, labels)
     original = (base_classes == labels).mean()

@@ -1,8 +1,8 @@
 """Where fitted representations are kept that several benchmarks use, by how they were made."""
 
 
-def path(folder, network, width, steps, seed):
-    """The file of a fit as in `accuracy.py`'s first rows: cross-filter, 2-opt, mixed-up images.
+def path(folder, network, width, steps, seed, permutation="cross_filter"):
+    """The file of a fit as in `accuracy.py`'s first rows: 2-opt, mixed-up images.
 
     Args:
         folder: a `pathlib.Path`.
@@ -10,6 +10,7 @@ def path(folder, network, width, steps, seed):
         width: the predictor's hidden size.
         steps: of the two phases.
         seed: the fit's.
+        permutation: the kind of it.
     """
     first, second = steps
-    return folder / f"resnet{network}-{width}-{first}-{second}-{seed}.keras"
+    return folder / f"resnet{network}-{permutation}-{width}-{first}-{second}-{seed}.keras"

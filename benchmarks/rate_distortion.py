@@ -8,12 +8,12 @@ pruning and weight clustering, all with Zstandard, and with `--nncodec PYTHON` t
 codec of the NNC standard. Everything but the kernels (batch normalisation, Dense layer,
 architecture) is kept by all in the same way, as halves in our file, and counted for all.
 
-A NeRN is fitted as in `accuracy.py` (cross-filter, 2-opt), then compressed to each bit
-depth (`keras_nern.compress`) and distilled for `--tune` steps with its rounded kernels;
-its bytes are those of the exported file, its accuracy that of the classifier loaded from
-it. The others see the images too: each is also measured after its batch normalisations'
-statistics were taken anew from 5,000 training images, and its better accuracy counts.
-No fit sees a test image. Accuracies are of all 10,000 test images of CIFAR-10.
+A NeRN is fitted as in `accuracy.py` (2-opt; cross-filter unless `--permutation` says otherwise),
+then compressed to each bit depth (`keras_nern.compress`) and distilled for `--tune` steps with its
+rounded kernels; its bytes are those of the exported file, its accuracy that of the classifier
+loaded from it. The others see the images too: each is also measured after its batch
+normalisations' statistics were taken anew from 5,000 training images, and its better accuracy
+counts. No fit sees a test image. Accuracies are of all 10,000 test images of CIFAR-10.
 
 Prints a row per point, then for each method the fewest bytes that keep the drop to 0.5
 points. Points that `--results` has already are not measured again.
@@ -54,7 +54,10 @@ def main():
     parser.add_argument("--network", type=int, choices=(20, 56), default=20)
     parser.add_argument("--widths", type=int, nargs="+", default=[120, 140, 160, 180])
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 5, 4])
-    parser.add_argument("--steps", type=int, nargs=2, default=[16_000, 4_000])
+    parser.add_argument("--steps", type=int, nargs=2, default=[10_000, 2_000])
+    parser.add_argument(
+        "--permutation", choices=("in_filter", "cross_filter"), default="cross_filter"
+    )
     parser.add_argument("--tune", type=int, default=300, help="steps after compression")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=[*PEERS, OURS], default=[*PEERS, OURS])
@@ -153,7 +156,7 @@ class Measurement:
 
         key = {
             "network": self.options.network,
-            "method": OURS,
+            "method": f"{OURS}, {self.options.permutation}",
             "steps": [*self.options.steps, self.options.tune],
             "seed": seed,
         }
@@ -190,13 +193,21 @@ class Measurement:
         path = None
         if self.options.fits:
             path = fits.path(
-                self.options.fits, self.options.network, width, self.options.steps, seed
+                self.options.fits,
+                self.options.network,
+                width,
+                self.options.steps,
+                seed,
+                self.options.permutation,
             )
             if path.exists():
                 return keras.models.load_model(path)
         keras.utils.set_random_seed(seed)
         nern = keras_nern.NeRNModel(
-            self.base, width, permutation="cross_filter", permutation_method="two_opt"
+            self.base,
+            width,
+            permutation=self.options.permutation,
+            permutation_method="two_opt",
         )
         first, second = self.options.steps
         nern.compile(reconstruction_steps=first)
@@ -297,8 +308,10 @@ def plot(points, path):
 def _grouped(points):
     """Points by method and setting, in order of method, then bytes."""
     groups = {}
-    order = {name: place for place, name in enumerate([*PEERS, OURS])}
-    for point in sorted(points, key=lambda one: (order[one["method"]], -one["bytes"])):
+    order = {name: place for place, name in enumerate(PEERS)}  # ours come last
+    for point in sorted(
+        points, key=lambda one: (order.get(one["method"], len(order)), one["method"], -one["bytes"])
+    ):
         values = {name: value for name, value in point["arguments"].items() if value is not None}
         setting = ", ".join(f"{name} {value}" for name, value in values.items())
         groups.setdefault((point["method"], setting), []).append(point)
