@@ -1,7 +1,9 @@
 """Where fitted representations are kept that several benchmarks use, by how they were made."""
 
 
-def path(folder, network, width, steps, seed, permutation="cross_filter"):
+def path(
+    folder, network, width, steps, seed, permutation="cross_filter", num_blocks=5, frequencies=40
+):
     """The file of a fit as in `accuracy.py`'s first rows: 2-opt, mixed-up images.
 
     Args:
@@ -11,6 +13,9 @@ def path(folder, network, width, steps, seed, permutation="cross_filter"):
         steps: of the two phases.
         seed: the fit's.
         permutation: the kind of it.
+        num_blocks: the predictor's Dense layers.
+        frequencies: of the encoding, for each index.
     """
     first, second = steps
-    return folder / f"resnet{network}-{permutation}-{width}-{first}-{second}-{seed}.keras"
+    shape = f"{num_blocks}x{width}-{frequencies}"
+    return folder / f"resnet{network}-{permutation}-{shape}-{first}-{second}-{seed}.keras"

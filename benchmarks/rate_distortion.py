@@ -53,6 +53,8 @@ def main():
     cifar10.add_arguments(parser)
     parser.add_argument("--network", type=int, choices=(20, 56), default=20)
     parser.add_argument("--widths", type=int, nargs="+", default=[120, 140, 160, 180])
+    parser.add_argument("--num-blocks", type=int, default=5, help="Dense layers of the predictor")
+    parser.add_argument("--frequencies", type=int, default=40, help="of the encoding")
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 5, 4])
     parser.add_argument("--steps", type=int, nargs=2, default=[10_000, 2_000])
     parser.add_argument(
@@ -160,11 +162,16 @@ class Measurement:
             "steps": [*self.options.steps, self.options.tune],
             "seed": seed,
         }
+        shape = {
+            "layers": self.options.num_blocks,
+            "width": width,
+            "frequencies": self.options.frequencies,
+        }
         depths = [None, *self.options.bits]
         todo = [
             bits
             for bits in depths
-            if self.results.missing(**key, arguments={"width": width, "bits": bits})
+            if self.results.missing(**key, arguments={**shape, "bits": bits})
         ]
         if not todo:
             return
@@ -177,7 +184,7 @@ class Measurement:
                 small.fit(self._dataset(seed + 1), steps_per_epoch=self.options.tune, verbose=0)
             model, parts = self._exported(small, HALVES if bits is None else "auto")
             self._add(
-                key | {"arguments": {"width": width, "bits": bits}},
+                key | {"arguments": {**shape, "bits": bits}},
                 sum(parts.values()),
                 self._accuracy(model),
                 parts=parts,
@@ -199,6 +206,8 @@ class Measurement:
                 self.options.steps,
                 seed,
                 self.options.permutation,
+                self.options.num_blocks,
+                self.options.frequencies,
             )
             if path.exists():
                 return keras.models.load_model(path)
@@ -206,8 +215,10 @@ class Measurement:
         nern = keras_nern.NeRNModel(
             self.base,
             width,
+            self.options.num_blocks,
             permutation=self.options.permutation,
             permutation_method="two_opt",
+            encoding=keras_nern.PositionalEncoding(self.options.frequencies),
         )
         first, second = self.options.steps
         nern.compile(reconstruction_steps=first)
@@ -288,8 +299,10 @@ def plot(points, path):
     axes = figure.subplots()
     lines = {}
     for (method, _), group in _grouped(points).items():
-        width = group[0]["arguments"].get("width")
-        name = f"{method}, h={width}" if width else method
+        arguments = group[0]["arguments"]
+        name = method
+        if "width" in arguments:
+            name += ", {layers} x {width}, {frequencies}".format(**arguments)
         place = np.mean([one["bytes"] for one in group]), np.mean([one["drop"] for one in group])
         lines.setdefault(name, []).append(place)
     for name, places in lines.items():
