@@ -9,11 +9,11 @@ codec of the NNC standard. Everything but the kernels (batch normalisation, Dens
 architecture) is kept by all in the same way, as halves in our file, and counted for all.
 
 A NeRN is fitted as in `accuracy.py` (2-opt; cross-filter unless `--permutation` says otherwise),
-then compressed to each bit depth (`keras_nern.compress`) and distilled for `--tune` steps with its
-rounded kernels; its bytes are those of the exported file, its accuracy that of the classifier
-loaded from it. The others see the images too: each is also measured after its batch
-normalisations' statistics were taken anew from 5,000 training images, and its better accuracy
-counts. No fit sees a test image. Accuracies are of all 10,000 test images of CIFAR-10.
+then compressed to each bit depth (`keras_nern.compress`), and reconstructs and distils for the
+steps of `--tune` with its rounded kernels; its bytes are those of the exported file, its accuracy
+that of the classifier loaded from it. The others see the images too: each is also measured after
+its batch normalisations' statistics were taken anew from 5,000 training images, and its better
+accuracy counts. No fit sees a test image. Accuracies are of all 10,000 test images of CIFAR-10.
 
 Prints a row per point, then for each method the fewest bytes that keep the drop to 0.5
 points. Points that `--results` has already are not measured again.
@@ -60,7 +60,13 @@ def main():
     parser.add_argument(
         "--permutation", choices=("in_filter", "cross_filter"), default="cross_filter"
     )
-    parser.add_argument("--tune", type=int, default=300, help="steps after compression")
+    parser.add_argument(
+        "--tune",
+        type=int,
+        nargs=2,
+        default=[2_000, 300],
+        help="steps of the two phases after compression",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=[*PEERS, OURS], default=[*PEERS, OURS])
     parser.add_argument("--nncodec", metavar="PYTHON", help="interpreter that has nncodec")
@@ -159,7 +165,7 @@ class Measurement:
         key = {
             "network": self.options.network,
             "method": f"{OURS}, {self.options.permutation}",
-            "steps": [*self.options.steps, self.options.tune],
+            "steps": [*self.options.steps, *self.options.tune],
             "seed": seed,
         }
         shape = {
@@ -181,7 +187,9 @@ class Measurement:
             if bits is not None:
                 keras.utils.set_random_seed(seed)
                 small = keras_nern.compress(nern, bits=bits)
-                small.fit(self._dataset(seed + 1), steps_per_epoch=self.options.tune, verbose=0)
+                first, second = self.options.tune
+                small.fit(steps_per_epoch=first, verbose=0)
+                small.fit(self._dataset(seed + 1), steps_per_epoch=second, verbose=0)
             model, parts = self._exported(small, HALVES if bits is None else "auto")
             self._add(
                 key | {"arguments": {**shape, "bits": bits}},
