@@ -64,7 +64,7 @@ def main():
         "--tune",
         type=int,
         nargs=2,
-        default=[2_000, 300],
+        default=[0, 300],
         help="steps of the two phases after compression",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -165,7 +165,7 @@ class Measurement:
         key = {
             "network": self.options.network,
             "method": f"{OURS}, {self.options.permutation}",
-            "steps": [*self.options.steps, *self.options.tune],
+            "steps": self.options.steps,
             "seed": seed,
         }
         shape = {
@@ -173,11 +173,14 @@ class Measurement:
             "width": width,
             "frequencies": self.options.frequencies,
         }
-        depths = [None, *self.options.bits]
+        tune = " + ".join(map(str, self.options.tune))
+        settings = {None: shape} | {
+            bits: {**shape, "bits": bits, "tune": tune} for bits in self.options.bits
+        }
         todo = [
             bits
-            for bits in depths
-            if self.results.missing(**key, arguments={**shape, "bits": bits})
+            for bits, arguments in settings.items()
+            if self.results.missing(**key, arguments=arguments)
         ]
         if not todo:
             return
@@ -188,11 +191,12 @@ class Measurement:
                 keras.utils.set_random_seed(seed)
                 small = keras_nern.compress(nern, bits=bits)
                 first, second = self.options.tune
-                small.fit(steps_per_epoch=first, verbose=0)
+                if first:
+                    small.fit(steps_per_epoch=first, verbose=0)
                 small.fit(self._dataset(seed + 1), steps_per_epoch=second, verbose=0)
             model, parts = self._exported(small, HALVES if bits is None else "auto")
             self._add(
-                key | {"arguments": {**shape, "bits": bits}},
+                key | {"arguments": settings[bits]},
                 sum(parts.values()),
                 self._accuracy(model),
                 parts=parts,

@@ -22,8 +22,7 @@ def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) ->
 
     Returns:
         A `NeRNModel` of the same base, compiled as `nern` is. What of the reconstruction
-        phase is done for `nern` counts as done, so that `fit(images)` goes on to distil;
-        with few bits, let it reconstruct before that.
+        phase is done for `nern` counts as done, so that `fit(images)` goes on to distil.
 
     Raises:
         ValueError: for other bits or sparsities, nothing to do, or a predictor that is
@@ -32,8 +31,7 @@ def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) ->
     Example:
 
     >>> small = keras_nern.compress(nern, bits=5)
-    >>> history = small.fit(steps_per_epoch=2000)  # with its kernels at 5 bits
-    >>> history = small.fit(images, epochs=1)
+    >>> history = small.fit(images, epochs=1)  # with its kernels at 5 bits
     >>> small.export("small.nern")
 
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
