@@ -304,7 +304,7 @@ def show(points):
 
 
 def plot(points, path):
-    """Draws accuracy against bytes, a line per method; our widths are lines of their own."""
+    """Draws accuracy against bytes, a line per method, of ours one per shape and tuning."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -315,6 +315,8 @@ def plot(points, path):
         name = method
         if "width" in arguments:
             name += ", {layers} x {width}, {frequencies}".format(**arguments)
+        if "tune" in arguments:
+            name += ", tune {tune}".format(**arguments)
         place = np.mean([one["bytes"] for one in group]), np.mean([one["drop"] for one in group])
         lines.setdefault(name, []).append(place)
     for name, places in lines.items():
