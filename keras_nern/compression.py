@@ -2,13 +2,13 @@
 
 A predictor is a network like another, and can itself be compressed (Ashkenazi et al., ICLR
 2023, the second application): the smallest weights of each Dense layer are set to zero, the
-others become integers of a few bits (see `quantization`). What that does to a layer's mean
-output is taken back by its bias (see `predictor.compress_into`). The rest a short fit makes
+others become integers of a few bits (see `quantization`), in such a way that what it does to
+one weight is made good by others and by the biases (see `gptq`). The rest a short fit makes
 good, in which the predictor learns with its kernels as they are kept (`compressed_dense`).
 """
 
+from keras_nern.gptq import compress_into
 from keras_nern.model import NeRNModel
-from keras_nern.predictor import compress_into
 
 
 def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) -> NeRNModel:

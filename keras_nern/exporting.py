@@ -14,9 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nern import architecture, coding, container
+from keras_nern.gptq import compress_into
 from keras_nern.hints import Tensor
 from keras_nern.kernels import walk_layers
-from keras_nern.predictor import KernelPredictor, compress_into, kernel_in_use
+from keras_nern.predictor import KernelPredictor, kernel_in_use
 from keras_nern.rebuilding import read_config
 
 if typing.TYPE_CHECKING:

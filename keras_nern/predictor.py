@@ -203,38 +203,6 @@ class KernelPredictor(keras.layers.Layer):
         return cls(**config)
 
 
-def compress_into(
-    copy: KernelPredictor, predictor: KernelPredictor, coordinates: Tensor, sparsity: float = 0.0
-) -> None:
-    """Gives a predictor with compressed kernels the weights of another.
-
-    A layer's mean output over the coordinates stays, by a correction of its bias,
-
-        b~ = mean(W^T x + b) - mean(W~^T x~),
-
-    x being the layer's inputs in the one and x~ those in the other.
-
-    Args:
-        copy: a built `KernelPredictor` with `bits` or `pruned`, otherwise like `predictor`.
-        predictor: a built `KernelPredictor`; it stays as it is.
-        coordinates: `(n, 3)`.
-        sparsity: as for `KernelPredictor.compress`. Defaults to `0.0`.
-
-    Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-    Correction", ICCV 2019, arXiv 1906.04721.
-    """
-    x = predictor.encoding(coordinates)
-    y = copy.encoding(coordinates)
-    for layer, other in zip(predictor.layers, copy.layers, strict=True):
-        kernel = kernel_in_use(layer)
-        other.kernel.assign(kernel)
-        other.compress(sparsity)
-        shift = keras.ops.matmul(keras.ops.mean(x, axis=0), kernel)
-        shift -= keras.ops.matmul(keras.ops.mean(y, axis=0), other.kernel_in_use)
-        other.bias.assign(layer.bias + shift)
-        x, y = layer(x), other(y)
-
-
 def kernel_in_use(layer: keras.layers.Layer) -> Tensor:
     """The kernel that one of a predictor's `layers` computes with, a tensor."""
     if isinstance(layer, CompressedDense):

@@ -1,0 +1,123 @@
+"""Compressing a predictor's weights one after another, so that those left make up for it.
+
+Rounding or pruning a Dense kernel W to W~ changes its outputs by (W~ - W)^T x. Of inputs with
+the covariance H, the mean squared change beside that of the mean, which a bias takes back, is
+
+    tr((W~ - W)^T H (W~ - W)),
+
+and inputs of a predictor are anything but independent: neighbouring frequencies of the encoding
+are nearly alike over a few indices. So the rows of W are rounded one by one, and after each the
+error is made good, as far as can be, by the rows that are still to come. With U the upper
+Cholesky factor of H^-1 = U^T U, rounding row i to w~ moves every row j > i by
+
+    W[j] -= U[i, j] (W[i] - w~) / U[i, i].
+
+This is GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323) and, for pruning, SparseGPT (Frantar and
+Alistarh, ICML 2023, arXiv 2301.00774). Inputs that vary most come first, and H gets a
+hundredth of its mean diagonal added, both as there.
+"""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from keras_nern.compressed_dense import CompressedDense
+from keras_nern.hints import Tensor
+from keras_nern.predictor import KernelPredictor, kernel_in_use
+from keras_nern.quantization import quantize
+
+DAMPING = 0.01  # of the covariance's mean diagonal
+
+
+def compress_into(
+    copy: KernelPredictor, predictor: KernelPredictor, coordinates: Tensor, sparsity: float = 0.0
+) -> None:
+    """Gives a predictor with compressed kernels the weights of another.
+
+    Layer by layer, with x the layer's inputs in the one and x~ those in the other, whose layers
+    before it are compressed already: the kernel W is first refitted to x~, by ridge regression
+    of (x - mean(x)) W with W as the prior; the refitted one is pruned and rounded as above; and
+    the layer's mean output stays, by a correction of its bias,
+
+        b~ = mean(W^T x + b) - mean(W~^T x~).
+
+    Args:
+        copy: a built `KernelPredictor` with `bits` or `pruned`, otherwise like `predictor`.
+        predictor: a built `KernelPredictor`; it stays as it is.
+        coordinates: `(n, 3)`, over which means and covariances are taken.
+        sparsity: as for `KernelPredictor.compress`. Defaults to `0.0`.
+
+    Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative
+    Pre-trained Transformers", ICLR 2023, arXiv 2210.17323; the bias as Nagel et al., ICCV 2019,
+    arXiv 1906.04721.
+    """
+    x = predictor.encoding(coordinates)
+    y = copy.encoding(coordinates)
+    for layer, other in zip(predictor.layers, copy.layers, strict=True):
+        kernel = keras.ops.convert_to_numpy(kernel_in_use(layer))
+        inputs, own_inputs = keras.ops.convert_to_numpy(x), keras.ops.convert_to_numpy(y)
+        mean, own_mean = inputs.mean(axis=0), own_inputs.mean(axis=0)
+        inputs, own_inputs = inputs - mean, own_inputs - own_mean
+        covariance = damped(own_inputs.T @ own_inputs / len(own_inputs))
+        # the ridge's solution is W + (C~ + dI)^-1 x~^T (x - x~) W / n
+        gap = own_inputs.T @ ((inputs - own_inputs) @ kernel) / len(inputs)
+        other.kernel.assign(kernel + np.linalg.solve(covariance, gap))
+        other.compress(sparsity)
+        refitted = keras.ops.convert_to_numpy(other.kernel)
+        compressed = with_feedback(refitted, covariance, _row_compressor(other))
+        other.kernel.assign(compressed)
+        bias = keras.ops.convert_to_numpy(layer.bias)
+        other.bias.assign(bias + mean @ kernel - own_mean @ compressed)
+        x, y = layer(x), other(y)
+
+
+def damped(covariance: np.ndarray) -> np.ndarray:
+    """A covariance `(inputs, inputs)` that can be inverted: float64, `DAMPING` added."""
+    covariance = np.asarray(covariance, "float64")
+    damping = DAMPING * np.trace(covariance) / len(covariance)
+    # inputs that are all constant say nothing of what any weight does
+    return covariance + (damping or 1.0) * np.eye(len(covariance))
+
+
+def with_feedback(
+    kernel: np.ndarray,
+    covariance: np.ndarray,
+    compress_row: Callable[[int, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Compresses a kernel row by row; each row's error is passed on to those after it.
+
+    Args:
+        kernel: `(inputs, units)`.
+        covariance: of the inputs, `(inputs, inputs)`, positive definite.
+        compress_row: from the number of an input and its weights `(units,)`, as they are by
+            then, to those that it is to have.
+
+    Returns:
+        float32 array `(inputs, units)`, of the rows that `compress_row` gave.
+    """
+    order = np.argsort(-np.diag(covariance), kind="stable")
+    inverse = np.linalg.inv(covariance[np.ix_(order, order)])
+    factor = np.linalg.cholesky(inverse).T  # upper
+    weights = np.asarray(kernel, "float64")[order]
+    compressed = np.empty(kernel.shape, "float32")
+    for i, row in enumerate(order):
+        compressed[row] = compress_row(int(row), weights[i])
+        error = (weights[i] - compressed[row]) / factor[i, i]
+        weights[i + 1 :] -= factor[i, i + 1 :, None] * error
+    return compressed
+
+
+def _row_compressor(layer: CompressedDense) -> Callable[[int, np.ndarray], np.ndarray]:
+    """What a layer's mask and steps make of a row."""
+    mask = None if layer.mask is None else keras.ops.convert_to_numpy(layer.mask)
+    steps = None if layer.steps is None else keras.ops.convert_to_numpy(layer.steps)
+
+    def compress_row(number: int, row: np.ndarray) -> np.ndarray:
+        if mask is not None:
+            row = row * mask[number]
+        if layer.bits is not None and steps is not None:
+            row = quantize(row[None], layer.bits, steps).values()[0]
+        return row
+
+    return compress_row
