@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_nern.mosaics import kernel_images, largest_kernels, mosaic
+
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -49,7 +51,7 @@ def plot_kernels(
     >>> figure = plot_kernels(base.get_layer("conv1").kernel, predicted, "conv1")
     >>> figure.savefig("conv1.png")
     """
-    grids, scale = _largest(original, predicted, limit)
+    grids, scale = largest_kernels(original, predicted, limit)
     figure = _figure(figsize=(10, 5.4))
     figure.set_layout_engine("constrained", wspace=0.08)
     figure.suptitle(title)
@@ -61,37 +63,6 @@ def plot_kernels(
         axes.set_axis_off()
     figure.colorbar(image, ax=figure.axes, shrink=0.7, label="weight")
     return figure
-
-
-def kernel_image(
-    original: ArrayLike, predicted: ArrayLike, limit: int = 64, magnify: int = 8
-) -> np.ndarray:
-    """The picture that `plot_kernels` draws as pixels alone, without matplotlib.
-
-    Args:
-        original, predicted, limit: as for `plot_kernels`.
-        magnify: pixels along the side of a weight. Defaults to `8`.
-
-    Returns:
-        uint8 array `(height, width, 3)`: the original's kernels to the left of the
-        predicted ones, with black between them.
-
-    Raises:
-        ValueError: as `plot_kernels` does.
-
-    Example:
-
-    >>> kernel_image(np.ones((3, 3, 1, 1)), np.zeros((3, 3, 1, 1)), magnify=1).shape
-    (3, 7, 3)
-    """
-    grids, scale = _largest(original, predicted, limit)
-    parts = []
-    for grid in grids:
-        value = np.clip(grid / scale, -1, 1)[..., None]  # (height, width, 1)
-        colours = 1 - np.abs(value) * np.where(value > 0, [0, 1, 1], [1, 1, 0])
-        parts.append(np.nan_to_num(np.repeat(np.repeat(colours, magnify, 0), magnify, 1), nan=0.8))
-    parts.insert(1, np.zeros((len(parts[0]), magnify, 3)))
-    return np.rint(255 * np.concatenate(parts, axis=1)).astype("uint8")
 
 
 def plot_grids(
@@ -133,7 +104,7 @@ def plot_grids(
     panels = figure.subplots(1, len(kernels), squeeze=False)[0]
     for axes, (title, kernel) in zip(panels, kernels.items(), strict=True):
         filters = np.shape(kernel)[-1]
-        images = _images(kernel)
+        images = kernel_images(kernel)
         if title in orders:
             order = np.asarray(orders[title])
             if order.shape != (len(images),):
@@ -145,7 +116,7 @@ def plot_grids(
         norms = np.linalg.norm(images, axis=(1, 2), keepdims=True)
         images = images / np.where(norms > 0, norms, 1.0)
         rows = images.reshape(filters, -1, *images.shape[1:])[:limit, :limit]
-        grid = _grid(rows.reshape(-1, *images.shape[1:]), rows.shape[1])
+        grid = mosaic(rows.reshape(-1, *images.shape[1:]), rows.shape[1])
         axes.imshow(grid, cmap="RdBu_r", vmin=-1, vmax=1)
         axes.set_facecolor("0.6")  # seen in the gaps
         axes.set_title(title)
@@ -302,55 +273,6 @@ def _courses(history: keras.callbacks.History | list[dict]) -> tuple[str, dict]:
     }
 
 
-def _figure(**arguments: typing.Any) -> Figure:
-    """A figure without a window, and so of any backend."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need `pip install keras-nern[plots]`") from error
-    return Figure(layout="constrained", **arguments)
-
-
-def _images(kernel: ArrayLike) -> np.ndarray:
-    """A kernel `(..., cin, cout)` as images `(cout * cin, height, width)`, filter by filter."""
-    values = np.asarray(keras.ops.convert_to_numpy(kernel))
-    if not 2 <= values.ndim <= 5:
-        raise ValueError(
-            f"Expected a kernel of shape (..., cin, cout). Received: one of shape {values.shape}"
-        )
-    *spatial, cin, cout = values.shape
-    width = spatial[-1] if spatial else 1
-    values = values.reshape(-1, width, cin, cout).transpose(3, 2, 0, 1)
-    return values.reshape(cin * cout, -1, width)
-
-
-def _largest(
-    original: ArrayLike, predicted: ArrayLike, limit: int
-) -> tuple[list[np.ndarray], float]:
-    """The grids of the kernels of largest norm, original and predicted, and their scale."""
-    if np.shape(original) != np.shape(predicted):
-        raise ValueError(
-            "Expected two kernels of one shape (..., cin, cout). "
-            f"Received: {np.shape(original)} and {np.shape(predicted)}"
-        )
-    kernels = [_images(one) for one in (original, predicted)]
-    largest = np.argsort(-np.linalg.norm(kernels[0], axis=(1, 2)))[:limit]
-    scale = np.abs(kernels[0][largest]).max() or 1.0
-    return [_grid(one[largest]) for one in kernels], scale
-
-
-def _grid(kernels: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Kernels `(n, kh, kw)` as one image, with a gap of one pixel between them."""
-    n, kh, kw = kernels.shape
-    columns = columns or int(np.ceil(np.sqrt(n)))
-    lines = int(np.ceil(n / columns))
-    grid = np.full((lines * (kh + 1) - 1, columns * (kw + 1) - 1), np.nan)
-    for i, kernel in enumerate(kernels):
-        top, left = i // columns * (kh + 1), i % columns * (kw + 1)
-        grid[top : top + kh, left : left + kw] = kernel
-    return grid
-
-
 def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> Figure:
     """Draws which kernels matter: a map of filters and channels for each layer.
 
@@ -375,8 +297,6 @@ def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> Figure:
     >>> figure = plot_importance(keras_nern.kernel_importance(nern), "ResNet20")
     >>> figure.savefig("importance.png")
     """
-    from matplotlib.figure import Figure
-
     scores = {name: np.asarray(score) for name, score in scores.items()}
     if not scores or any(score.ndim != 2 for score in scores.values()):
         raise ValueError(
@@ -386,7 +306,7 @@ def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> Figure:
     everything = np.sort(np.concatenate([score.ravel() for score in scores.values()]))
     columns = min(len(scores), 5)
     lines = int(np.ceil(len(scores) / columns))
-    figure = Figure(figsize=(2.4 * columns + 1, 2.6 * lines + 0.4), layout="constrained")
+    figure = _figure(figsize=(2.4 * columns + 1, 2.6 * lines + 0.4))
     figure.suptitle(title)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, (name, score) in zip(grid, scores.items(), strict=False):
@@ -419,11 +339,9 @@ def plot_front(front: ParetoFront) -> Figure:
 
     >>> figure = plot_front(keras_nern.tuner.pareto_front(tuner))
     """
-    from matplotlib.figure import Figure
-
     if not front.points:
         raise ValueError("Expected a front of at least one point. Received: none")
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    figure = _figure(figsize=(6, 4.5))
     axes = figure.subplots()
     on_front = {row.trial_id for row in front.points}
     others = [row for row in front.trials if row.trial_id not in on_front]
@@ -446,3 +364,12 @@ def plot_front(front: ParetoFront) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def _figure(**arguments: typing.Any) -> Figure:
+    """A figure without a window, and so of any backend."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need `pip install keras-nern[plots]`") from error
+    return Figure(layout="constrained", **arguments)

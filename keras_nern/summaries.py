@@ -21,8 +21,8 @@ import tensorflow as tf
 
 from keras_nern.callbacks import check_at_least_one, has_passed
 from keras_nern.losses import relative_error
+from keras_nern.mosaics import kernel_image
 from keras_nern.objective import count
-from keras_nern.plots import kernel_image
 
 
 class KernelSummaries(keras.callbacks.Callback):
