@@ -119,6 +119,20 @@ def _all(options: Sequence[Callable]) -> Callable:
 
 force_option = click.option("--force", is_flag=True, help="Replace outputs that are there.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+training_options = _all(
+    [
+        click.option(
+            "--backup-every",
+            type=AT_LEAST_ONE,
+            default=200,
+            show_default=True,
+            help="Steps between backups.",
+        ),
+        click.option("--resume", is_flag=True, help="Go on with this command, which was stopped."),
+        force_option,
+        quiet_option,
+    ]
+)
 
 
 @verb
@@ -154,16 +168,7 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr
 @click.option("--exclude", multiple=True, metavar="LAYER", help="Keep these layers as they are.")
 @click.option("--include-dense", is_flag=True, help="Represent Dense layers, too.")
 @click.option("--view", type=click.Choice(["crop", "block"]), default="crop", show_default=True)
-@click.option(
-    "--backup-every",
-    type=AT_LEAST_ONE,
-    default=200,
-    show_default=True,
-    help="Steps between backups.",
-)
-@click.option("--resume", is_flag=True, help="Go on with this command, which was stopped.")
-@force_option
-@quiet_option
+@training_options
 @click.pass_obj
 def fit(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
     """Represent a classifier by a small network.
@@ -179,19 +184,50 @@ def fit(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
       keras-nern fit classifier.keras nern.keras --data cifar10 --data-dir ~/tfds --hidden-size 140
       keras-nern fit classifier.h5 nern.keras --epochs 0 --steps 2000 --exclude stem --json
     """
-    output = options["output"]
-    no_overwriting(options["force"], output, inputs=[options["base"]])
-    backup = backup_of(output)
-    if options["resume"] and not backup.exists():
-        raise click.UsageError(f"There is nothing to resume: {str(backup)!r} does not exist.")
-    if backup.exists() and not (options["resume"] or options["force"]):
-        raise click.UsageError(
-            f"{str(backup)!r} keeps a fit that was stopped: go on with --resume, or start over "
-            "with --force."
-        )
+    check_training(options, options["base"])
     from keras_nern_cli import work
 
     return work.fit(options, resume_command(arguments))
+
+
+@verb
+@click.argument("model", type=Model(NERN))
+@click.argument("output", type=Output(".keras"))
+@click.option("--bits", type=click.IntRange(2, 8), help="Of the predictor's weights.")
+@click.option(
+    "--sparsity",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share of them to set to zero.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Of distillation on --data with the weights as they are kept; 0 for none.",
+)
+@data_options(required=False)
+@training_options
+@click.pass_obj
+def compress(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
+    """Quantise and prune the predictor of a NeRN, and train it on.
+
+    MODEL and OUTPUT are NeRNs (.keras); `export` makes a file of OUTPUT. Ctrl-C as for `fit`.
+
+    \b
+    Examples:
+      keras-nern compress nern.keras small.keras --bits 6 --data cifar10 --data-dir ~/tfds
+      keras-nern compress nern.keras small.keras --bits 5 --sparsity 0.2 --data images.npz
+      keras-nern compress nern.keras small.keras --bits 8 --epochs 0 --json
+    """
+    if options["bits"] is None and not options["sparsity"]:
+        raise click.UsageError("Expected --bits, --sparsity, or both. Received: neither.")
+    check_training(options, options["model"])
+    from keras_nern_cli import work
+
+    return work.compress(options, resume_command(arguments))
 
 
 @verb
@@ -353,6 +389,20 @@ def demo(**options: Any) -> tuple[dict, str]:
     from keras_nern_cli import work
 
     return work.demo(options)
+
+
+def check_training(options: dict, input: pathlib.Path) -> None:
+    """Refuses outputs that are there, and a fit that was stopped unless it is to go on."""
+    output = options["output"]
+    no_overwriting(options["force"], output, inputs=[input])
+    backup = backup_of(output)
+    if options["resume"] and not backup.exists():
+        raise click.UsageError(f"There is nothing to resume: {str(backup)!r} does not exist.")
+    if backup.exists() and not (options["resume"] or options["force"]):
+        raise click.UsageError(
+            f"{str(backup)!r} keeps a fit that was stopped: go on with --resume, or start over "
+            "with --force."
+        )
 
 
 def resume_command(arguments: list[str]) -> str:

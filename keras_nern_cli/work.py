@@ -41,13 +41,10 @@ class Stopped(KeyboardInterrupt):
 
 def fit(options: dict, command: str) -> tuple[dict, str]:
     """Represents a classifier; `command` is the command line, for the way to go on."""
-    output, backup = options["output"], backup_of(options["output"])
     keras.utils.set_random_seed(options["seed"])
     with refused():
         base = _load_model(options["base"])
-        images = None
-        if options["epochs"]:
-            images, _ = data.load(options, base, "train", for_training=True)
+        images = _training_images(options, base)
         nern = keras_nern.NeRNModel(
             base,
             hidden_size=options["hidden_size"],
@@ -59,43 +56,76 @@ def fit(options: dict, command: str) -> tuple[dict, str]:
             include_dense=options["include_dense"],
         )
         nern.compile(reconstruction_steps=options["steps"])
+    results = _train(nern, images, options, command)
+    table = nern.summary_table()
+    text = (
+        f"{options['output']}: {table.weights:,} weights of {len(table.layers)} kernels in "
+        f"{table.representation_bytes:,.0f} bytes, relative squared error "
+        f"{results['relative_error']:.4f}"
+    )
+    return results, text
+
+
+def compress(options: dict, command: str) -> tuple[dict, str]:
+    """Compresses a NeRN's predictor and trains it on; `command` as for `fit`."""
+    keras.utils.set_random_seed(options["seed"])
+    with refused():
+        nern = _load_model(options["model"])
+        images = _training_images(options, nern.base)
+        small = keras_nern.compress(nern, options["bits"], options["sparsity"])
+    before, untrained = nern.relative_error(), small.relative_error()
+    results = _train(small, images, options, command)
+    results |= {"relative_error_before": before, "relative_error_untrained": untrained}
+    text = (
+        f"{options['output']}: {results['representation_bytes']:,.0f} bytes, relative squared "
+        f"error {results['relative_error']:.4f} (before {before:.4f})"
+    )
+    return results, text
+
+
+def _training_images(options: dict, base: keras.Model) -> Any:
+    """What `--data` names; `None` where there are no epochs to need it."""
+    if not options["epochs"]:
+        return None
+    images, _ = data.load(options, base, "train", for_training=True)
+    return images
+
+
+def _train(nern: keras_nern.NeRNModel, images: Any, options: dict, command: str) -> dict:
+    """Fits as far as there is something to do, keeping backups; saves; tells what came out."""
+    output, backup = options["output"], backup_of(options["output"])
     _open_backup(backup, options)
     verbose = 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
     keeping = keras.callbacks.BackupAndRestore(
         backup, save_freq=options["backup_every"], delete_checkpoint=False
     )
     start = time.perf_counter()
+    logs: dict[str, list] = {}
     with _stop_between_steps(keeping, backup, command) as stopping:
         callbacks = [keeping, stopping]
-        if images is None:
-            history = nern.fit(
-                steps_per_epoch=options["steps"], verbose=verbose, callbacks=callbacks
-            )
-        else:
-            history = nern.fit(
+        if images is not None:
+            logs = nern.fit(
                 images,
                 epochs=options["epochs"],
                 batch_size=options["batch_size"] if isinstance(images, np.ndarray) else None,
                 verbose=verbose,
                 callbacks=callbacks,
-            )
+            ).history
+        elif options.get("steps"):
+            logs = nern.fit(
+                steps_per_epoch=options["steps"], verbose=verbose, callbacks=callbacks
+            ).history
         nern.save(output)
     shutil.rmtree(backup)
     table = nern.summary_table()
-    results = {
+    return {
         "output": str(output),
         "seconds": time.perf_counter() - start,
         "relative_error": nern.relative_error(),
-        "last_epoch": {name: float(values[-1]) for name, values in history.history.items()},
+        "last_epoch": {name: float(values[-1]) for name, values in logs.items()},
         "predictor_parameters": table.predictor_parameters,
         "representation_bytes": table.representation_bytes,
     }
-    text = (
-        f"{output}: {table.weights:,} weights of {len(table.layers)} kernels in "
-        f"{table.representation_bytes:,.0f} bytes, relative squared error "
-        f"{results['relative_error']:.4f}"
-    )
-    return results, text
 
 
 def info(options: dict) -> tuple[dict, str]:

@@ -24,7 +24,7 @@ from keras_nern import artifact, demo
 from keras_nern_cli import commands, data, main
 from keras_nern_cli.work import _StopBetweenSteps
 
-VERBS = ("fit", "info", "reconstruct", "evaluate", "export", "importance", "demo")
+VERBS = ("fit", "compress", "info", "reconstruct", "evaluate", "export", "importance", "demo")
 
 
 def run(*arguments):
@@ -57,6 +57,9 @@ def folder(tmp_path_factory):
     code, _, err = run(*fit(folder, "nern.keras"))
     assert code == 0, err
     code, _, err = run("export", folder / "nern.keras", folder / "small.nern")
+    assert code == 0, err
+    few = ("--bits", 6, "--epochs", 0)
+    code, _, err = run("compress", folder / "nern.keras", folder / "few_bits.keras", *few)
     assert code == 0, err
     return folder
 
@@ -138,6 +141,33 @@ def test_fit_without_images_reports_itself(folder):
     assert list(nern.predict_kernels()) == [nern.base.layers[3].name]
     assert (nern.permutation, nern.view) == (None, "block")
     assert int(nern.reconstruction_iterations) == 3
+
+
+def test_compress_is_that_of_the_library(folder):
+    output = folder / "five.keras"
+    given = ("--bits", 5, "--sparsity", 0.25, "--data", folder / "images.npz", "--batch-size", 4)
+    found = results("compress", folder / "nern.keras", output, *given, "--quiet")
+    small = keras.models.load_model(output)
+    assert (small.bits, small.pruned) == (5, True)
+    assert not (folder / "five.keras.backup").exists()
+    keras.utils.set_random_seed(0)
+    nern = keras.models.load_model(folder / "nern.keras")
+    same = keras_nern.compress(nern, bits=5, sparsity=0.25)
+    assert found["relative_error_before"] == pytest.approx(nern.relative_error(), rel=1e-5)
+    assert found["relative_error_untrained"] == pytest.approx(same.relative_error(), rel=1e-4)
+    same.fit(np.load(folder / "images.npz")["images"], batch_size=4, verbose=0)
+    assert_same(small.predict_kernels(), same.predict_kernels())
+    assert found["relative_error"] == pytest.approx(small.relative_error(), rel=1e-5)
+    assert {"logits_loss", "feature_map_loss"} <= set(found["last_epoch"])
+
+
+def test_compress_alone_trains_nothing_and_needs_no_images(folder):
+    output = folder / "eight.keras"
+    found = results("compress", folder / "nern.keras", output, "--bits", 8, "--epochs", 0)
+    assert found["relative_error"] == pytest.approx(found["relative_error_untrained"])
+    assert found["last_epoch"] == {}
+    held = results("export", output, folder / "eight.nern")
+    assert held["precision"] == "int8"
 
 
 OPTIONS = {"data_dir": None, "split": None, "scale": 1.0, "seed": 3}
@@ -357,6 +387,15 @@ REFUSED = {
         "Expected labels in --data, for the accuracy, or --base",
     ),
     "no images": ("evaluate nern.keras", "Missing option '--data'"),
+    "nothing to compress by": (
+        "compress nern.keras a.keras",
+        "Expected --bits, --sparsity, or both",
+    ),
+    "too many bits": ("compress nern.keras a.keras --bits 9", "9 is not in the range 2<=x<=8"),
+    "compressed already": (
+        "compress few_bits.keras a.keras --bits 4 --epochs 0",
+        "The predictor must not be compressed already",
+    ),
     "a width of nothing": ("fit base.keras other.keras --hidden-size 0", "0 is not in the range"),
 }
 
