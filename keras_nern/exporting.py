@@ -175,6 +175,7 @@ def _quantized(predictor: KernelPredictor, bits: int, coordinates: Tensor) -> Ke
         predictor.encoding,
         predictor.activation,
         bits=bits,
+        pruned=predictor.pruned,
     )
     copy.build((None, 3))
     compress_into(copy, predictor, coordinates)

@@ -12,9 +12,10 @@ Cholesky factor of H^-1 = U^T U, rounding row i to w~ moves every row j > i by
 
     W[j] -= U[i, j] (W[i] - w~) / U[i, i].
 
-This is GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323) and, for pruning, SparseGPT (Frantar and
-Alistarh, ICML 2023, arXiv 2301.00774). Inputs that vary most come first, and H gets a
-hundredth of its mean diagonal added, both as there.
+This is GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323), with its damping, a hundredth of H's
+mean diagonal, and with the order of its code's option `act_order`: inputs that vary most come
+first. Pruned weights are made good in the same way, as in SparseGPT (Frantar and Alistarh, ICML
+2023, arXiv 2301.00774); which ones go is decided by magnitude, before.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from keras_nern.predictor import KernelPredictor, kernel_in_use
 from keras_nern.quantization import quantize
 
 DAMPING = 0.01  # of the covariance's mean diagonal
+CHUNK = 8_192  # coordinates whose inputs are centred at once
 
 
 def compress_into(
@@ -44,32 +46,71 @@ def compress_into(
 
     Args:
         copy: a built `KernelPredictor` with `bits` or `pruned`, otherwise like `predictor`.
-        predictor: a built `KernelPredictor`; it stays as it is.
+        predictor: a built `KernelPredictor`; it stays as it is. Where it is pruned, `copy` has
+            to be, too, and is given its masks.
         coordinates: `(n, 3)`, over which means and covariances are taken.
         sparsity: as for `KernelPredictor.compress`. Defaults to `0.0`.
+
+    Raises:
+        ValueError: where a weight of `predictor` is not finite.
 
     Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative
     Pre-trained Transformers", ICLR 2023, arXiv 2210.17323; the bias as Nagel et al., ICCV 2019,
     arXiv 1906.04721.
     """
-    x = predictor.encoding(coordinates)
-    y = copy.encoding(coordinates)
+    for weight in predictor.weights:
+        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+            raise ValueError(
+                "The predictor must have finite weights to be compressed. "
+                f"Received: {weight.path!r} with some that are not"
+            )
+    x = keras.ops.cast(predictor.encoding(coordinates), "float32")
+    y = keras.ops.cast(copy.encoding(coordinates), "float32")
     for layer, other in zip(predictor.layers, copy.layers, strict=True):
         kernel = keras.ops.convert_to_numpy(kernel_in_use(layer))
-        inputs, own_inputs = keras.ops.convert_to_numpy(x), keras.ops.convert_to_numpy(y)
-        mean, own_mean = inputs.mean(axis=0), own_inputs.mean(axis=0)
-        inputs, own_inputs = inputs - mean, own_inputs - own_mean
-        covariance = damped(own_inputs.T @ own_inputs / len(own_inputs))
-        # the ridge's solution is W + (C~ + dI)^-1 x~^T (x - x~) W / n
-        gap = own_inputs.T @ ((inputs - own_inputs) @ kernel) / len(inputs)
-        other.kernel.assign(kernel + np.linalg.solve(covariance, gap))
-        other.compress(sparsity)
-        refitted = keras.ops.convert_to_numpy(other.kernel)
+        mean, own_mean, covariance, gap = _statistics(x, y)
+        covariance = damped(covariance)
+        # the ridge's solution is W + (H + dI)^-1 E[x~ (x - x~)^T] W, of centred x and x~
+        refitted = kernel + np.linalg.solve(covariance, gap @ kernel)
+        share = sparsity
+        if getattr(layer, "mask", None) is not None:
+            mask = keras.ops.convert_to_numpy(layer.mask)
+            refitted, share = refitted * mask, float(np.mean(mask == 0))
+        other.kernel.assign(refitted)
+        other.compress(share)
         compressed = with_feedback(refitted, covariance, _row_compressor(other))
         other.kernel.assign(compressed)
         bias = keras.ops.convert_to_numpy(layer.bias)
         other.bias.assign(bias + mean @ kernel - own_mean @ compressed)
         x, y = layer(x), other(y)
+
+
+def _statistics(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Means of x and of y, and with both centred E[y y^T] and E[y (x - y)^T].
+
+    Args:
+        x, y: float32 tensors `(n, inputs)`.
+
+    Returns:
+        float64 arrays `(inputs,)` twice and `(inputs, inputs)` twice.
+    """
+    count, width = x.shape
+    starts = range(0, count, CHUNK)
+
+    def rows(tensor: Tensor, start: int) -> np.ndarray:
+        return keras.ops.convert_to_numpy(tensor[start : start + CHUNK])
+
+    # NumPy adds up a float32 axis one by one, and 65,536 like numbers to a relative 1e-3
+    mean, own_mean = (
+        sum(rows(t, i).sum(axis=0, dtype="float64") for i in starts) / count for t in (x, y)
+    )
+    covariance, gap = np.zeros((2, width, width))
+    for start in starts:
+        own = rows(y, start) - own_mean.astype("float32")
+        difference = rows(x, start) - mean.astype("float32") - own
+        covariance += own.T @ own / count
+        gap += own.T @ difference / count
+    return mean, own_mean, covariance, gap
 
 
 def damped(covariance: np.ndarray) -> np.ndarray:

@@ -194,10 +194,12 @@ class NeRNModel(RepresentationSaver):
         return self._original.blocks.coordinates(indices, positions)
 
     def _some_coordinates(self) -> Tensor:
-        """Evenly spread over all blocks, no more than are needed for means."""
+        """Of all blocks, or at random of so many that their means and covariances are those."""
         count = self._original.blocks.num_blocks
-        every = -(-count // SAMPLE)
-        return self._coordinates(keras.ops.arange(0, count, every, dtype="int32"))
+        indices = np.arange(count, dtype="int32")
+        if count > SAMPLE:  # at random, as every second might be every even channel
+            indices = np.random.default_rng(0).choice(indices, SAMPLE, replace=False)
+        return self._coordinates(keras.ops.convert_to_tensor(indices))
 
     def _predicted_blocks(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Blocks from one number to another as the predictor gives them, `(blocks, B)`."""

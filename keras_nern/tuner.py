@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_nern.blocks import Blocks
 from keras_nern.compression import compress
@@ -306,14 +307,19 @@ class _JudgeCompressed(keras.callbacks.Callback):
         self.small: NeRNModel | None = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        results = self.judge(self._compressed())
+        if logs is not None:
+            logs.update({f"val_{name}": value for name, value in results.items()})
+
+    def _compressed(self) -> NeRNModel:
+        if not all(np.isfinite(one).all() for one in self.model.predictor.get_weights()):
+            return self.model  # diverged: its own scores are bad enough
         small = compress(self.model, self.bits)
         if self.small is None:
             self.small = small
         else:  # whose evaluation is traced already
             self.small.predictor.set_weights(small.predictor.get_weights())
-        results = self.judge(self.small)
-        if logs is not None:
-            logs.update({f"val_{name}": value for name, value in results.items()})
+        return self.small
 
 
 # Arguments of `fit` that tell how `validation_data` are evaluated.

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 import keras_nern
-from keras_nern import coding, container
+from keras_nern import coding, container, exporting
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +156,18 @@ def test_int_precision_is_what_compress_does(nern, path):
     nern.export(path, precision="int4")
     small = keras_nern.compress(nern, bits=4)
     assert_same_weights(keras_nern.load(path), small.reconstruct())
+
+
+def test_int_precision_of_a_pruned_predictor_keeps_its_zeros(nern, path):
+    pruned = keras_nern.compress(nern, sparsity=0.5)
+    nern.export(path, precision="int6")
+    full = path.stat().st_size
+    pruned.export(path, precision="int6")
+    assert path.stat().st_size < full
+    masks = [layer.mask.numpy() for layer in pruned.predictor.layers]
+    held = exporting._quantized(pruned.predictor, 6, pruned.coordinates()).quantized()
+    for mask, one in zip(masks, held, strict=True):
+        assert not one.levels[mask == 0].any()
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.5])

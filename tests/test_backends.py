@@ -25,10 +25,12 @@ def test_another_backend_gives_what_tensorflow_does(backend, base, images, tmp_p
     nern.compile(reconstruction_steps=20)
     nern.fit(steps_per_epoch=20, verbose=0)
     nern.save(tmp_path / "nern.keras")
+    small = keras_nern.compress(nern, bits=4)
+    small.save(tmp_path / "small.keras")
     np.save(tmp_path / "images.npy", images)
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, SCRIPT, tmp_path], check=True, env=environment)
-    expected = results(nern, images)
+    expected = results(nern, small, images)
     with np.load(tmp_path / f"{backend}.npz") as received:
         assert set(received.files) == set(expected)
         for name, value in expected.items():

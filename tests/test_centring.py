@@ -76,11 +76,15 @@ def test_a_new_representation_starts_centred(base):
 
 
 def test_of_many_coordinates_some_are_enough(base, monkeypatch):
-    monkeypatch.setattr("keras_nern.model.SAMPLE", 20)  # of 52: every third
+    monkeypatch.setattr("keras_nern.model.SAMPLE", 20)  # of 52
     nern = keras_nern.NeRNModel(base, hidden_size=8, permutation="cross_filter")
+    some = nern._some_coordinates().numpy()
+    assert len(np.unique(some, axis=0)) == 20
+    assert {tuple(row) for row in some} <= {tuple(row) for row in nern.coordinates()}
+    assert len(set(some[:, 2] % 2)) == len(set(some[:, 1] % 2)) == 2  # odd and even ones
     other = _predictor(5, hidden_size=8)
     other.set_weights(nern.predictor.get_weights())
-    centre(other, nern.coordinates()[::3])
+    centre(other, some)
     for a, b in zip(nern.predictor.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 

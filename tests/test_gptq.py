@@ -84,15 +84,19 @@ def _copy(predictor, bits, pruned=False):
 
 
 def _plainly(predictor, copy, sparsity=0.0):
-    """Pruned and rounded without a look at the inputs, biases included."""
+    """Pruned and rounded with a look at the means of the inputs alone: bias correction."""
+    x = y = predictor.encoding(_coordinates())
     for layer, other in zip(predictor.layers, copy.layers, strict=True):
         other.kernel.assign(layer.kernel)
-        other.bias.assign(layer.bias)
         other.compress(sparsity)
+        before = keras.ops.mean(keras.ops.matmul(x, layer.kernel), axis=0)
+        after = keras.ops.mean(keras.ops.matmul(y, other.kernel_in_use), axis=0)
+        other.bias.assign(layer.bias + before - after)
+        x, y = layer(x), other(y)
 
 
 @pytest.mark.parametrize(("bits", "sparsity"), [(3, 0.0), (5, 0.0), (None, 0.4), (4, 0.3)])
-def test_less_than_half_the_error_of_plain_rounding(predictor, bits, sparsity):
+def test_far_less_error_than_rounding_and_correcting_biases(predictor, bits, sparsity):
     coordinates = _coordinates()
     exact = predictor(coordinates).numpy()
 
@@ -102,9 +106,68 @@ def test_less_than_half_the_error_of_plain_rounding(predictor, bits, sparsity):
     copy, other = (_copy(predictor, bits, sparsity > 0) for _ in range(2))
     _plainly(predictor, other, sparsity)
     gptq.compress_into(copy, predictor, coordinates, sparsity)
-    assert error(copy) < 0.5 * error(other)
+    assert error(copy) < 0.6 * error(other)
     for layer in copy.layers:  # what is kept is what it computes with
         np.testing.assert_array_equal(layer.kernel, layer.kernel_in_use)
+
+
+def test_a_layer_is_refitted_to_inputs_that_are_compressed(predictor, monkeypatch):
+    # only the first layer is rounded: of the second the ridge is left, here by normal equations
+    coordinates = _coordinates()
+    copy = _copy(predictor, 3)
+    x = y = predictor.encoding(coordinates).numpy()
+    first = np.round(predictor.layers[0].kernel.numpy(), 1)  # stands in for a rounded one
+    monkeypatch.setattr(
+        gptq,
+        "with_feedback",
+        lambda kernel, *_: first if len(kernel) == 42 else kernel.astype("float32"),
+    )
+    gptq.compress_into(copy, predictor, coordinates)
+    x, y = predictor.layers[0](x).numpy(), copy.layers[0](y).numpy()
+    kernel = predictor.layers[1].kernel.numpy()
+    x, y = (one - one.mean(axis=0, dtype="float64") for one in (x, y))
+    covariance = y.T @ y / len(y)
+    ridge = 0.01 * np.trace(covariance) / len(covariance)
+    expected = np.linalg.solve(
+        covariance + ridge * np.eye(len(covariance)), y.T @ x @ kernel / len(y) + ridge * kernel
+    )
+    assert np.abs(expected - kernel).max() > 0.01
+    np.testing.assert_allclose(copy.layers[1].kernel, expected, atol=1e-4)
+
+
+def test_statistics_against_numpy_over_chunks(monkeypatch):
+    monkeypatch.setattr(gptq, "CHUNK", 7)
+    generator = np.random.default_rng(3)
+    x, y = generator.normal(size=(2, 20, 4)).astype("float32") + 5
+    mean, own_mean, covariance, gap = gptq._statistics(keras.ops.array(x), keras.ops.array(y))
+    np.testing.assert_allclose(mean, x.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(own_mean, y.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(covariance, np.cov(y.T, bias=True), atol=1e-5)
+    expected = np.cov(y.T, x.T, bias=True)[:4, 4:] - np.cov(y.T, bias=True)
+    np.testing.assert_allclose(gap, expected, atol=1e-5)
+
+
+def test_many_like_inputs_have_their_mean():
+    x = keras.ops.full((65_536, 2), 0.997)
+    mean, _, covariance, _ = gptq._statistics(x, x)
+    np.testing.assert_allclose(mean, np.float32(0.997), rtol=1e-7)
+    np.testing.assert_allclose(covariance, 0, atol=1e-12)
+
+
+def test_a_pruned_predictor_keeps_its_masks(predictor):
+    pruned, copy = _copy(predictor, None, True), _copy(predictor, 4, True)
+    gptq.compress_into(pruned, predictor, _coordinates(), 0.5)
+    gptq.compress_into(copy, pruned, _coordinates())
+    for layer, other in zip(pruned.layers, copy.layers, strict=True):
+        np.testing.assert_array_equal(other.mask, layer.mask)
+        assert not other.quantized().levels[layer.mask.numpy() == 0].any()
+
+
+def test_refuses_weights_that_are_not_finite(predictor):
+    broken = _copy(predictor, None, True)
+    broken.set_weights([np.full(w.shape, np.nan, "float32") for w in broken.get_weights()])
+    with pytest.raises(ValueError, match=r"must have finite weights .* Received: '.*kernel'"):
+        gptq.compress_into(_copy(predictor, 4, True), broken, _coordinates())
 
 
 def test_inputs_without_any_variation(predictor):

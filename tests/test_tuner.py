@@ -143,6 +143,16 @@ def test_bits_are_judged_as_compress_leaves_them(base, images, labels, tmp_path)
         assert error == pytest.approx(results["relative_error"], rel=1e-5)
 
 
+def test_a_trial_that_diverged_is_judged_as_it_is(base, images, labels):
+    nern = keras_nern.NeRNModel(base, 8)
+    nern.predictor.output_layer.kernel.assign(np.full((8, 9), np.nan))
+    judged = []
+    callback = keras_nern.tuner._JudgeCompressed(lambda model: judged.append(model) or {}, bits=4)
+    callback.set_model(nern)
+    callback.on_epoch_end(0, {})
+    assert judged == [nern]
+
+
 def test_over_the_budget_a_trial_fails_before_it_is_built(base, images, labels, tmp_path):
     """As it can be where hyperparameters are overridden, one of these with too much."""
     hp = keras_tuner.HyperParameters()
