@@ -73,7 +73,7 @@ def _finite(results: Any) -> Any:
 
 
 def data_options(required: bool) -> Callable:
-    """The options that say which images are read, for fit and evaluate."""
+    """The options that say which images are read."""
     # click takes even a default of None for one
     default = {"required": True} if required else {"default": "noise", "show_default": True}
     options = [
@@ -90,7 +90,7 @@ def data_options(required: bool) -> Callable:
             type=click.Path(file_okay=False),
             help="Of TFDS; a dataset that is not there is downloaded into it.",
         ),
-        click.option("--split", help="Of a TFDS dataset. Default: train to fit, else test."),
+        click.option("--split", help="Of a TFDS dataset. Default: test to evaluate, else train."),
         click.option(
             "--scale",
             type=float,

@@ -5,6 +5,7 @@ Each function takes the options of its verb and returns `(results, text)`: what 
 """
 
 import contextlib
+import hashlib
 import json
 import pathlib
 import shutil
@@ -94,29 +95,24 @@ def _training_images(options: dict, base: keras.Model) -> Any:
 def _train(nern: keras_nern.NeRNModel, images: Any, options: dict, command: str) -> dict:
     """Fits as far as there is something to do, keeping backups; saves; tells what came out."""
     output, backup = options["output"], backup_of(options["output"])
-    _open_backup(backup, options)
-    verbose = 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
-    keeping = keras.callbacks.BackupAndRestore(
-        backup, save_freq=options["backup_every"], delete_checkpoint=False
-    )
     start = time.perf_counter()
     logs: dict[str, list] = {}
-    with _stop_between_steps(keeping, backup, command) as stopping:
-        callbacks = [keeping, stopping]
+    if images is not None or options.get("steps"):
+        _open_backup(backup, options)
+        keeping = keras.callbacks.BackupAndRestore(
+            backup, save_freq=options["backup_every"], delete_checkpoint=False
+        )
+        given: dict[str, Any] = {"steps_per_epoch": options.get("steps")}
         if images is not None:
-            logs = nern.fit(
-                images,
-                epochs=options["epochs"],
-                batch_size=options["batch_size"] if isinstance(images, np.ndarray) else None,
-                verbose=verbose,
-                callbacks=callbacks,
-            ).history
-        elif options.get("steps"):
-            logs = nern.fit(
-                steps_per_epoch=options["steps"], verbose=verbose, callbacks=callbacks
-            ).history
+            batch_size = options["batch_size"] if isinstance(images, np.ndarray) else None
+            given = {"x": images, "epochs": options["epochs"], "batch_size": batch_size}
+        verbose = 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
+        with _stop_between_steps(keeping, backup, command) as stopping:
+            logs = nern.fit(**given, verbose=verbose, callbacks=[keeping, stopping]).history
+            nern.save(output)
+        shutil.rmtree(backup)
+    else:
         nern.save(output)
-    shutil.rmtree(backup)
     table = nern.summary_table()
     return {
         "output": str(output),
@@ -284,6 +280,9 @@ def _open_backup(backup: pathlib.Path, options: dict) -> None:
     """Makes the folder, or sees that what is in it is of a fit like this one."""
     settings = backup / "settings.json"
     kept = {name: value for name, value in options.items() if name not in UNIMPORTANT}
+    # what is in the file, too, which may be another one by then
+    with open(options.get("base") or options["model"], "rb") as file:
+        kept["content"] = hashlib.file_digest(file, "sha256").hexdigest()
     kept = json.loads(json.dumps(kept, default=lambda path: str(pathlib.Path(path).absolute())))
     if options["resume"]:
         try:

@@ -1,6 +1,7 @@
 """The verbs as a user runs them: in this process, or in one of its own where signals matter."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -163,7 +164,9 @@ def test_compress_is_that_of_the_library(folder):
 
 def test_compress_alone_trains_nothing_and_needs_no_images(folder):
     output = folder / "eight.keras"
-    found = results("compress", folder / "nern.keras", output, "--bits", 8, "--epochs", 0)
+    given = ("--bits", 8, "--epochs", 0, "--data", "no_such_data_set")
+    found = results("compress", folder / "nern.keras", output, *given)
+    assert not (folder / "eight.keras.backup").exists()
     assert found["relative_error"] == pytest.approx(found["relative_error_untrained"])
     assert found["last_epoch"] == {}
     held = results("export", output, folder / "eight.nern")
@@ -469,14 +472,23 @@ def test_says_what_to_install_without_click(monkeypatch, capsys):
 STEPS = 300
 
 
-def _long_fit(folder, output):
-    options = ("--hidden-size", 8, "--steps", STEPS, "--epochs", 0, "--seed", 5)
-    options += ("--backup-every", 10)
-    return [str(one) for one in ("fit", folder / "base.keras", folder / output, *options)]
+def _long(verb, folder, output):
+    if verb == "fit":
+        model, options = "base.keras", ("--hidden-size", 8, "--steps", STEPS, "--epochs", 0)
+    else:
+        images = ("--data", folder / "images.npz", "--batch-size", 4)  # three batches
+        model, options = "nern.keras", ("--bits", 5, *images, "--epochs", STEPS // 3)
+    options += ("--seed", 5, "--backup-every", 10)
+    return [str(one) for one in (verb, folder / model, folder / output, *options)]
 
 
-def test_ctrl_c_leaves_what_resume_ends_as_if_nothing_had_been(folder):
-    command = _long_fit(folder, "stopped.keras")
+@pytest.mark.parametrize(
+    ("verb", "phase"), [("fit", "reconstruction"), ("compress", "distillation")]
+)
+def test_ctrl_c_leaves_what_resume_ends_as_if_nothing_had_been(folder, verb, phase):
+    for output in ("stopped.keras", "undisturbed.keras"):
+        (folder / output).unlink(missing_ok=True)
+    command = _long(verb, folder, "stopped.keras")
     process = subprocess.Popen(
         [sys.executable, "-m", "keras_nern_cli", *command, "--json"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -496,7 +508,7 @@ def test_ctrl_c_leaves_what_resume_ends_as_if_nothing_had_been(folder):
     assert f"  {document['resume']}\n" in err
     step = int(document["error"].split("keeps step ")[1].split()[0].replace(",", ""))
     assert 10 <= step < STEPS
-    assert "of the reconstruction" in document["error"]
+    assert f"of the {phase}" in document["error"]
     assert not (folder / "stopped.keras").exists()
 
     # what it is not to be taken for
@@ -512,8 +524,20 @@ def test_ctrl_c_leaves_what_resume_ends_as_if_nothing_had_been(folder):
     code, _, err = run(*resume)
     assert code == 0, err
     assert not weights.parent.exists()
-    assert run(*_long_fit(folder, "undisturbed.keras"))[0] == 0
+    assert run(*_long(verb, folder, "undisturbed.keras"))[0] == 0
     assert_same(kernels(folder / "stopped.keras"), kernels(folder / "undisturbed.keras"))
+
+
+def test_resume_refuses_another_file_of_the_name(folder, tmp_path):
+    copy, backup = tmp_path / "base.keras", tmp_path / "out.keras.backup"
+    command = ("fit", copy, tmp_path / "out.keras", "--epochs", 0, "--resume")
+    backup.mkdir()
+    copy.write_bytes((folder / "base.keras").read_bytes())
+    (backup / "settings.json").write_text(json.dumps({"content": "0" * 64}))
+    code, _, err = run(*command)
+    assert code == 2
+    digest = hashlib.sha256(copy.read_bytes()).hexdigest()
+    assert f"content='{'0' * 64}', now '{digest}'" in "".join(err.split("\n"))
 
 
 def test_a_second_ctrl_c_does_not_wait(capsys):
