@@ -34,6 +34,7 @@ BATCH_SIZE = 64
 DROP = 0.5
 HALVES = "float16"
 OURS = "NeRN"
+UNTUNED = "0 + 0"
 SHARES = (0.3, 0.5, 0.6)  # of the weights pruned
 PEERS = {  # the codec, and the arguments that it is tried with
     "float16 + zstd": (peers.float16, [{}]),
@@ -41,7 +42,7 @@ PEERS = {  # the codec, and the arguments that it is tried with
     "pruning + float16 + zstd": (peers.pruned, [{"sparsity": share} for share in SHARES]),
     "pruning + int8 + zstd": (peers.pruned, [{"sparsity": share, "bits": 8} for share in SHARES]),
     "clustering + zstd": (peers.clustered, [{"clusters": count} for count in (64, 32, 16, 8)]),
-    "nncodec": (peers.nncodec, [{"parameter": number} for number in (-38, -32, -26, -20)]),
+    "nncodec": (peers.nncodec, [{"parameter": number} for number in (-38, -35, -32, -26, -20)]),
 }
 
 
@@ -65,7 +66,7 @@ def main():
         type=int,
         nargs=2,
         default=[0, 300],
-        help="steps of the two phases after compression",
+        help="steps of the two phases after compression; 0 0 for none",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=[*PEERS, OURS], default=[*PEERS, OURS])
@@ -193,7 +194,8 @@ class Measurement:
                 first, second = self.options.tune
                 if first:
                     small.fit(steps_per_epoch=first, verbose=0)
-                small.fit(self._dataset(seed + 1), steps_per_epoch=second, verbose=0)
+                if second:
+                    small.fit(self._dataset(seed + 1), steps_per_epoch=second, verbose=0)
             model, parts = self._exported(small, HALVES if bits is None else "auto")
             self._add(
                 key | {"arguments": settings[bits]},
@@ -304,7 +306,7 @@ def show(points):
 
 
 def plot(points, path):
-    """Draws accuracy against bytes, a line per method, of ours one per shape and tuning."""
+    """Draws the drop against bytes, a line per method, of ours one per shape of predictor."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -314,9 +316,9 @@ def plot(points, path):
         arguments = group[0]["arguments"]
         name = method
         if "width" in arguments:
-            name += ", {layers} x {width}, {frequencies}".format(**arguments)
-        if "tune" in arguments:
-            name += ", tune {tune}".format(**arguments)
+            name += ", {layers} x {width}, {frequencies} frequencies".format(**arguments)
+            if arguments.get("tune") == UNTUNED:
+                name += ", not tuned"
         place = np.mean([one["bytes"] for one in group]), np.mean([one["drop"] for one in group])
         lines.setdefault(name, []).append(place)
     for name, places in lines.items():

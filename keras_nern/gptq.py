@@ -29,6 +29,7 @@ from keras_nern.predictor import KernelPredictor, kernel_in_use
 from keras_nern.quantization import quantize
 
 DAMPING = 0.01  # of the covariance's mean diagonal
+RIDGE = 3e-4  # likewise
 CHUNK = 8_192  # coordinates whose inputs are centred at once
 
 
@@ -39,8 +40,9 @@ def compress_into(
 
     Layer by layer, with x the layer's inputs in the one and x~ those in the other, whose layers
     before it are compressed already: the kernel W is first refitted to x~, by ridge regression
-    of (x - mean(x)) W with W as the prior; the refitted one is pruned and rounded as above; and
-    the layer's mean output stays, by a correction of its bias,
+    of (x - mean(x)) W, so that weights of inputs that hardly vary, such as the slowest
+    frequencies, become 0 and cost next to nothing; the refitted one is pruned and rounded as
+    above; and the layer's mean output stays, by a correction of its bias,
 
         b~ = mean(W^T x + b) - mean(W~^T x~).
 
@@ -68,10 +70,9 @@ def compress_into(
     y = keras.ops.cast(copy.encoding(coordinates), "float32")
     for layer, other in zip(predictor.layers, copy.layers, strict=True):
         kernel = keras.ops.convert_to_numpy(kernel_in_use(layer))
-        mean, own_mean, covariance, gap = _statistics(x, y)
-        covariance = damped(covariance)
-        # the ridge's solution is W + (H + dI)^-1 E[x~ (x - x~)^T] W, of centred x and x~
-        refitted = kernel + np.linalg.solve(covariance, gap @ kernel)
+        mean, own_mean, covariance, across = _statistics(x, y)
+        refitted = np.linalg.solve(damped(covariance, RIDGE), across @ kernel)
+        covariance = damped(covariance, DAMPING)
         share = sparsity
         if getattr(layer, "mask", None) is not None:
             mask = keras.ops.convert_to_numpy(layer.mask)
@@ -86,7 +87,7 @@ def compress_into(
 
 
 def _statistics(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Means of x and of y, and with both centred E[y y^T] and E[y (x - y)^T].
+    """Means of x and of y, and with both centred E[y y^T] and E[y x^T].
 
     Args:
         x, y: float32 tensors `(n, inputs)`.
@@ -104,19 +105,20 @@ def _statistics(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarra
     mean, own_mean = (
         sum(rows(t, i).sum(axis=0, dtype="float64") for i in starts) / count for t in (x, y)
     )
-    covariance, gap = np.zeros((2, width, width))
+    covariance, across = np.zeros((2, width, width))
     for start in starts:
         own = rows(y, start) - own_mean.astype("float32")
-        difference = rows(x, start) - mean.astype("float32") - own
         covariance += own.T @ own / count
-        gap += own.T @ difference / count
-    return mean, own_mean, covariance, gap
+        across += own.T @ (rows(x, start) - mean.astype("float32")) / count
+    return mean, own_mean, covariance, across
 
 
-def damped(covariance: np.ndarray) -> np.ndarray:
-    """A covariance `(inputs, inputs)` that can be inverted: float64, `DAMPING` added."""
+def damped(covariance: np.ndarray, share: float) -> np.ndarray:
+    """A covariance `(inputs, inputs)` that can be inverted: float64, with a share of its mean
+    diagonal added.
+    """
     covariance = np.asarray(covariance, "float64")
-    damping = DAMPING * np.trace(covariance) / len(covariance)
+    damping = share * np.trace(covariance) / len(covariance)
     # inputs that are all constant say nothing of what any weight does
     return covariance + (damping or 1.0) * np.eye(len(covariance))
 
