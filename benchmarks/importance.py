@@ -18,6 +18,7 @@ import tables
 
 BATCH_SIZE = 64
 SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.4)
+KEY = ("measure", "sparsity", "seed")
 
 
 def main():
@@ -51,6 +52,8 @@ def main():
     setting = _setting(options)
     results = [one for one in results if one["setting"] == setting]
     results = [one for one in results if one["seed"] in (None, *options.seeds)]
+    # what has no seed may have been measured with each
+    results = list({json.dumps([*map(one.get, KEY)]): one for one in results}.values())
     table(results, options.sparsities)
     if options.plot:
         plot(results, options.sparsities, options.plot)
