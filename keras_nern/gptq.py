@@ -29,7 +29,7 @@ from keras_nern.predictor import KernelPredictor, kernel_in_use
 from keras_nern.quantization import quantize
 
 DAMPING = 0.01  # of the covariance's mean diagonal
-RIDGE = 3e-4  # likewise
+RIDGE = 1e-5  # likewise: what varies less is nothing
 CHUNK = 8_192  # coordinates whose inputs are centred at once
 
 
@@ -39,18 +39,22 @@ def compress_into(
     """Gives a predictor with compressed kernels the weights of another.
 
     Layer by layer, with x the layer's inputs in the one and x~ those in the other, whose layers
-    before it are compressed already: the kernel W is first refitted to x~, by ridge regression
-    of (x - mean(x)) W, so that weights of inputs that hardly vary, such as the slowest
-    frequencies, become 0 and cost next to nothing; the refitted one is pruned and rounded as
-    above; and the layer's mean output stays, by a correction of its bias,
+    before it are compressed already. First the kernel W loses what does nothing: by ridge
+    regression of (x - mean(x)) W on x - mean(x), weights of inputs that hardly vary, as the slowest
+    frequencies, become 0 and cost next to nothing. Then it is refitted to x~ - mean(x~), by
+    ridge regression with itself as the prior; it is pruned and rounded as above; and the
+    layer's mean output stays, by a correction of its bias,
 
         b~ = mean(W^T x + b) - mean(W~^T x~).
+
+    Means and covariances are weighted: the coordinates of a layer of the represented network
+    count by 1 / sum of its squared weights, so that every layer's relative error does alike.
 
     Args:
         copy: a built `KernelPredictor` with `bits` or `pruned`, otherwise like `predictor`.
         predictor: a built `KernelPredictor`; it stays as it is. Where it is pruned, `copy` has
             to be, too, and is given its masks.
-        coordinates: `(n, 3)`, over which means and covariances are taken.
+        coordinates: `(n, 3)`, integer (layer, filter, channel), of all kernels or many.
         sparsity: as for `KernelPredictor.compress`. Defaults to `0.0`.
 
     Raises:
@@ -66,13 +70,17 @@ def compress_into(
                 "The predictor must have finite weights to be compressed. "
                 f"Received: {weight.path!r} with some that are not"
             )
+    shares = _layers_alike(predictor, coordinates)
     x = keras.ops.cast(predictor.encoding(coordinates), "float32")
     y = keras.ops.cast(copy.encoding(coordinates), "float32")
     for layer, other in zip(predictor.layers, copy.layers, strict=True):
         kernel = keras.ops.convert_to_numpy(kernel_in_use(layer))
-        mean, own_mean, covariance, across = _statistics(x, y)
-        refitted = np.linalg.solve(damped(covariance, RIDGE), across @ kernel)
-        covariance = damped(covariance, DAMPING)
+        mean, _, covariance, _ = _statistics(x, x, shares)
+        needed = np.linalg.solve(damped(covariance, RIDGE), covariance @ kernel)
+        _, own_mean, own, across = _statistics(x, y, shares)
+        covariance = damped(own, DAMPING)
+        # the ridge's solution, with `needed` as the prior
+        refitted = needed + np.linalg.solve(covariance, across @ kernel - own @ needed)
         share = sparsity
         if getattr(layer, "mask", None) is not None:
             mask = keras.ops.convert_to_numpy(layer.mask)
@@ -86,30 +94,40 @@ def compress_into(
         x, y = layer(x), other(y)
 
 
-def _statistics(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _layers_alike(predictor: KernelPredictor, coordinates: Tensor) -> np.ndarray:
+    """Of each coordinate its share of all, float64 `(n,)`; see `compress_into`."""
+    layers = keras.ops.convert_to_numpy(coordinates)[:, 0]
+    energies = (keras.ops.convert_to_numpy(predictor(coordinates)).astype("float64") ** 2).sum(1)
+    by_layer = np.bincount(layers, energies)
+    shares = 1 / np.where(by_layer > 0, by_layer, 1.0)[layers]
+    return shares / shares.sum()
+
+
+def _statistics(
+    x: Tensor, y: Tensor, shares: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Means of x and of y, and with both centred E[y y^T] and E[y x^T].
 
     Args:
         x, y: float32 tensors `(n, inputs)`.
+        shares: of each row, float64 `(n,)`; they add up to 1.
 
     Returns:
         float64 arrays `(inputs,)` twice and `(inputs, inputs)` twice.
     """
     count, width = x.shape
-    starts = range(0, count, CHUNK)
+    chunks = [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
 
-    def rows(tensor: Tensor, start: int) -> np.ndarray:
-        return keras.ops.convert_to_numpy(tensor[start : start + CHUNK])
+    def rows(tensor: Tensor, chunk: slice) -> np.ndarray:
+        return keras.ops.convert_to_numpy(tensor[chunk]).astype("float64")
 
-    # NumPy adds up a float32 axis one by one, and 65,536 like numbers to a relative 1e-3
-    mean, own_mean = (
-        sum(rows(t, i).sum(axis=0, dtype="float64") for i in starts) / count for t in (x, y)
-    )
+    mean, own_mean = (sum(shares[chunk] @ rows(t, chunk) for chunk in chunks) for t in (x, y))
     covariance, across = np.zeros((2, width, width))
-    for start in starts:
-        own = rows(y, start) - own_mean.astype("float32")
-        covariance += own.T @ own / count
-        across += own.T @ (rows(x, start) - mean.astype("float32")) / count
+    for chunk in chunks:
+        own = rows(y, chunk) - own_mean
+        weighted = own.T * shares[chunk]
+        covariance += weighted @ own
+        across += weighted @ (rows(x, chunk) - mean)
     return mean, own_mean, covariance, across
 
 

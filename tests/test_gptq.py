@@ -125,11 +125,17 @@ def test_a_layer_is_refitted_to_inputs_that_are_compressed(predictor, monkeypatc
     gptq.compress_into(copy, predictor, coordinates)
     x, y = predictor.layers[0](x).numpy(), copy.layers[0](y).numpy()
     kernel = predictor.layers[1].kernel.numpy()
-    x, y = (one - one.mean(axis=0, dtype="float64") for one in (x, y))
-    covariance = y.T @ y / len(y)
-    ridge = gptq.RIDGE * np.trace(covariance) / len(covariance)
+    shares = gptq._layers_alike(predictor, coordinates)
+    mean, own_mean = shares @ x, shares @ y
+    x, y = x - mean, y - own_mean
+    own = np.einsum("n,ni,nj->ij", shares, x, x)  # of the inputs as they were
+    ridge = gptq.RIDGE * np.trace(own) / len(own)
+    needed = np.linalg.solve(own + ridge * np.eye(len(own)), own @ kernel)
+    covariance = np.einsum("n,ni,nj->ij", shares, y, y)
+    ridge = 0.01 * np.trace(covariance) / len(covariance)
+    across = np.einsum("n,ni,nj->ij", shares, y, x)
     expected = np.linalg.solve(
-        covariance + ridge * np.eye(len(covariance)), y.T @ x @ kernel / len(y)
+        covariance + ridge * np.eye(len(covariance)), across @ kernel + ridge * needed
     )
     assert np.abs(expected - kernel).max() > 0.01
     np.testing.assert_allclose(copy.layers[1].kernel, expected, atol=1e-4)
@@ -139,18 +145,34 @@ def test_statistics_against_numpy_over_chunks(monkeypatch):
     monkeypatch.setattr(gptq, "CHUNK", 7)
     generator = np.random.default_rng(3)
     x, y = generator.normal(size=(2, 20, 4)).astype("float32") + 5
-    mean, own_mean, covariance, across = gptq._statistics(keras.ops.array(x), keras.ops.array(y))
-    np.testing.assert_allclose(mean, x.mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(own_mean, y.mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(covariance, np.cov(y.T, bias=True), atol=1e-5)
-    np.testing.assert_allclose(across, np.cov(y.T, x.T, bias=True)[:4, 4:], atol=1e-5)
+    counts = generator.integers(1, 5, 20)  # as if rows were there so many times
+    mean, own_mean, covariance, across = gptq._statistics(
+        keras.ops.array(x), keras.ops.array(y), counts / counts.sum()
+    )
+    np.testing.assert_allclose(mean, x.repeat(counts, 0).mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(own_mean, y.repeat(counts, 0).mean(axis=0), rtol=1e-6)
+    expected = np.cov(y.T, x.T, bias=True, fweights=counts)
+    np.testing.assert_allclose(covariance, expected[:4, :4], atol=1e-5)
+    np.testing.assert_allclose(across, expected[:4, 4:], atol=1e-5)
 
 
 def test_many_like_inputs_have_their_mean():
     x = keras.ops.full((65_536, 2), 0.997)
-    mean, _, covariance, _ = gptq._statistics(x, x)
+    mean, _, covariance, _ = gptq._statistics(x, x, np.full(65_536, 1 / 65_536))
     np.testing.assert_allclose(mean, np.float32(0.997), rtol=1e-7)
     np.testing.assert_allclose(covariance, 0, atol=1e-12)
+
+
+def test_layers_of_large_weights_and_of_small_ones_count_alike(predictor):
+    coordinates = _coordinates()
+    kernels = predictor(coordinates).numpy()
+    shares = gptq._layers_alike(predictor, coordinates)
+    assert shares.sum() == pytest.approx(1)
+    relative = [
+        (shares[of] @ (kernels[of] ** 2).sum(axis=1))
+        for of in (coordinates[:, 0] == layer for layer in range(3))
+    ]
+    np.testing.assert_allclose(relative, relative[0], rtol=1e-5)
 
 
 def test_a_pruned_predictor_keeps_its_masks(predictor):
