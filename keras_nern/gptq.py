@@ -64,30 +64,29 @@ def compress_into(
     Pre-trained Transformers", ICLR 2023, arXiv 2210.17323; the bias as Nagel et al., ICCV 2019,
     arXiv 1906.04721.
     """
-    for weight in predictor.weights:
-        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
-            raise ValueError(
-                "The predictor must have finite weights to be compressed. "
-                f"Received: {weight.path!r} with some that are not"
-            )
+    broken = predictor.not_finite()
+    if broken:
+        raise ValueError(
+            "The predictor must have finite weights to be compressed. "
+            f"Received: {broken[0]!r} with some that are not"
+        )
     shares = _layers_alike(predictor, coordinates)
     x = keras.ops.cast(predictor.encoding(coordinates), "float32")
     y = keras.ops.cast(copy.encoding(coordinates), "float32")
     for layer, other in zip(predictor.layers, copy.layers, strict=True):
         kernel = keras.ops.convert_to_numpy(kernel_in_use(layer))
-        mean, _, covariance, _ = _statistics(x, x, shares)
+        mean, own_mean, covariance, own, across = _statistics(x, y, shares)
         needed = np.linalg.solve(damped(covariance, RIDGE), covariance @ kernel)
-        _, own_mean, own, across = _statistics(x, y, shares)
-        covariance = damped(own, DAMPING)
+        own_damped = damped(own, DAMPING)
         # the ridge's solution, with `needed` as the prior
-        refitted = needed + np.linalg.solve(covariance, across @ kernel - own @ needed)
+        refitted = needed + np.linalg.solve(own_damped, across @ kernel - own @ needed)
         share = sparsity
         if getattr(layer, "mask", None) is not None:
             mask = keras.ops.convert_to_numpy(layer.mask)
             refitted, share = refitted * mask, float(np.mean(mask == 0))
         other.kernel.assign(refitted)
         other.compress(share)
-        compressed = with_feedback(refitted, covariance, _row_compressor(other))
+        compressed = with_feedback(refitted, own_damped, _row_compressor(other))
         other.kernel.assign(compressed)
         bias = keras.ops.convert_to_numpy(layer.bias)
         other.bias.assign(bias + mean @ kernel - own_mean @ compressed)
@@ -103,17 +102,15 @@ def _layers_alike(predictor: KernelPredictor, coordinates: Tensor) -> np.ndarray
     return shares / shares.sum()
 
 
-def _statistics(
-    x: Tensor, y: Tensor, shares: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Means of x and of y, and with both centred E[y y^T] and E[y x^T].
+def _statistics(x: Tensor, y: Tensor, shares: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Means of x and of y, and with both centred E[x x^T], E[y y^T] and E[y x^T].
 
     Args:
         x, y: float32 tensors `(n, inputs)`.
         shares: of each row, float64 `(n,)`; they add up to 1.
 
     Returns:
-        float64 arrays `(inputs,)` twice and `(inputs, inputs)` twice.
+        float64 arrays `(inputs,)` twice and `(inputs, inputs)` three times.
     """
     count, width = x.shape
     chunks = [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
@@ -121,14 +118,15 @@ def _statistics(
     def rows(tensor: Tensor, chunk: slice) -> np.ndarray:
         return keras.ops.convert_to_numpy(tensor[chunk]).astype("float64")
 
-    mean, own_mean = (sum(shares[chunk] @ rows(t, chunk) for chunk in chunks) for t in (x, y))
-    covariance, across = np.zeros((2, width, width))
+    x_mean, y_mean = (sum(shares[chunk] @ rows(t, chunk) for chunk in chunks) for t in (x, y))
+    xx, yy, yx = np.zeros((3, width, width))
     for chunk in chunks:
-        own = rows(y, chunk) - own_mean
-        weighted = own.T * shares[chunk]
-        covariance += weighted @ own
-        across += weighted @ (rows(x, chunk) - mean)
-    return mean, own_mean, covariance, across
+        a, b = rows(x, chunk) - x_mean, rows(y, chunk) - y_mean
+        weighted = b.T * shares[chunk]
+        xx += (a.T * shares[chunk]) @ a
+        yy += weighted @ b
+        yx += weighted @ a
+    return x_mean, y_mean, xx, yy, yx
 
 
 def damped(covariance: np.ndarray, share: float) -> np.ndarray:

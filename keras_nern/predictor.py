@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import keras
+import numpy as np
 
 from keras_nern.compressed_dense import CompressedDense
 from keras_nern.hints import Shape, Tensor
@@ -137,6 +138,14 @@ class KernelPredictor(keras.layers.Layer):
         if self.bits is None:
             raise ValueError("The predictor must be quantised, see compress. Received: bits=None")
         return [layer.quantized() for layer in self.layers]
+
+    def not_finite(self) -> list[str]:
+        """Paths of the weights of which some are infinite or NaN."""
+        return [
+            weight.path
+            for weight in self.weights
+            if not np.isfinite(keras.ops.convert_to_numpy(weight)).all()
+        ]
 
     @property
     def num_parameters(self) -> int:

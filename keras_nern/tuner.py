@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_nern.blocks import Blocks
 from keras_nern.compression import compress
@@ -312,7 +311,7 @@ class _JudgeCompressed(keras.callbacks.Callback):
             logs.update({f"val_{name}": value for name, value in results.items()})
 
     def _compressed(self) -> NeRNModel:
-        if not all(np.isfinite(one).all() for one in self.model.predictor.get_weights()):
+        if self.model.predictor.not_finite():
             return self.model  # diverged: its own scores are bad enough
         small = compress(self.model, self.bits)
         if self.small is None:

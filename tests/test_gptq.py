@@ -146,19 +146,20 @@ def test_statistics_against_numpy_over_chunks(monkeypatch):
     generator = np.random.default_rng(3)
     x, y = generator.normal(size=(2, 20, 4)).astype("float32") + 5
     counts = generator.integers(1, 5, 20)  # as if rows were there so many times
-    mean, own_mean, covariance, across = gptq._statistics(
+    mean, own_mean, own, covariance, across = gptq._statistics(
         keras.ops.array(x), keras.ops.array(y), counts / counts.sum()
     )
     np.testing.assert_allclose(mean, x.repeat(counts, 0).mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(own_mean, y.repeat(counts, 0).mean(axis=0), rtol=1e-6)
     expected = np.cov(y.T, x.T, bias=True, fweights=counts)
     np.testing.assert_allclose(covariance, expected[:4, :4], atol=1e-5)
+    np.testing.assert_allclose(own, expected[4:, 4:], atol=1e-5)
     np.testing.assert_allclose(across, expected[:4, 4:], atol=1e-5)
 
 
 def test_many_like_inputs_have_their_mean():
     x = keras.ops.full((65_536, 2), 0.997)
-    mean, _, covariance, _ = gptq._statistics(x, x, np.full(65_536, 1 / 65_536))
+    mean, _, covariance, *_ = gptq._statistics(x, x, np.full(65_536, 1 / 65_536))
     np.testing.assert_allclose(mean, np.float32(0.997), rtol=1e-7)
     np.testing.assert_allclose(covariance, 0, atol=1e-12)
 
