@@ -3,8 +3,9 @@
 A Keras config is JSON that names classes and gives their arguments. Building it from a file
 must not run code that the file brings, and must not take more memory than the caller allows:
 
-* `check` refuses what Keras would need its *unsafe* mode for: Lambda layers, functions that
-  are no activations and the like, files elsewhere, numbers that no layer's size needs.
+* `check` refuses what Keras would need its *unsafe* mode for, and more: Lambda layers, what
+  is no part of a network (Keras would look up any of its functions), files elsewhere, numbers
+  that no layer's size needs.
 * `outline` builds an object without values, and returns the shapes of its weights; nothing of
   their size is allocated.
 * `build` builds it.
@@ -17,8 +18,9 @@ import concurrent.futures
 import contextlib
 import copy
 import math
+import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -27,11 +29,20 @@ import tensorflow as tf
 
 # Layers whose config holds code, or a path to it.
 CODE = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
-# Where Keras has the functions that layers take as arguments.
+# Where Keras has the functions that layers take as arguments, and the classes of which a
+# network and what is in it are.
 FUNCTIONS = (
     *("keras.activations", "keras.ops", "keras.initializers", "keras.regularizers"),
     *("keras.constraints", "builtins"),
 )
+CLASSES = (
+    *("keras.layers", "keras.initializers", "keras.regularizers", "keras.constraints"),
+    *("keras.dtype_policies", "keras.quantizers", "keras.random", "keras.src.applications"),
+    *("keras.src.layers", "keras.src.models", "keras.src.ops", "keras.src.dtype_policies"),
+)
+# Packages that Keras would import for being named.
+IMPORTED = ("keras_hub", "keras_cv", "keras_nlp")
+NUMBERS = re.compile(r"bool|u?int(8|16|32|64)|b?float(16|32|64)")
 Shapes = list[tuple[tuple[int, ...], str]]
 LARGEST = 2**24  # of integers in a config, seeds and the like excepted
 UNBOUNDED = ("seed", "shared_object_id")
@@ -56,12 +67,13 @@ def serialize(obj: keras.layers.Layer) -> dict:
     return config
 
 
-def check(config: dict, largest: int = LARGEST) -> None:
+def check(config: dict, largest: int = LARGEST, functions: Sequence[str] = FUNCTIONS) -> None:
     """Checks that a config brings no code and asks for nothing out of proportion.
 
     Args:
         config: as `serialize` gives it, or as it was read from a file.
         largest: of integers in it. Defaults to 2^24.
+        functions: the modules that functions of Keras may be from. Defaults to `FUNCTIONS`.
 
     Raises:
         ValueError: where it does.
@@ -70,23 +82,50 @@ def check(config: dict, largest: int = LARGEST) -> None:
         if key == "compile_config":
             raise ValueError("it says how the model is compiled")
         if isinstance(value, dict):
-            _check_class(value)
+            _check_class(value, functions)
         elif key == "vocabulary" and isinstance(value, str):
             raise ValueError(f"it takes a vocabulary from the file {value!r}")
         elif isinstance(value, int) and abs(value) > largest and key not in UNBOUNDED:
             raise ValueError(f"it asks for {key}={value!r}, beyond {largest:,}")
 
 
-def _check_class(config: dict[str, Any]) -> None:
-    name, module = config.get("class_name"), config.get("module")
-    if name in CODE:
+def _check_class(config: dict[str, Any], functions: Sequence[str]) -> None:
+    name, module = str(config.get("class_name")), str(config.get("module"))
+    is_function = name == "function"
+    if is_function:
+        name = str(config.get("config"))
+    if name.rpartition(".")[2] in CODE:
         raise ValueError(
             f"{name!r} is Python code or refers to it, which a compact file does not hold: "
             "make it a layer of a registered class"
         )
-    is_of_keras = name == "function" and str(module).startswith("keras.")
-    if is_of_keras and not str(module).startswith(FUNCTIONS):
-        raise ValueError(f"{module}.{config.get('config')} is no function for a layer")
+    if name in ("__numpy__", "__tensor__"):  # its type says how many bytes a number takes
+        inner = config.get("config")
+        dtype = inner.get("dtype") if isinstance(inner, dict) else None
+        if not isinstance(dtype, str) or not NUMBERS.fullmatch(dtype):
+            raise ValueError(f"it has an array of the type {dtype!r}")
+    package = module.partition(".")[0]
+    if name == "__typespec__" or (package in IMPORTED and not _is_registered(config)):
+        raise ValueError(f"{module}.{config.get('spec_name', name)} is not registered")
+    # Keras joins module and name before it looks them up, so a dot in the name hides a module
+    if is_function and package in ("keras", "builtins"):
+        known = _is_in(module, functions) and "." not in name
+        if not known and not _is_registered(config):
+            raise ValueError(f"{module}.{name} is no function for a layer")
+    elif package == "keras" and not _is_registered(config):
+        known = module == "keras" or _is_in(module, CLASSES)
+        if not known or "." in name or not name[:1].isupper():
+            raise ValueError(f"{module}.{name} is no part of a network")
+
+
+def _is_in(module: str, modules: Sequence[str]) -> bool:
+    return any(module == one or module.startswith(f"{one}.") for one in modules)
+
+
+def _is_registered(config: dict[str, Any]) -> bool:
+    """Whether the object that a config names is one that this process registered."""
+    name = config.get("config" if config.get("class_name") == "function" else "registered_name")
+    return isinstance(name, str) and keras.saving.get_registered_object(name) is not None
 
 
 def _entries(config: object) -> Iterator[tuple[Any, Any]]:

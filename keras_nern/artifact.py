@@ -32,8 +32,9 @@ def load(
         path: of a file that `NeRNModel.export` wrote.
         custom_objects: dict from name to class or function, for layers that are neither
             Keras's nor registered. Defaults to `None`.
-        max_bytes: what the weights of the classifier, or of the predictor, may take; a file
-            that asks for more is refused before they are allocated. Defaults to 2 GiB.
+        max_bytes: what the weights of the classifier, or of the predictor, or the order of
+            the blocks may take; a file that asks for more is refused before they are
+            allocated. Defaults to 2 GiB.
 
     Returns:
         A Keras model of the original's class and config: predicted kernels, everything else
@@ -160,5 +161,11 @@ class ArtifactInfo:
             ("bytes, all", f"{self.file_bytes:,}"),
             *((name, "x".join(map(str, shape))) for name, shape in self.layers),
         ]
+        rows = [(_printable(name), _printable(str(value))) for name, value in rows]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def _printable(text: str) -> str:
+    """Names come from the file, and could tell a terminal what to do."""
+    return text if text.isprintable() else ascii(text)

@@ -18,7 +18,7 @@ from keras_nern.gptq import compress_into
 from keras_nern.hints import Tensor
 from keras_nern.kernels import walk_layers
 from keras_nern.predictor import KernelPredictor, kernel_in_use
-from keras_nern.rebuilding import read_config
+from keras_nern.rebuilding import check_products, read_config
 
 if typing.TYPE_CHECKING:
     from keras_nern.model import NeRNModel
@@ -52,6 +52,7 @@ def write(
         )
     for module in ("safetensors.numpy", "constriction", "zstandard"):
         container.needed(module)
+    check_products(nern._original.blocks.num_blocks, nern.predictor.count_params())
     config = _config(nern, precision, kept_precision)
     parts = {"config": _readable(nern, config)}
     permutation = nern.kernel_permutation()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import secrets
 from collections.abc import Iterator
 
 
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 def whole_file(filepath: str | os.PathLike, applies: bool = True) -> Iterator[str | os.PathLike]:
     """A path to write to that takes the place of `filepath` when all is written.
 
-    Until then, and where writing fails, the file that was there stays as it was.
+    Until then, and where writing fails, the file that was there stays as it was. The path is
+    in the same folder and ends in the same name; no other writer has it. Where the process
+    is killed, what it had written stays behind under that name.
 
     Args:
         filepath: path of the file, or an address that is no local path, which is
@@ -26,9 +29,11 @@ def whole_file(filepath: str | os.PathLike, applies: bool = True) -> Iterator[st
         yield filepath
         return
     final = pathlib.Path(filepath).resolve()  # where a link leads to
-    partial = final.with_name(f"partial.{final.name}")
+    partial = final.with_name(f"partial.{secrets.token_hex(4)}.{final.name}")
     try:
         yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name without content
         os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)

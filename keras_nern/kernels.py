@@ -155,3 +155,17 @@ def walk_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:
 
     walk(model, "")
     return found
+
+
+def finalize(model: keras.Model) -> None:
+    """Lets layers know of weights that were assigned.
+
+    `keras.layers.Normalization` computes with tensors that it makes of its weights when it
+    loads them, not when they are assigned.
+
+    Args:
+        model: a `keras.Model`.
+    """
+    for _, layer in walk_layers(model):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()

@@ -21,7 +21,7 @@ import numpy as np
 
 from keras_nern.blocks import Blocks
 from keras_nern.hints import Shape, Tensor
-from keras_nern.kernels import walk_layers
+from keras_nern.kernels import finalize, walk_layers
 from keras_nern.losses import logits_of
 from keras_nern.recording import (
     Call,
@@ -190,6 +190,7 @@ class Original:
             safe_mode=False,  # any Lambda in it is one that this process made or trusted
         )
         copy.set_weights(self.base.get_weights())
+        finalize(copy)
         return copy
 
     def rebuilt(self, kernels: Sequence[Tensor]) -> keras.Model:

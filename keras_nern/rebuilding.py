@@ -15,7 +15,7 @@ import numpy as np
 from keras_nern import architecture, coding
 from keras_nern.blocks import BLOCK_SIZE, VIEWS, Blocks
 from keras_nern.hints import Grid, Tensor
-from keras_nern.kernels import kernels_of
+from keras_nern.kernels import finalize, kernels_of
 from keras_nern.permutations import PERMUTATIONS, Permutation
 from keras_nern.predictor import KernelPredictor
 from keras_nern.quantization import Quantized
@@ -24,8 +24,11 @@ MAX_BYTES = 2**31  # of a rebuilt classifier
 LARGEST_WIDTH = 2**16  # of a predictor, its encoding and its blocks
 MOST_BLOCKS = 1024  # Dense layers of a predictor
 ACTIVATIONS = 2**24  # numbers that the predictor computes with at once
+MOST_PRODUCTS = 2**46  # of numbers, to predict all blocks
+BLOCK_BYTES = 64  # what a block's place in an order and its coordinate take while they are made
 CONFIG_RATIO = 500  # how many times its size a config may at most unpack to
 CONFIG_BYTES = 2**20  # or to this, if it is more
+MOST_CONFIG_BYTES = 2**23  # and never to more than this, eight times what NASNetLarge needs
 
 # The fields of the config and their types; those of docs/format.md.
 FIELDS = {
@@ -72,7 +75,8 @@ def read_config(parts: dict[str, bytes]) -> dict:
     if "config" not in parts:
         raise ValueError("it has no part 'config'")
     packed = parts["config"]
-    text = coding.unpack(packed, max(CONFIG_BYTES, CONFIG_RATIO * len(packed)))
+    most = min(MOST_CONFIG_BYTES, max(CONFIG_BYTES, CONFIG_RATIO * len(packed)))
+    text = coding.unpack(packed, most)
     try:
         config = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -99,8 +103,26 @@ def read_config(parts: dict[str, bytes]) -> dict:
     if predictor["num_blocks"] > MOST_BLOCKS:
         raise ValueError(f"its predictor has more than {MOST_BLOCKS} layers")
     architecture.check(config["architecture"])
-    architecture.check(predictor, LARGEST_WIDTH)
+    # the predictor runs while the file is read, so with none but the well-known activations
+    architecture.check(predictor, LARGEST_WIDTH, functions=())
     return config
+
+
+def check_products(blocks: int, parameters: int) -> None:
+    """Checks that it can be computed in reasonable time what a file asks for.
+
+    Args:
+        blocks: how many are predicted.
+        parameters: of the predictor.
+
+    Raises:
+        ValueError: where it cannot.
+    """
+    if blocks * parameters > MOST_PRODUCTS:
+        raise ValueError(
+            f"{blocks:,} blocks from a predictor of {parameters:,} parameters take more than "
+            f"{MOST_PRODUCTS:,} products"
+        )
 
 
 def _check_fields(what: str, config: object, fields: dict[str, Any]) -> None:
@@ -164,6 +186,7 @@ class Rebuilding:
             start, stop = blocks.offsets[index : index + 2].tolist()
             predicted = _predicted(predictor, coordinates[start:stop])
             kernel.variable.assign(blocks.kernel(index, predicted) * scales[index])
+        finalize(model)
         return model
 
     def _part(self, name: str) -> bytes:
@@ -197,9 +220,14 @@ class Rebuilding:
         if length != config["predictor"]["block_length"]:
             raise ValueError(f"its blocks have {length} weights, and its predictor others")
         self._check_bytes("a table of its blocks", 8 * length * len(kernels))
+        self._check_bytes("the order of its blocks", BLOCK_BYTES * self._num_blocks)
         for kernel in kernels:
             count = math.prod(kernel["grid"]) * length
             self._check_bytes(f"the kernel {kernel['name']!r} in blocks", 4 * count)
+
+    @property
+    def _num_blocks(self) -> int:
+        return sum(math.prod(kernel["grid"]) for kernel in self.config["kernels"])
 
     def _blocks(self, model: keras.Model, weights: list[keras.Variable]) -> Blocks:
         config = self.config
@@ -244,6 +272,7 @@ class Rebuilding:
 
         shapes = architecture.outline(config["encoding"], self.custom_objects, make)
         self._check_bytes("its predictor", architecture.num_bytes(shapes))
+        check_products(self._num_blocks, sum(math.prod(shape) for shape, _ in shapes))
         predictor = make(architecture.build(config["encoding"], self.custom_objects))
         encoding = self._arrays(
             "predictor.encoding", architecture.shapes(predictor.encoding), "float32"

@@ -42,3 +42,18 @@ def test_a_link_stays_a_link(tmp_path):
 def test_other_places_are_written_to_as_they_stand(path, applies):
     with whole_file(path, applies) as given:
         assert given == path
+
+
+def test_writers_are_not_in_each_others_way(tmp_path):
+    path = tmp_path / "file"
+    stranger = tmp_path / "partial.file"
+    stranger.write_text("not ours")
+    with whole_file(path) as slow, open(slow, "w") as file:
+        file.write("slow, ")
+        with whole_file(path) as fast:
+            fast.write_text("fast")
+        assert path.read_text() == "fast"
+        file.write("but whole")
+    assert path.read_text() == "slow, but whole"
+    assert sorted(tmp_path.iterdir()) == [path, stranger]
+    assert stranger.read_text() == "not ours"
