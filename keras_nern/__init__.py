@@ -3,9 +3,11 @@
 from keras_nern import artifact as artifact
 from keras_nern import blocks as blocks
 from keras_nern import callbacks as callbacks
+from keras_nern import evaluation as evaluation
 from keras_nern import files as files
 from keras_nern import front as front
 from keras_nern import importance as importance
+from keras_nern import inputs as inputs
 from keras_nern import kernels as kernels
 from keras_nern import losses as losses
 from keras_nern import models as models

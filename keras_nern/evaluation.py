@@ -15,12 +15,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nern.hints import Tensor
+from keras_nern.losses import logits_of
 from keras_nern.objective import (
     RepresentationObjective,
     constant,
     is_between_workers,
     needs_tensorflow,
 )
+from keras_nern.recording import output_activation, recorded_calls
 
 # Training shows the losses and the error; evaluation, how the rebuilt classifier does.
 _METRICS = (
@@ -105,6 +107,45 @@ class RepresentationEvaluator(RepresentationObjective):
         compiled = [m for m in super().metrics if m.name not in _METRICS]
         # Compiled metrics see outputs in an evaluation only; before, they have no result.
         return [*self._trackers.values()] + [m for m in compiled if getattr(m, "built", True)]
+
+
+class ClassReader:
+    """What classes a classifier's outputs stand for, whatever activation it ends with.
+
+    Args:
+        model: a built `keras.Model` with one output `(batch, classes)`, or `(batch, 1)` for
+            two classes.
+        inputs: a batch that it takes.
+
+    Attributes:
+        num_classes: at least 2.
+
+    Raises:
+        ValueError: where it has other outputs.
+
+    Example:
+
+    >>> reader = keras_nern.evaluation.ClassReader(base, images[:1])
+    >>> classes = reader(base.predict(images, verbose=0))  # int array (n,)
+    """
+
+    def __init__(self, model: keras.Model, inputs: Any) -> None:
+        with recorded_calls(model) as calls:
+            outputs = model(inputs, training=False)
+        if not hasattr(outputs, "shape") or len(outputs.shape) != 2:
+            shapes = [tuple(one.shape) for one in keras.tree.flatten(outputs)]
+            raise ValueError(
+                f"Expected a classifier with one output (batch, classes). Received: {model.name!r} "
+                f"with outputs of shapes {shapes}"
+            )
+        self._activation = output_activation(calls, outputs)
+        self.num_classes = max(2, outputs.shape[1])
+
+    def __call__(self, outputs: Tensor) -> np.ndarray:
+        """The classes of outputs `(n, classes)`: an int array `(n,)`."""
+        if outputs.shape[1] == 1:  # else the order of the outputs is that of the logits
+            outputs = logits_of(outputs, self._activation)
+        return keras.ops.convert_to_numpy(keras.ops.argmax(outputs, axis=1))
 
 
 def _log(result: Tensor) -> Tensor:

@@ -188,7 +188,14 @@ def _weights_parts(name: str, weights: list[keras.Variable], precision: str) -> 
     by_type: dict[str, list[np.ndarray]] = {}
     for weight in weights:
         dtype = coding.stored_type(keras.backend.standardize_dtype(weight.dtype), precision)
-        by_type.setdefault(dtype, []).append(_numpy(weight))
+        value = _numpy(weight)
+        if dtype == "float16" and (np.abs(value[np.isfinite(value)]) > np.finfo(dtype).max).any():
+            raise ValueError(
+                f"kept_precision must be 'float32': float16 holds numbers up to "
+                f"{np.finfo(dtype).max:,.0f}. Received: kept_precision={precision!r}, and "
+                f"{weight.path!r} up to {np.abs(value).max():,.0f}"
+            )
+        by_type.setdefault(dtype, []).append(value)
     return {f"{name}.{dtype}": _packed(values, dtype) for dtype, values in by_type.items()}
 
 

@@ -17,6 +17,8 @@ weights have seen, and trains from there. That costs what reading them costs. Ca
 are told of an epoch that has batches left to train on, and of those batches alone.
 """
 
+import json
+import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -65,6 +67,9 @@ class FitCallbacks(keras.callbacks.CallbackList):
         # BackupAndRestore (Keras 3.15) writes the epoch it restores to `_initial_epoch`;
         # left there, Keras would skip the data of the epochs before.
         self.model._initial_epoch = None
+        for callback in self.callbacks:
+            if isinstance(callback, keras.callbacks.BackupAndRestore):
+                _remove_if_cut(pathlib.Path(callback.backup_dir, "training_metadata.json"))
         super().on_train_begin()
         self._restored_epoch = self.model._initial_epoch or 0
         self.model._initial_epoch = None
@@ -141,6 +146,19 @@ class FitCallbacks(keras.callbacks.CallbackList):
         if isinstance(frequency, int):
             frequency = range(frequency, epochs + 1, frequency)
         return [epoch for epoch in frequency if epoch > self._restored_epoch]
+
+
+def _remove_if_cut(metadata: pathlib.Path) -> None:
+    """Removes what `BackupAndRestore` was killed in writing, as it would fail to read it.
+
+    It is a few bytes beside the weights, which are whole and hold all that a fit goes on from.
+    """
+    try:
+        json.loads(metadata.read_text())["epoch"]
+    except OSError:
+        return  # there is none
+    except (ValueError, KeyError, TypeError):
+        metadata.unlink()
 
 
 class BeforeTheEpochs(keras.callbacks.Callback):

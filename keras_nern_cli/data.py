@@ -1,6 +1,8 @@
 """Images and labels, from a file or from TensorFlow Datasets."""
 
 import pathlib
+import zipfile
+import zlib
 from typing import Any
 
 import keras
@@ -66,24 +68,44 @@ def load(
 
 
 def _from_file(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+    found: dict[str, np.ndarray | None] = {}
     try:
-        loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded, None
+            for what, names in NAMES.items():
+                name = next((name for name in names if name in loaded.files), None)
+                found[what] = None if name is None else loaded[name]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"--data must be a file of arrays. Received: {path!r} ({error})"
         ) from error
-    if isinstance(loaded, np.ndarray):
-        return loaded, None
-    found: dict[str, np.ndarray | None] = {}
-    for what, names in NAMES.items():
-        name = next((name for name in names if name in loaded.files), None)
-        found[what] = None if name is None else loaded[name]
     if found["images"] is None:
         raise ValueError(
             f"--data must have an array called one of {NAMES['images']}. "
             f"Received: {path!r} with {loaded.files}"
         )
     return found["images"], found["labels"]
+
+
+def one_of(images: Any) -> Any:
+    """A first batch of what `load` gives, of one image where it is an array."""
+    return images[:1] if isinstance(images, np.ndarray) else next(iter(images))
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Checks labels `(n,)` against the classes that there are.
+
+    Raises:
+        ValueError: where they are not integers from 0 up to, and without, `num_classes`.
+    """
+    whole = labels.dtype.kind in "biuf" and np.array_equal(labels, np.rint(labels))
+    if not whole or labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"--data must have labels from 0 to {num_classes - 1}, as the classifier has "
+            f"{num_classes} classes. Received: {np.unique(labels)[:10].tolist()}, ..."
+        )
 
 
 def _from_tfds(

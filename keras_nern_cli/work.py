@@ -159,6 +159,14 @@ def evaluate(options: dict) -> tuple[dict, str]:
                 "Expected labels in --data, for the accuracy, or --base, for the agreement with "
                 "the original. Received: neither"
             )
+        read = _reader(rebuilt, images)
+        if base is not None and _reader(base, images).num_classes != read.num_classes:
+            raise ValueError(
+                f"Expected an original of {read.num_classes} classes, as the rebuilt one. "
+                f"Received: one of {_reader(base, images).num_classes}"
+            )
+        if labels is not None:
+            data.check_labels(labels, read.num_classes)
     predicted = _classes(rebuilt, images, options)
     results: dict[str, float] = {"images": len(predicted)}
     if labels is not None:
@@ -183,7 +191,10 @@ def export(options: dict) -> tuple[dict, str]:
     output = options["output"]
     with refused():
         nern = _load_model(options["model"])
-    nern.export(output, precision=options["precision"], kept_precision=options["kept_precision"])
+    with refused(ValueError, ImportError):  # which come before it writes
+        nern.export(
+            output, precision=options["precision"], kept_precision=options["kept_precision"]
+        )
     held = keras_nern.artifact.inspect(output)
     return {"output": str(output), **held.to_dict()}, f"{output}: {held.file_bytes:,} bytes"
 
@@ -193,6 +204,10 @@ def importance(options: dict) -> tuple[dict, str]:
     with refused():
         nern = _load_model(options["model"])
     scores = keras_nern.kernel_importance(nern, options["measure"], options["seed"])
+    figure = None
+    if options["plot"] is not None:
+        with refused(ImportError):  # matplotlib may not be there: before anything is written
+            figure = plots.plot_importance(scores, options["measure"])
     if options["scores"] is not None:
         with (
             whole_file(options["scores"]) as path,
@@ -201,8 +216,7 @@ def importance(options: dict) -> tuple[dict, str]:
             for name, score in scores.items():  # np.savez has uses of its own for some names
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, score)
-    if options["plot"] is not None:
-        figure = plots.plot_importance(scores, options["measure"])
+    if figure is not None:
         with whole_file(options["plot"]) as path:
             figure.savefig(path)
     layers = [
@@ -236,11 +250,16 @@ def demo(options: dict) -> tuple[dict, str]:
 
 
 @contextlib.contextmanager
-def refused() -> Iterator[None]:
-    """Before the work starts: what the library refuses is the command line's mistake."""
+def refused(*errors: type[Exception]) -> Iterator[None]:
+    """Before the work starts: what the library refuses is the command line's mistake.
+
+    Args:
+        *errors: by which it refuses; where none are given, `ValueError`, `OSError` and
+            `ImportError`.
+    """
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except errors or (ValueError, OSError, ImportError) as error:
         raise click.UsageError(str(error)) from error
 
 
@@ -266,14 +285,15 @@ def _open(
     return None, None, model
 
 
+def _reader(model: keras.Model, images: Any) -> keras_nern.evaluation.ClassReader:
+    return keras_nern.evaluation.ClassReader(model, data.one_of(images))
+
+
 def _classes(model: keras.Model, images: Any, options: dict) -> np.ndarray:
     verbose = 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
     batch_size = BATCH_SIZE if isinstance(images, np.ndarray) else None
     outputs = model.predict(images, batch_size=batch_size, verbose=verbose)
-    if not isinstance(outputs, np.ndarray) or outputs.ndim != 2:
-        shapes = [np.shape(one) for one in keras.tree.flatten(outputs)]
-        raise ValueError(f"Expected a classifier with one output (n, classes). Received: {shapes}")
-    return outputs.argmax(axis=1)
+    return _reader(model, images)(outputs)
 
 
 def _open_backup(backup: pathlib.Path, options: dict) -> None:

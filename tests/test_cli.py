@@ -267,6 +267,22 @@ def test_evaluate(folder):
     assert found == {"images": 8, "agreement": 1.0}  # both have seen the same
 
 
+def test_evaluate_a_network_of_one_output(folder, tmp_path):
+    keras.utils.set_random_seed(3)
+    rng = np.random.default_rng(3)
+    images = rng.normal(size=(40, 8, 8, 1)).astype("float32")
+    head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1, activation="sigmoid")]
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), *head])
+    probabilities = model.predict(images, verbose=0)[:, 0]
+    labels = (probabilities > 0.5).astype(int)
+    assert 5 < labels.sum() < 35  # both classes are there
+    labels[:4] = 1 - labels[:4]
+    model.save(tmp_path / "binary.keras")
+    np.savez(tmp_path / "binary.npz", images=images, labels=labels)
+    found = results("evaluate", tmp_path / "binary.keras", "--data", tmp_path / "binary.npz")
+    assert found["accuracy"] == pytest.approx(0.9)
+
+
 @pytest.mark.parametrize("form", ["one-hot", "column", "x and y"])
 def test_labels_and_names_of_other_forms(folder, form, tmp_path):
     held = np.load(folder / "images.npz")
@@ -384,6 +400,30 @@ REFUSED = {
         "evaluate nern.keras --data names.npz",
         "Received: 'names.npz' with ['pixels']",
     ),
+    "a damaged archive": (
+        "evaluate nern.keras --data damaged.npz",
+        "--data must be a file of arrays. Received: 'damaged.npz' (Bad CRC-32",
+    ),
+    "a cut archive": (
+        "evaluate nern.keras --data cut.npz",
+        "--data must be a file of arrays. Received: 'cut.npz' (File is not a zip file)",
+    ),
+    "labels of another classifier": (
+        "evaluate nern.keras --data labels.npz",
+        "--data must have labels from 0 to 2, as the classifier has 3 classes. Received: [3], ...",
+    ),
+    "labels in words": (
+        "evaluate nern.keras --data words.npz",
+        "--data must have labels from 0 to 2, as the classifier has 3 classes. Received: ['cat'],",
+    ),
+    "an original of other classes": (
+        "evaluate nern.keras --data images.npz --base five.keras",
+        "Expected an original of 3 classes, as the rebuilt one. Received: one of 5",
+    ),
+    "bits that the predictor has not": (
+        "export few_bits.keras a.nern --precision int8",
+        "precision must be 'int6' for a predictor of 6 bits",
+    ),
     "objects": ("evaluate nern.keras --data objects.npy", "--data must be a file of arrays"),
     "nothing to compare with": (
         "evaluate small.nern --data images.npy",
@@ -403,6 +443,11 @@ REFUSED = {
 }
 
 
+def _other_head(classes):
+    head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(classes)]
+    return keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3), *head])
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_refuses_before_any_work(folder, case, monkeypatch):
     monkeypatch.chdir(folder)
@@ -417,6 +462,13 @@ def test_refuses_before_any_work(folder, case, monkeypatch):
     np.savez("few.npz", images=np.zeros((2, 8, 8, 1), "float32"), labels=np.zeros(1, int))
     np.savez("names.npz", pixels=np.zeros((2, 8, 8, 1), "float32"))
     np.save("objects.npy", np.array([{}]), allow_pickle=True)
+    np.savez("labels.npz", images=np.zeros((2, 8, 8, 1), "float32"), labels=np.full(2, 3))
+    np.savez("words.npz", images=np.zeros((2, 8, 8, 1), "float32"), labels=np.array(["cat"] * 2))
+    content = bytearray((folder / "images.npz").read_bytes())
+    (folder / "cut.npz").write_bytes(content[:500])
+    content[500] ^= 1  # within the first array
+    (folder / "damaged.npz").write_bytes(content)
+    _other_head(5).save("five.keras")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     line, message = REFUSED[case]
     code, out, err = run(*shlex.split(line), "--json")
@@ -433,6 +485,15 @@ def test_refuses_a_folder_that_cannot_be_written_to(folder, monkeypatch):
     code, _, err = run("reconstruct", folder / "nern.keras", folder / "closed.keras")
     assert code == 2
     assert "cannot be written to" in err
+
+
+def test_a_plot_that_cannot_be_drawn_leaves_no_scores_behind(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    outputs = ("--scores", folder / "no.npz", "--plot", folder / "no.png")
+    code, _, err = run("importance", folder / "nern.keras", *outputs)
+    assert code == 2
+    assert "pip install keras-nern[plots]" in err
+    assert not (folder / "no.npz").exists()
 
 
 def test_force_replaces(folder):
@@ -483,9 +544,13 @@ def _long(verb, folder, output):
 
 
 @pytest.mark.parametrize(
-    ("verb", "phase"), [("fit", "reconstruction"), ("compress", "distillation")]
+    ("verb", "phase", "number"),
+    [
+        ("fit", "reconstruction", signal.SIGINT),
+        ("compress", "distillation", signal.SIGTERM),
+    ],
 )
-def test_ctrl_c_leaves_what_resume_ends_as_if_nothing_had_been(folder, verb, phase):
+def test_a_signal_leaves_what_resume_ends_as_if_nothing_had_been(folder, verb, phase, number):
     for output in ("stopped.keras", "undisturbed.keras"):
         (folder / output).unlink(missing_ok=True)
     command = _long(verb, folder, "stopped.keras")
@@ -500,11 +565,11 @@ def test_ctrl_c_leaves_what_resume_ends_as_if_nothing_had_been(folder, verb, pha
     deadline = time.monotonic() + 600
     while not weights.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=600)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     document = json.loads(out)
-    assert document["exit_code"] == 130
+    assert document["exit_code"] == 128 + number
     assert f"  {document['resume']}\n" in err
     step = int(document["error"].split("keeps step ")[1].split()[0].replace(",", ""))
     assert 10 <= step < STEPS
