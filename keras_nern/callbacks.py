@@ -53,15 +53,17 @@ class EvaluateRebuilt(keras.callbacks.Callback):
             )
         self.data = (x, y)
         self.frequency = frequency
+        self._every = Every(frequency)
         self.arguments = {"verbose": 0, **kwargs}
         self.history: list[dict] = []
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         self.model.examine(*self.data)
         self.history = []
+        self._every.start()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        if not has_passed(self.model, self.frequency):
+        if not self._every.has_come(self.model):
             return
         # An evaluation starts Keras's running means anew, which the epoch goes on with.
         variables = self.model.metrics_variables
@@ -139,21 +141,47 @@ class SwitchPhase(keras.callbacks.Callback):
         check_at_least_one("frequency", frequency)
         self.relative_error = relative_error
         self.frequency = frequency
+        self._every = Every(frequency)
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._every.start()
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         # Before a step, not after one: weights are backed up between the two, and a
         # fit that is restored has to look at them as well.
         model = self.model
-        if model.phase != "reconstruction" or not has_passed(model, self.frequency):
+        if model.phase != "reconstruction" or not self._every.has_come(model):
             return
         if model.relative_error() <= self.relative_error:
             model.finish_reconstruction()
 
 
-def has_passed(model: NeRNModel, frequency: int) -> bool:
-    """Whether the last execution took its phase to or past a multiple of so many steps."""
-    steps = count(model.phase_iterations)
-    return steps >= frequency and steps % frequency < model.steps_per_execution
+class Every:
+    """Tells, execution by execution, which took its phase to a multiple of so many steps.
+
+    With several steps in an execution it may have gone past one. After a restart it is taken
+    that the last execution was a full one.
+
+    Args:
+        frequency: the number of steps.
+    """
+
+    def __init__(self, frequency: int) -> None:
+        self.frequency = frequency
+        self._last: tuple[str, int] | None = None
+
+    def start(self) -> None:
+        """Forgets: a fit begins."""
+        self._last = None
+
+    def has_come(self, model: NeRNModel) -> bool:
+        """Whether the execution since the last call did; to be called after each, once."""
+        steps = count(model.phase_iterations)
+        before = steps - model.steps_per_execution
+        if self._last is not None and self._last[0] == model.phase:
+            before = self._last[1]
+        self._last = (model.phase, steps)
+        return steps // self.frequency > max(0, before) // self.frequency
 
 
 def check_at_least_one(name: str, value: float) -> None:

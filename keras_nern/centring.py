@@ -59,13 +59,18 @@ def apply_centred(
     """
     place = {id(variable): i for i, variable in enumerate(variables)}
     gradients = list(gradients)
+    learning = [  # layers that the user has not frozen
+        (layer, mean)
+        for layer, mean in zip(predictor.layers, means, strict=True)
+        if id(layer.kernel) in place and id(layer.bias) in place
+    ]
     before = []
-    for layer, mean in zip(predictor.layers, means, strict=True):
+    for layer, mean in learning:
         kernel, bias = place[id(layer.kernel)], place[id(layer.bias)]
         gradients[kernel] = gradients[kernel] - mean[:, None] * gradients[bias][None, :]
         before.append(tf.identity(kernel_in_use(layer)))
     optimizer.apply_gradients(zip(gradients, variables, strict=True))
-    for layer, mean, kernel in zip(predictor.layers, means, before, strict=True):
+    for (layer, mean), kernel in zip(learning, before, strict=True):
         change = kernel_in_use(layer) - kernel
         _subtract(layer.bias, keras.ops.matmul(mean, change))
 

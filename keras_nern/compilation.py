@@ -5,6 +5,7 @@ than those of the first, and AdamW's running averages of the one would make it t
 steps on the other.
 """
 
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,8 @@ class RepresentationCompiler(RepresentationEvaluator):
     """`compile` and what follows from it."""
 
     optimizer: keras.optimizers.Optimizer  # set by `keras.Model.compile`
+    stop_training: bool  # set by callbacks, too
+    reconstruction_finished: bool
 
     def compile(
         self,
@@ -73,7 +76,7 @@ class RepresentationCompiler(RepresentationEvaluator):
 
         Raises:
             ValueError: for a negative weight, step count or rate, a temperature
-                that is not positive, an unknown sampling, or a `loss`.
+                that is not positive, an unknown sampling or optimizer, or a `loss`.
         """
         settings = {
             "reconstruction_steps": reconstruction_steps,
@@ -89,11 +92,21 @@ class RepresentationCompiler(RepresentationEvaluator):
                 raise ValueError(f"{name} must not be negative. Received: {name}={value!r}")
         if not temperature > 0:
             raise ValueError(f"temperature must be positive. Received: temperature={temperature!r}")
-        if "loss" in kwargs:
+        if not isinstance(reconstruction_steps, numbers.Integral):
             raise ValueError(
-                "NeRNModel has its own losses; set their weights instead. "
-                f"Received: loss={kwargs['loss']!r}"
+                "reconstruction_steps must be an integer. "
+                f"Received: reconstruction_steps={reconstruction_steps!r}"
             )
+        if centred not in (True, False, "auto"):
+            raise ValueError(
+                f'centred must be True, False or "auto". Received: centred={centred!r}'
+            )
+        for name in ("loss", "loss_weights"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    "NeRNModel has its own losses; set their weights instead (logits_weight, "
+                    f"...). Received: {name}={kwargs[name]!r}"
+                )
         settings |= {
             "temperature": temperature,
             "centred": optimizer == "auto" if centred == "auto" else bool(centred),
@@ -109,6 +122,10 @@ class RepresentationCompiler(RepresentationEvaluator):
                 adam_lr_ratio=ADAMW_SHARE,
                 exclude_layers=[OUTPUT_LAYER],
             )
+        if optimizer is None:
+            raise ValueError(
+                'optimizer must be a Keras optimizer, its name or "auto". Received: optimizer=None'
+            )
         optimizer = keras.optimizers.get(optimizer)
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if (
@@ -119,6 +136,10 @@ class RepresentationCompiler(RepresentationEvaluator):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer=optimizer, **kwargs)
         self.optimizer.build(self.trainable_variables)
+        self._runtime.optimizer_state = [
+            keras.ops.convert_to_numpy(variable)
+            for variable in _without_scale(self.optimizer).variables
+        ]
         for name, value in settings.items():
             setattr(self, name, value)
         self.reconstruction_finished = False
@@ -142,37 +163,51 @@ class RepresentationCompiler(RepresentationEvaluator):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
 
-    def _start_optimizer(self, phase: str, epoch_length: int, epochs: int) -> None:
+    def _start_optimizer(self, phase: str, epoch_length: int, steps: int) -> None:
         """Gives a new phase a fresh optimizer, and a new fit a new default schedule.
 
         If the steps asked for are those left in the current plan, to within an epoch, a
         fit that was stopped goes on: optimizer and plan are kept. An optimizer of the
         user's own starts with the settings it has, a rate that a callback set included.
         """
-        rates = {
-            "reconstruction": self.reconstruction_learning_rate,
-            "distillation": self.distillation_learning_rate,
-        }
         switched = phase != self.phase
         schedule = self._runtime.schedule
-        now = count(self.optimizer.iterations)
         if schedule is None:  # the user's own
-            if switched and now > 0:
-                with self.distribute_strategy.scope():
-                    config = self.optimizer.get_config()
-                    self.optimizer = type(self.optimizer).from_config(config)
-                    self.optimizer.build(self.trainable_variables)
+            if switched:
+                self._reset_optimizer()
             return
-        steps = max(1, epoch_length * epochs)
+        steps = max(1, steps)
+        now = count(self.optimizer.iterations)
         left = schedule.decay_steps - now
         if not switched and now > 0 and steps - epoch_length < left <= steps:
             steps += now
         else:
-            # around it may be a loss scale, which is no matter of the phase
-            optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-            for variable in optimizer.variables:
-                variable.assign(keras.ops.zeros_like(variable))
-        schedule.plan(rates[phase], steps)
+            self._reset_optimizer()
+        schedule.plan(self._peak_rate(phase), steps)
+
+    def _resume_optimizer(self, phase: str, steps: int) -> None:
+        """Lets the default schedule of a restored fit end where the fit now does.
+
+        That is where it was to end before, unless the fit that goes on was asked for more or
+        fewer steps than the one that was killed.
+        """
+        schedule = self._runtime.schedule
+        end = count(self.optimizer.iterations) + steps
+        if schedule is not None and schedule.decay_steps != end and steps > 0:
+            schedule.plan(self._peak_rate(phase), end)
+
+    def _peak_rate(self, phase: str) -> float:
+        if phase == "distillation":
+            return self.distillation_learning_rate
+        return self.reconstruction_learning_rate
+
+    def _reset_optimizer(self) -> None:
+        """Gives the optimizer the state it was compiled with, but for its learning rate."""
+        optimizer = _without_scale(self.optimizer)
+        rate = optimizer.learning_rate  # a variable of its own, unless there is a schedule
+        for variable, value in zip(optimizer.variables, self._runtime.optimizer_state, strict=True):
+            if variable is not rate:
+                variable.assign(value)
 
     def _check_callbacks(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
         setters = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
@@ -185,3 +220,8 @@ class RepresentationCompiler(RepresentationEvaluator):
                     "optimizer of your own to set its rate by a callback. Received: "
                     f"{type(callback).__name__}"
                 )
+
+
+def _without_scale(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer within a loss scale, which is no matter of the phase."""
+    return getattr(optimizer, "inner_optimizer", optimizer)

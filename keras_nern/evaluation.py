@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nern.hints import Tensor
+from keras_nern.inputs import unpacked
 from keras_nern.losses import logits_of
 from keras_nern.objective import (
     RepresentationObjective,
@@ -71,6 +72,24 @@ class RepresentationEvaluator(RepresentationObjective):
         for variable, kernel in zip(runtime.kernels, kernels, strict=True):
             variable.assign(kernel)
         return kernels
+
+    def evaluate(
+        self, x: Any = None, y: Any = None, *args: Any, sample_weight: Any = None, **kwargs: Any
+    ) -> Any:
+        """Evaluates the rebuilt classifier, beside the original.
+
+        Args:
+            x: images or (images, labels), as `fit` takes them.
+            y: labels, where `x` is an array.
+            *args, sample_weight, **kwargs: as for `keras.Model.evaluate`.
+
+        Returns:
+            As `keras.Model.evaluate` does; with `return_dict=True` a dict of the losses, the
+            relative error, the agreement with the original, and with labels the accuracy.
+        """
+        shapes = self._original.input_shapes
+        x, y, sample_weight = unpacked(x, y, sample_weight, shapes)
+        return super().evaluate(x, y, *args, sample_weight=sample_weight, **kwargs)
 
     def predict_step(self, data: Any) -> Any:
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)

@@ -16,6 +16,9 @@ import tensorflow as tf
 
 from keras_nern.hints import Shape
 
+# Packages with other things that Keras reads batches from: tf.distribute's datasets, DataLoader.
+LOADERS = ("tensorflow", "torch", "grain")
+
 
 def examine(data: Any, input_shapes: Sequence[Shape] | None, name: str = "x") -> Any:
     """Checks that data yields batches of what a network takes.
@@ -62,12 +65,68 @@ def examine(data: Any, input_shapes: Sequence[Shape] | None, name: str = "x") ->
         if _takes_pairs(input_shapes) and isinstance(data, (tuple, list)) and data:
             examine(data[0], input_shapes, name)
             return data
+        if not are_arrays(data):
+            return data
         arrays = keras.tree.flatten(data)
-        if all(hasattr(array, "shape") for array in arrays):
-            if any(len(array.shape) and array.shape[0] == 0 for array in arrays):
-                raise _empty(name, f"arrays of shapes {[tuple(a.shape) for a in arrays]}")
-            _check_shapes(arrays, input_shapes, name)
+        if not all(hasattr(array, "shape") for array in arrays):
+            raise ValueError(
+                f"{name} must be arrays, a tf.data.Dataset, a keras.utils.PyDataset or a "
+                f"generator. Received: {name} of type {type(data).__name__}"
+            )
+        if any(len(array.shape) and array.shape[0] == 0 for array in arrays):
+            raise _empty(name, f"arrays of shapes {[tuple(a.shape) for a in arrays]}")
+        _check_shapes(arrays, input_shapes, name)
     return data
+
+
+def check_answers(inputs: Any, labels: Any, weights: Any, name: str = "x") -> None:
+    """Checks that there are as many labels and weights as inputs, all of them numbers.
+
+    Args:
+        inputs: an array or a structure of them.
+        labels, weights: the same, or `None`.
+        name: of the argument that holds the inputs, for messages. Defaults to `"x"`.
+
+    Raises:
+        ValueError: where there are not.
+    """
+    counts = {len(array) for array in keras.tree.flatten(inputs)}
+    for what, given in (("labels", labels), ("sample weights", weights)):
+        for array in [] if given is None else keras.tree.flatten(given):
+            array = array if hasattr(array, "shape") else np.asarray(array)
+            if not len(array.shape) or {array.shape[0]} != counts:
+                raise ValueError(
+                    f"{name} must have as many {what} as images. Received: "
+                    f"{sorted(counts)[0]} images, {what} of shape {tuple(array.shape)}"
+                )
+            dtype = getattr(array.dtype, "name", str(array.dtype))  # TensorFlow's, or NumPy's
+            if dtype == "object" or "str" in dtype:
+                raise ValueError(f"{name} must have {what} that are numbers. Received: {dtype}")
+
+
+def are_arrays(data: Any) -> bool:
+    """Whether data is arrays, and not something that yields batches of them."""
+    if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset, types.GeneratorType)):
+        return False
+    return hasattr(data, "shape") or type(data).__module__.partition(".")[0] not in LOADERS
+
+
+def unpacked(
+    x: Any, y: Any, sample_weight: Any, input_shapes: Sequence[Shape] | None
+) -> tuple[Any, Any, Any]:
+    """Takes a pair of arrays apart, as `(images, labels)` is one argument of `fit`.
+
+    Args:
+        x, y, sample_weight: as for `keras.Model.fit`.
+        input_shapes: as for `examine`.
+
+    Returns:
+        `(x, y, sample_weight)`.
+    """
+    if y is None and isinstance(x, (tuple, list)) and is_pair(x, input_shapes):
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(tuple(x))
+        sample_weight = sample_weight if weight is None else weight
+    return x, y, sample_weight
 
 
 def is_pair(data: Any, input_shapes: Sequence[Shape] | None = None) -> bool:

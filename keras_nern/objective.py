@@ -6,7 +6,6 @@
 L_out, for which second moments have to be gathered first, is left out by default.
 """
 
-import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,14 @@ from numpy.typing import ArrayLike
 
 from keras_nern import losses, sampling
 from keras_nern.hints import Tensor
-from keras_nern.inputs import examine, input_batches, is_pair
+from keras_nern.inputs import (
+    are_arrays,
+    check_answers,
+    examine,
+    input_batches,
+    is_pair,
+    unpacked,
+)
 from keras_nern.moments import second_moments
 from keras_nern.original import Seen
 from keras_nern.schedules import PlannedCosineDecay
@@ -243,7 +249,14 @@ class RepresentationObjective(keras.Model):
             self._runtime.output_scales = [m and constant(m.scale) for m in gathered]
         self._runtime.traced_phase = None
 
-    def examine(self, x: Any, y: Any = None, name: str = "x", validation_split: float = 0.0) -> Any:
+    def examine(
+        self,
+        x: Any,
+        y: Any = None,
+        name: str = "x",
+        validation_split: float = 0.0,
+        sample_weight: Any = None,
+    ) -> Any:
         """Checks what `fit` or `evaluate` is to be given, before any work is done.
 
         Args:
@@ -251,14 +264,15 @@ class RepresentationObjective(keras.Model):
             y: labels, where `x` is an array. Defaults to `None`.
             name: the argument's name, for messages. Defaults to `"x"`.
             validation_split: as for `fit`. Defaults to `0.0`.
+            sample_weight: as for `fit`. Defaults to `None`.
 
         Returns:
             `x`, or for a generator one that still yields everything.
 
         Raises:
             ValueError: where `x` is empty, its images do not fit the base, it has
-                labels under a strategy that takes none, or labels or a split are asked
-                of what is no array.
+                labels under a strategy that takes none, there are more or fewer labels
+                than images, or labels, weights or a split are asked of what is no array.
         """
         shapes = self._original.input_shapes
         labelled = y is not None or is_pair(x, shapes)
@@ -267,12 +281,16 @@ class RepresentationObjective(keras.Model):
                 f"Between workers {name} must give images without labels, as Keras (3.15) reduces "
                 "no pairs. Received: images and labels"
             )
-        arrays = not isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, types.GeneratorType))
-        if not arrays and (y is not None or validation_split):
+        if are_arrays(x):
+            x = examine(x, shapes, name)
+            check_answers(*unpacked(x, y, sample_weight, shapes), name)
+            return x
+        if y is not None or sample_weight is not None or validation_split:
             raise ValueError(
-                f"y and validation_split go with arrays only. Received: {name} of type "
-                f"{type(x).__name__}, validation_split={validation_split!r}, "
-                f"y={'None' if y is None else 'labels'}"
+                "y, sample_weight and validation_split go with arrays only. Received: "
+                f"{name} of type {type(x).__name__}, validation_split={validation_split!r}, "
+                f"y={'None' if y is None else 'labels'}, "
+                f"sample_weight={'None' if sample_weight is None else 'weights'}"
             )
         return examine(x, shapes, name)
 
@@ -294,6 +312,7 @@ class Runtime:
         self.compile_arguments: dict[str, Any] = {}  # those that Keras keeps
         self.settings: list[str] = []  # names of ours
         self.unbuilt_metrics = False
+        self.optimizer_state: list[np.ndarray] = []  # as `compile` found or made it
         self.schedule: PlannedCosineDecay | None = None  # the default optimizer's
 
 

@@ -173,7 +173,7 @@ def get(identifier: Any) -> Any:
 
     Args:
         identifier: `"all"`, `"uniform"`, `"magnitude"`, a serialised sampling, or an
-            object with `sample(count, seed, cumulative)`.
+            object with `sample(count, seed, cumulative)`, or its class.
 
     Returns:
         The sampling.
@@ -185,6 +185,8 @@ def get(identifier: Any) -> Any:
         return keras.saving.deserialize_keras_object(identifier)
     if isinstance(identifier, str) and identifier in _BY_NAME:
         return _BY_NAME[identifier]()
+    if isinstance(identifier, type) and hasattr(identifier, "sample"):
+        return identifier()
     if hasattr(identifier, "sample"):
         return identifier
     raise ValueError(

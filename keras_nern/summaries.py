@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from keras_nern.callbacks import check_at_least_one, has_passed
+from keras_nern.callbacks import Every, check_at_least_one
 from keras_nern.losses import relative_error
 from keras_nern.mosaics import kernel_image
 from keras_nern.objective import count
@@ -77,6 +77,7 @@ class KernelSummaries(keras.callbacks.Callback):
             ) from error
         self.log_dir = pathlib.Path(log_dir)
         self.frequency = frequency
+        self._every = None if isinstance(frequency, str) else Every(frequency)
         self.layers = layers
         self.limit = limit
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
@@ -86,9 +87,11 @@ class KernelSummaries(keras.callbacks.Callback):
         unknown = sorted(set(self.layers or ()) - set(known))
         if unknown:
             raise ValueError(f"layers must be among {known}. Received: {unknown}")
+        if self._every:
+            self._every.start()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        if not isinstance(self.frequency, str) and has_passed(self.model, self.frequency):
+        if self._every and self._every.has_come(self.model):
             self._write()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:

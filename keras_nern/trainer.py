@@ -24,8 +24,9 @@ import tensorflow as tf
 from keras_nern.centring import apply_centred
 from keras_nern.compilation import RepresentationCompiler
 from keras_nern.hints import Tensor
-from keras_nern.inputs import is_pair, never_ends, steps_in
+from keras_nern.inputs import never_ends, steps_in, unpacked
 from keras_nern.lifecycle import BeforeTheEpochs, FitCallbacks
+from keras_nern.noise import NoiseDataset
 from keras_nern.objective import WEIGHTED, count, needs_tensorflow
 
 # The length of an epoch that cannot be told: the rate then stays at its peak.
@@ -93,7 +94,9 @@ class RepresentationTrainer(RepresentationCompiler):
             batch_size, epochs, verbose, callbacks, validation_split, validation_data,
                 shuffle, class_weight, sample_weight, initial_epoch, validation_steps,
                 validation_batch_size, validation_freq: as for `keras.Model.fit`; what
-                callbacks see is told in `lifecycle`. Weights do not count in training.
+                callbacks see is told in `lifecycle`. Weights do not count in training,
+                for which labels do not either; those of `sample_weight` do in
+                `validation_split`'s part.
 
         Returns:
             A `keras.callbacks.History` of the epochs. Its attribute
@@ -102,24 +105,39 @@ class RepresentationTrainer(RepresentationCompiler):
 
         Raises:
             ValueError: before any training, where `x` is empty or its images do
-                not fit the base, `steps_per_epoch` or second moments are missing, or
-                arguments do not go with the kind of `x`.
+                not fit the base, `steps_per_epoch` or second moments are missing,
+                labels or weights are not as many as images, or arguments do not go with
+                the kind of `x`.
             RuntimeError: on another Keras backend than TensorFlow.
         """
         needs_tensorflow("fit")
-        if y is None and is_pair(x, self._original.input_shapes) and isinstance(x, (tuple, list)):
-            x, y, weight = keras.utils.unpack_x_y_sample_weight(x)
-            sample_weight = sample_weight if weight is None else weight
+        x, y, sample_weight = unpacked(x, y, sample_weight, self._original.input_shapes)
+        if not 0 <= validation_split < 1:
+            raise ValueError(
+                "validation_split must be at least 0 and below 1. "
+                f"Received: validation_split={validation_split!r}"
+            )
         if x is not None:
-            x = self.examine(x, y, validation_split=validation_split)
+            x = self.examine(x, y, validation_split=validation_split, sample_weight=sample_weight)
         if steps_per_epoch is None and (x is None or never_ends(x)):
             raise ValueError(
                 "fit needs steps_per_epoch where x is None, to reconstruct only, or never ends. "
                 f"Received: x={x!r}, steps_per_epoch=None"
             )
+        if steps_per_epoch is not None and not steps_per_epoch >= 1:
+            raise ValueError(
+                f"steps_per_epoch must be at least 1. Received: steps_per_epoch={steps_per_epoch!r}"
+            )
         if validation_data is not None:
             validation_data = self.examine(validation_data, name="validation_data")
             validation_split = 0.0  # as Keras has it
+            if validation_steps is None and never_ends(validation_data):
+                raise ValueError(
+                    "fit needs validation_steps where validation_data never ends. "
+                    "Received: validation_steps=None"
+                )
+        if not isinstance(validation_freq, int):  # Keras takes no other than lists
+            validation_freq = list(validation_freq)
         reconstructs = x is None or self._reconstruction_steps_left()
         if self.layer_output_weight and reconstructs and not self._runtime.moments:
             raise ValueError(
@@ -145,7 +163,6 @@ class RepresentationTrainer(RepresentationCompiler):
                 validation_split=validation_split,
                 validation_data=validation_data,
                 shuffle=shuffle,
-                class_weight=class_weight,
                 sample_weight=sample_weight,
                 initial_epoch=initial_epoch,
                 steps_per_epoch=steps_per_epoch,
@@ -184,7 +201,14 @@ class RepresentationTrainer(RepresentationCompiler):
                 arguments["validation_freq"], arguments["epochs"]
             )
         try:
-            self._run(phase, steps or UNKNOWN_STEPS, goes_on, x=x, callbacks=callbacks, **arguments)
+            self._run(
+                phase,
+                steps or UNKNOWN_STEPS,
+                seen if goes_on else None,
+                x=x,
+                callbacks=callbacks,
+                **arguments,
+            )
         finally:
             if callbacks.is_dropping:  # else the next fit would drop batches, too
                 self.train_function = None
@@ -232,7 +256,7 @@ class RepresentationTrainer(RepresentationCompiler):
         history = self._run(
             "reconstruction",
             left,
-            restored,
+            0 if restored else None,
             steps_per_epoch=left,
             verbose=verbose,
             callbacks=[BeforeTheEpochs(callbacks, count(self.phase_iterations))],
@@ -245,7 +269,7 @@ class RepresentationTrainer(RepresentationCompiler):
         self,
         phase: str,
         epoch_length: int,
-        goes_on: bool,
+        done: int | None,
         x: Any = None,
         epochs: int = 1,
         initial_epoch: int = 0,
@@ -253,15 +277,23 @@ class RepresentationTrainer(RepresentationCompiler):
         shuffle: bool | None = None,
         **arguments: Any,
     ) -> keras.callbacks.History:
-        if not goes_on and epochs > initial_epoch:  # else the optimizer is as it should be
-            self._start_optimizer(phase, epoch_length, epochs - initial_epoch)
-        self.phase = phase
+        """Runs epochs of a phase; `done` steps of them were done by a fit that was killed."""
+        if epochs > initial_epoch:  # else Keras does nothing, and no phase begins
+            steps = epoch_length * (epochs - initial_epoch)
+            if done is None:
+                self._start_optimizer(phase, epoch_length, steps)
+            else:
+                self._resume_optimizer(phase, steps - done)
+            self.phase = phase
         if x is None:  # Keras wants something to count the steps by, one for each replica
             replicas = self.distribute_strategy.num_replicas_in_sync
             x = tf.data.Dataset.from_tensors(np.zeros(replicas)).repeat(steps_per_epoch)
             steps_per_epoch = None
         if shuffle is None:  # Keras's default is True, and it warns where that has no effect
-            shuffle = not isinstance(x, (tf.data.Dataset, types.GeneratorType))
+            # noise comes in no order; Keras would order it by Python's `random`, which draws
+            # more often with several devices than with one
+            unordered = (tf.data.Dataset, types.GeneratorType, NoiseDataset)
+            shuffle = not isinstance(x, unordered)
         return super().fit(
             x=x,
             epochs=epochs,
@@ -302,4 +334,17 @@ class RepresentationTrainer(RepresentationCompiler):
         self.phase_iterations.assign_add(1)
         if not distilling:
             self.reconstruction_iterations.assign_add(1)
-        return self._track({"loss": loss, **terms})
+        batch = keras.ops.shape(keras.tree.flatten(inputs)[0])[0] if distilling else None
+        return self._track({"loss": loss, **terms}, batch)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> None:
+        """Is not for this model, whose phases and rates `fit` plans.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "NeRNModel is trained by fit, which plans phases and learning rates: "
+            "fit(images, steps_per_epoch=1), or fit(steps_per_epoch=1) to reconstruct. "
+            "Received: a call of train_on_batch"
+        )

@@ -191,7 +191,7 @@ def export(options: dict) -> tuple[dict, str]:
     output = options["output"]
     with refused():
         nern = _load_model(options["model"])
-    with refused(ValueError, ImportError):  # which come before it writes
+    with refused((ValueError, ImportError)):  # which come before it writes
         nern.export(
             output, precision=options["precision"], kept_precision=options["kept_precision"]
         )
@@ -206,7 +206,7 @@ def importance(options: dict) -> tuple[dict, str]:
     scores = keras_nern.kernel_importance(nern, options["measure"], options["seed"])
     figure = None
     if options["plot"] is not None:
-        with refused(ImportError):  # matplotlib may not be there: before anything is written
+        with refused((ImportError,)):  # matplotlib may not be there: before anything is written
             figure = plots.plot_importance(scores, options["measure"])
     if options["scores"] is not None:
         with (
@@ -250,16 +250,17 @@ def demo(options: dict) -> tuple[dict, str]:
 
 
 @contextlib.contextmanager
-def refused(*errors: type[Exception]) -> Iterator[None]:
+def refused(
+    errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError),
+) -> Iterator[None]:
     """Before the work starts: what the library refuses is the command line's mistake.
 
     Args:
-        *errors: by which it refuses; where none are given, `ValueError`, `OSError` and
-            `ImportError`.
+        errors: by which it refuses.
     """
     try:
         yield
-    except errors or (ValueError, OSError, ImportError) as error:
+    except errors as error:
         raise click.UsageError(str(error)) from error
 
 

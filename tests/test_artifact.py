@@ -235,7 +235,9 @@ def test_inspect_tells_what_is_there(base, path):
 
 
 def test_what_is_printed_says_nothing_to_a_terminal(path):
-    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3)], name="x\x1b[31mred")
+    model = keras.Sequential(
+        [keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3)], name="x\x1b[31mred"
+    )
     keras_nern.NeRNModel(model, 4).export(path)
     info = keras_nern.artifact.inspect(path)
     assert info.name == "x\x1b[31mred"
@@ -449,7 +451,9 @@ def test_refuses_other_bits_than_the_predictor_has(nern, path):
 
 def test_refuses_kept_weights_that_float16_cannot_hold(base, path):
     base.get_layer("stem_bn").moving_variance.assign([1.0, 2.0, 3.0, 1e6])
-    message = r"float16 holds numbers up to 65,504\. Received: .*'stem_bn/moving_variance' up to 1,000,0"
+    message = (
+        r"float16 holds numbers up to 65,504\. Received: .*'stem_bn/moving_variance' up to 1,000,0"
+    )
     with pytest.raises(ValueError, match=message):
         keras_nern.NeRNModel(base, 4).export(path, kept_precision="float16")
 

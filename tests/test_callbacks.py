@@ -78,6 +78,16 @@ def test_steps_in_one_execution_are_not_missed(base, images):
     ]
 
 
+def test_short_executions_pass_nothing_twice(base, images):
+    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    nern.compile(reconstruction_steps=0, steps_per_execution=2)
+    watch = EvaluateRebuilt(images, frequency=5)
+    epoch = np.concatenate([images, images])[:12]  # three batches, two of them at once
+    for _ in range(2):  # the second fit counts anew
+        nern.fit(epoch, batch_size=4, epochs=4, verbose=0, callbacks=[watch])
+        assert [result["step"] for result in watch.history] == [5, 11]
+
+
 def test_losses_warm_up_in_equal_steps(base, images):
     nern = keras_nern.NeRNModel(base, hidden_size=8)
     nern.compile(

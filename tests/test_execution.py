@@ -219,6 +219,45 @@ def test_two_replicas_fit_as_one_device_does(on_one_device, tmp_path, optimizer)
     assert set(result["logs"]) == set(expected["logs"]) > {"val_top2", "val_accuracy", "watched"}
 
 
+NOISE = """
+import json
+import sys
+import keras
+import tensorflow as tf
+import keras_nern
+from processes import classifier
+
+kind, out = sys.argv[1:]
+cpus = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.get_strategy()
+if kind == "mirrored":
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+keras.utils.set_random_seed(3)
+with strategy.scope():
+    base = classifier()
+    nern = keras_nern.NeRNModel(base, 8)
+    nern.compile(reconstruction_steps=3, distillation_learning_rate=1e-2)
+noise = keras_nern.NoiseDataset(base, batch_size=4, steps=5)
+losses = []
+note = lambda batch, logs: losses.append(logs["loss"])
+callback = keras.callbacks.LambdaCallback(on_train_batch_end=note)
+nern.fit(noise, epochs=2, verbose=0, callbacks=[callback])
+with open(out, "w") as file:
+    json.dump([strategy.num_replicas_in_sync, losses], file)
+"""
+
+
+def test_two_replicas_see_the_noise_of_one_device(tmp_path):
+    results = []
+    for kind in ("one", "mirrored"):
+        assert start(NOISE, kind, tmp_path / kind).wait() == 0
+        results.append(json.loads((tmp_path / kind).read_text()))
+    (one, expected), (two, losses) = results
+    assert (one, two, len(losses)) == (1, 2, 13)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
 def test_two_workers_fit_as_one_device_does(on_one_device, tmp_path):
     workers = [f"127.0.0.1:{port}" for port in _free_ports(2)]
     processes = []

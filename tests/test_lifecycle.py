@@ -1,6 +1,7 @@
 """What callbacks see of a fit, and fits that are killed."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -283,6 +284,70 @@ def test_restored_wherever_it_was_killed(base, images, tmp_path, frequency, plac
     assert history.epoch == list(range(3))[place[1] // 5 if place[0] == "distillation" else 0 :]
     for values in history.history.values():
         assert len(values) == len(history.epoch)
+
+
+def test_restored_where_it_was_killed_in_writing_the_metadata(base, images, tmp_path):
+    whole = _model(base)
+    _fit(whole, images, tmp_path / "whole", 2)
+    expected = whole.predict_kernels().values()
+    with pytest.raises(KeyboardInterrupt):
+        _fit(_model(base), images, tmp_path / "killed", 2, [_Kill("distillation", 9)])
+    for number, content in enumerate(["", '{"epoch": 1, "ba', "{}"]):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "killed", folder)
+        assert (folder / "training_metadata.json").exists()
+        (folder / "training_metadata.json").write_text(content)
+        again = _model(base, run_eagerly=True)
+        _fit(again, images, folder, 2)
+        for a, b in zip(expected, again.predict_kernels().values(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("place", "steps", "epochs"),
+    [(("reconstruction", 3), 10, 1), (("distillation", 3), 6, 5), (("distillation", 10), 6, 4)],
+)
+def test_a_restored_fit_that_is_longer_never_trains_at_rate_zero(
+    base, images, tmp_path, place, steps, epochs
+):
+    with pytest.raises(KeyboardInterrupt):
+        _fit(_model(base, run_eagerly=True), images, tmp_path, 1, [_Kill(*place)], epochs=2)
+    nern, rates = _model(base, reconstruction_steps=steps, run_eagerly=True), []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: rates.append(float(nern.optimizer.learning_rate))
+    )
+    _fit(nern, images, tmp_path, 1, callbacks=[record], epochs=epochs)
+    phase, done = place
+    assert len(rates) == 5 * epochs - done + (steps if phase == "reconstruction" else 0)
+    assert min(rates) > 0
+    end = rates[-1]  # a cosine to zero, whose last step is the smallest
+    assert end == min(rates[-5:])
+
+
+@pytest.mark.parametrize(("frequency", "expected"), [(2, [1, 3]), ((2, 3), [1, 2])])
+def test_validation_comes_as_often_as_asked_also_in_a_restored_fit(
+    base, images, tmp_path, frequency, expected
+):
+    def epochs(nern, kill=()):
+        seen = []
+        note = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: seen.append((epoch, "val_agreement" in logs))
+        )
+        backup = keras.callbacks.BackupAndRestore(tmp_path, save_freq=1, delete_checkpoint=False)
+        nern.fit(
+            images,
+            batch_size=6,
+            epochs=4,
+            verbose=0,
+            validation_data=(images,),
+            validation_freq=frequency,
+            callbacks=[backup, note, *kill],
+        )
+        return [epoch for epoch, validated in seen if validated]
+
+    with pytest.raises(KeyboardInterrupt):
+        epochs(_model(base, run_eagerly=True), [_Kill("distillation", 3)])
+    assert epochs(_model(base, run_eagerly=True)) == expected
 
 
 @pytest.mark.parametrize(

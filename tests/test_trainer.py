@@ -137,6 +137,72 @@ def test_an_optimizer_of_ones_own_starts_afresh_with_the_phase_only(nern, images
     assert int(nern.optimizer.iterations) == 2
 
 
+def test_an_optimizer_of_ones_own_keeps_what_was_set_on_it(nern, images):
+    optimizer = keras.optimizers.SGD(0.125, weight_decay=0.5, momentum=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["kernel", "bias"])
+    nern.compile(optimizer, reconstruction_steps=3, reconstruction_weight=0.0)
+    before = [variable.numpy() for variable in nern.trainable_variables]
+
+    def on_epoch_begin(epoch, logs):
+        optimizer.learning_rate = 0.0625
+
+    lower = keras.callbacks.LambdaCallback(on_epoch_begin=on_epoch_begin)
+    nern.fit(steps_per_epoch=3, verbose=0)
+    for variable, value in zip(nern.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)  # nothing decays
+    nern.fit(images, verbose=0, callbacks=[lower])
+    assert nern.optimizer is optimizer
+    assert float(nern.optimizer.learning_rate) == 0.0625
+    assert int(optimizer.iterations) == 1
+
+
+def test_a_fit_of_no_epochs_begins_no_phase(nern, images):
+    nern.compile(keras.optimizers.Adam(1e-2), reconstruction_steps=3)
+    nern.fit(images, epochs=0, verbose=0)
+    assert int(nern.reconstruction_iterations) == 3
+    assert nern.phase == "reconstruction"
+    nern.fit(images, epochs=1, verbose=0)
+    assert int(nern.optimizer.iterations) == 1
+
+
+def test_a_frozen_layer_stays_as_it_is_and_the_others_learn(nern, images):
+    frozen, other = nern.predictor.layers[1:3]
+    frozen.trainable = False
+    nern.compile(reconstruction_steps=3)
+    before = [layer.kernel.numpy() for layer in (frozen, other)]
+    bias = frozen.bias.numpy()
+    nern.fit(images, verbose=0)
+    np.testing.assert_array_equal(frozen.kernel, before[0])
+    np.testing.assert_array_equal(frozen.bias, bias)
+    assert np.abs(other.kernel - before[1]).max() > 0
+
+
+def test_train_on_batch_is_refused(nern, images):
+    with pytest.raises(NotImplementedError, match="trained by fit, which plans phases"):
+        nern.train_on_batch(images)
+
+
+def test_the_losses_of_an_epoch_are_means_over_images(nern, images):
+    nern.compile(keras.optimizers.SGD(0.0), reconstruction_steps=1)
+    images = images * np.linspace(0.1, 3.0, len(images))[:, None, None, None]
+    history = nern.fit(images, batch_size=len(images) - 1, shuffle=False, verbose=0).history
+    expected = nern.evaluate(images, batch_size=len(images), verbose=0, return_dict=True)
+    parts = [nern.evaluate(x, verbose=0, return_dict=True) for x in (images[:-1], images[-1:])]
+    name = "feature_map_loss"
+    assert history[name][0] == pytest.approx(expected[name], rel=1e-4)
+    assert history[name][0] != pytest.approx((parts[0][name] + parts[1][name]) / 2, rel=1e-2)
+
+
+def test_a_pair_of_arrays_is_images_and_labels_wherever_it_is_given(nern, images, labels):
+    apart = nern.evaluate(images, labels, verbose=0, return_dict=True)
+    assert "accuracy" in apart
+    assert nern.evaluate((images, labels), verbose=0, return_dict=True) == pytest.approx(apart)
+    watch = keras_nern.callbacks.EvaluateRebuilt((images, labels), frequency=2)
+    nern.compile(reconstruction_steps=2)
+    nern.fit(images, verbose=0, callbacks=[watch])
+    assert "accuracy" in watch.history[0]
+
+
 def test_the_default_optimizer_starts_afresh_with_the_phase(base, images):
     """What the phase before left in the optimizer must not show in the first step."""
 
@@ -368,6 +434,10 @@ def test_callbacks_and_early_stopping_work(nern, images, tmp_path):
         ({"temperature": 0}, "temperature must be positive. Received: temperature=0"),
         ({"kernel_sampling": "most"}, "sampling must be one of .*'most'"),
         ({"loss": "mse"}, "NeRNModel has its own losses.*loss='mse'"),
+        ({"loss_weights": [1.0]}, r"NeRNModel has its own losses.*loss_weights=\[1.0\]"),
+        ({"reconstruction_steps": 2.5}, "reconstruction_steps must be an integer. Received: .*2.5"),
+        ({"centred": "off"}, "centred must be True, False or \"auto\". Received: centred='off'"),
+        ({"optimizer": None}, 'optimizer must be a Keras optimizer, its name or "auto"'),
     ],
 )
 def test_compile_refuses(nern, arguments, message):
@@ -375,6 +445,9 @@ def test_compile_refuses(nern, arguments, message):
     with pytest.raises(ValueError, match=message):
         nern.compile(reconstruction_weight=7.0, **arguments)
     assert nern.get_compile_config() == before
+
+
+IMAGES = np.zeros((2, 8, 8, 1), "float32")
 
 
 @pytest.mark.parametrize(
@@ -398,11 +471,37 @@ def test_compile_refuses(nern, arguments, message):
         ),
         (
             {"x": tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 1))), "validation_split": 0.5},
-            r"y and validation_split go with arrays only.*validation_split=0.5",
+            r"validation_split go with arrays only.*validation_split=0.5",
         ),
         (
             {"x": tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 1))), "y": np.zeros(2)},
-            "y and validation_split go with arrays only.*y=labels",
+            "validation_split go with arrays only.*y=labels",
+        ),
+        (
+            {"x": tf.data.Dataset.from_tensors(IMAGES), "sample_weight": np.ones(2)},
+            "validation_split go with arrays only.*sample_weight=weights",
+        ),
+        ({"x": IMAGES, "y": np.zeros(3)}, r"x must have as many labels as images.*2 im.*\(3,\)"),
+        ({"x": IMAGES, "sample_weight": np.zeros(1)}, "x must have as many sample weights as im"),
+        (
+            {"x": IMAGES, "validation_data": (IMAGES, np.zeros(3))},
+            "validation_data must have as many labels as images",
+        ),
+        (
+            {"x": IMAGES, "validation_data": (IMAGES, np.array(["cat", "dog"]))},
+            "validation_data must have labels that are numbers. Received: str",
+        ),
+        (
+            {"x": IMAGES, "validation_data": tf.data.Dataset.from_tensors(IMAGES).repeat()},
+            "fit needs validation_steps where validation_data never ends",
+        ),
+        ({"x": "images/"}, "x must be arrays, a tf.data.Dataset.*Received: x of type str"),
+        ({"x": iter([IMAGES])}, "x must be arrays, .*Received: x of type list_iterator"),
+        ({"x": IMAGES, "validation_split": 1.0}, "validation_split must be at least 0 and below 1"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be at least 1"),
+        (
+            {"x": IMAGES, "callbacks": [keras_nern.callbacks.EvaluateRebuilt(IMAGES, np.ones(3))]},
+            "x must have as many labels as images",
         ),
         ({"x": np.zeros((0, 8, 8, 1))}, "x must give at least one batch of images"),
         ({"x": np.zeros((2, 9, 8, 1))}, r"x must give images of shape \(batch, 8, 8, 1\)"),
@@ -416,6 +515,12 @@ def test_fit_refuses_before_it_trains(nern, arguments, message):
     with pytest.raises(ValueError, match=message):
         nern.fit(**arguments, verbose=0)
     assert int(nern.optimizer.iterations) == int(nern.reconstruction_iterations) == 0
+
+
+def test_weights_that_do_not_count_do_no_harm(nern, images):
+    nern.compile(reconstruction_steps=1)
+    nern.fit(images, class_weight={0: 2.0}, sample_weight=np.ones(len(images)), verbose=0)
+    assert int(nern.phase_iterations) == 1
 
 
 def test_fit_refuses_unknown_arguments_before_it_trains(nern, images):
