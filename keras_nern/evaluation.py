@@ -81,7 +81,9 @@ class RepresentationEvaluator(RepresentationObjective):
         Args:
             x: images or (images, labels), as `fit` takes them.
             y: labels, where `x` is an array.
-            *args, sample_weight, **kwargs: as for `keras.Model.evaluate`.
+            sample_weight: as for `keras.Model.evaluate`.
+            *args: as for it.
+            **kwargs: as for it.
 
         Returns:
             As `keras.Model.evaluate` does; with `return_dict=True` a dict of the losses, the

@@ -139,7 +139,9 @@ def load(name: str) -> keras.Model:
 
     Args:
         name: `"resnet20-cifar10"`, or `"resnet20-cifar10-smooth"`, which was trained
-            with a `SmoothnessRegularizer`; in `list_models()`.
+            with a `SmoothnessRegularizer(0.01, 0.01)`; in `list_models()`. Both were trained
+            for 12 epochs by `benchmarks/train_resnet20.py`, and put 88.10 and 87.12 % of
+            the test images in their class.
 
     Returns:
         A functional `keras.Model`: images `(batch, 32, 32, 3)` in 0..255 to logits

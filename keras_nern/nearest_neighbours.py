@@ -42,11 +42,15 @@ def prepared(vectors: np.ndarray, metric: str) -> np.ndarray:
     if metric == "euclidean":
         vectors = vectors - vectors.mean(axis=0)
         return (vectors / (np.abs(vectors).max(initial=0) or 1.0)).astype("float32")
+    return directions(vectors).astype("float32")
+
+
+def directions(vectors: np.ndarray) -> np.ndarray:
+    """Vectors `(n, d)` at norm 1, float64; those that have none are zeros."""
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
     vectors = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units = np.divide(vectors, norms, out=vectors, where=norms > 0)
-    return units.astype("float32")
+    return np.divide(vectors, norms, out=vectors, where=norms > 0)
 
 
 def scores(metric: str, vectors: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ from keras_nern.coordinates import check_order, kernel_coordinates
 from keras_nern.files import whole_file
 from keras_nern.hints import Grid, Progress
 from keras_nern.nearest_neighbours import METRICS, validate
-from keras_nern.tours import METHODS, check_fast_tsp, order_vectors
+from keras_nern.tours import METHODS, PASSES, check_fast_tsp, order_vectors
 
 PERMUTATIONS = (None, "in_filter", "cross_filter")
 INFLATES = 500  # how many times its size a file may at most unpack to
@@ -141,8 +141,10 @@ class Permutation:
             return cls(blocks.grids, kind=None)
         progress = None
         if verbose == 1 or (verbose == "auto" and blocks.num_blocks >= PROGRESS_FROM):
-            phases = 1 if method == "greedy" else 2
-            bar = keras.utils.Progbar(phases * blocks.num_blocks, unit_name="block")
+            paths = blocks.num_blocks  # what all paths have to visit
+            if kind == "in_filter":
+                paths += sum(filters for filters, _ in blocks.grids)
+            bar = keras.utils.Progbar(PASSES[method] * paths, unit_name="block")
             progress = bar.add
         orders = [
             block_order(blocks.kernel_blocks(index), kind, method, metric, progress)
@@ -318,7 +320,7 @@ def block_order(
         return order_vectors(blocks.reshape(-1, length), method, metric, progress)
     within = np.stack([order_vectors(one, method, metric, progress) for one in blocks])
     ordered = np.take_along_axis(blocks, within[:, :, None], axis=1)
-    by_filter = order_vectors(ordered.reshape(filters, -1), method, metric)
+    by_filter = order_vectors(ordered.reshape(filters, -1), method, metric, progress)
     return (by_filter[:, None] * columns + within[by_filter]).ravel()
 
 

@@ -9,7 +9,10 @@ that neighbouring kernels are alike as they stand (Ashkenazi et al., ICLR 2023, 
 
 where W[f, c] is the kernel of filter f and channel c, and D the cosine distance
 
-    D(u, v) = 1 - <u, v> / (|u| |v|),    1 where a norm is 0.
+    D(u, v) = 1 - <u, v> / (max(|u|, e) max(|v|, e)).
+
+The gradient of a cosine grows as 1 / |u|, so that one kernel near 0 would outweigh all others.
+Therefore norms count as e at least, a tenth of the root mean square of the layer's.
 
 The sums grow with the layer; means, the default here, let one strength suit all layers.
 A 1x1 kernel is a single number, and its cosine with another only their signs: there D is
@@ -17,6 +20,7 @@ A 1x1 kernel is a single number, and its cosine with another only their signs: t
 made small by shrinking them.
 """
 
+import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,10 +30,12 @@ from keras import ops
 from keras_nern.hints import Tensor
 from keras_nern.kernels import CONVOLUTIONS, walk_layers
 from keras_nern.positional_encoding import PACKAGE
+from keras_nern.selection import Choice, Selection
 
 REDUCTIONS = ("mean", "sum")
 DISTANCES = ("auto", "cosine", "l2")
-SMALLEST_NORM = 1e-12  # a kernel of a smaller norm has no direction
+LEAST_SHARE = 0.1  # e, of the root mean square of the norms
+SMALLEST_NORM = 1e-12  # a layer of a smaller norm has no directions
 
 # The variables of a convolution, and what a layer may call the regularizer of each.
 ARGUMENTS = {
@@ -68,8 +74,8 @@ class SmoothnessRegularizer(keras.regularizers.Regularizer):
     ...     16, 3, kernel_regularizer=keras_nern.SmoothnessRegularizer(filters=0.1)
     ... )
 
-    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554, section 3.2; the mean, and
-    the scale of the second distance, are ours.
+    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554, section 3.2; the mean, the
+    least norm, and the scale of the second distance, are ours.
     """
 
     def __init__(
@@ -80,7 +86,7 @@ class SmoothnessRegularizer(keras.regularizers.Regularizer):
         distance: str = "auto",
     ) -> None:
         for name, value in (("filters", filters), ("channels", channels)):
-            if not 0 <= value < float("inf"):
+            if not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
                 raise ValueError(
                     f"{name} must be a finite strength, at least 0. Received: {name}={value!r}"
                 )
@@ -156,7 +162,7 @@ class SumOfRegularizers(keras.regularizers.Regularizer):
 def add_regularizer(
     model: keras.Model,
     regularizer: str | dict | Callable[[Tensor], Tensor] | None = None,
-    layers: Callable[[keras.layers.Layer], bool] | None = None,
+    layers: Choice = None,
 ) -> keras.Model:
     """Adds a regularizer to the convolutions of a model that exists, in place.
 
@@ -167,14 +173,17 @@ def add_regularizer(
         model: a built `keras.Model`; what is nested in it is entered.
         regularizer: what `keras.regularizers.get` takes; `None` for a
             `SmoothnessRegularizer()`. Defaults to `None`.
-        layers: a function from a layer to whether it gets the regularizer; `None` for
-            every convolution. Defaults to `None`.
+        layers: the convolutions that get it, in the terms of `NeRNModel(include=...)`: a
+            name or path, a compiled regular expression, a function from a layer to a bool,
+            or a list of these; `None` for all whose kernel is a variable (under LoRA it is
+            none). Defaults to `None`.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: where no layer gets it, or the model is not built.
+        ValueError: where no layer gets it, `layers` names one that is not there, or the
+            model is not built.
 
     Example:
 
@@ -184,10 +193,15 @@ def add_regularizer(
     if not model.built:
         raise ValueError(f"model must be built. Received: {model.name!r}, which is not")
     regularizer = keras.regularizers.get(regularizer) or SmoothnessRegularizer()
+    convolutions = {
+        path: layer for path, layer in walk_layers(model) if isinstance(layer, CONVOLUTIONS)
+    }
+    selection = Selection("layers", layers)
+    selection.check(convolutions)
     chosen = [
         (layer, getattr(layer, variable), [name for name in arguments if hasattr(layer, name)])
-        for _, layer in walk_layers(model)
-        if isinstance(layer, CONVOLUTIONS) and (layers is None or layers(layer))
+        for path, layer in convolutions.items()
+        if not selection.given or selection.takes(path, layer)
         for variable, arguments in ARGUMENTS.items()
         if isinstance(getattr(layer, variable, None), keras.Variable)
     ]
@@ -211,11 +225,10 @@ def add_regularizer(
 
 
 def _directions(kernels: Tensor) -> Tensor:
-    """Kernels `(weights, channels, filters)` at norm 1; those that have none as zeros."""
+    """Kernels `(weights, channels, filters)` at norm 1, small ones below."""
     squares = ops.sum(kernels**2, axis=0, keepdims=True)
-    has_norm = squares > SMALLEST_NORM**2
-    norms = ops.sqrt(ops.where(has_norm, squares, 1.0))
-    return ops.where(has_norm, kernels / norms, 0.0)
+    least = ops.maximum(LEAST_SHARE**2 * ops.mean(squares), SMALLEST_NORM**2)
+    return kernels / ops.sqrt(ops.maximum(squares, least))
 
 
 def _in_units_of_rms(kernels: Tensor) -> Tensor:

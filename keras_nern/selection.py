@@ -63,7 +63,7 @@ def find_kernels(
     >>> unwanted = [re.compile("^stem"), "head"]
     >>> kernels, kept = find_kernels(model, exclude=unwanted, include_dense=True)
     """
-    included, excluded = _Choice("include", include), _Choice("exclude", exclude)
+    included, excluded = Selection("include", include), Selection("exclude", exclude)
     kinds = (*CONVOLUTIONS, keras.layers.Dense) if include_dense else CONVOLUTIONS
     layers = walk_layers(model)
     candidates = {path: layer for path, layer in layers if isinstance(layer, kinds)}
@@ -100,8 +100,19 @@ def find_kernels(
     return kernels, kept
 
 
-class _Choice:
-    """Layers chosen by names, regular expressions and functions."""
+class Selection:
+    """Layers chosen by names, regular expressions and functions.
+
+    Args:
+        argument: the name of the user's argument, for messages.
+        choice: what was given, see `Choice`.
+
+    Attributes:
+        given: whether it was anything but `None`.
+
+    Raises:
+        ValueError: where it is none of these.
+    """
 
     def __init__(self, argument: str, choice: Choice) -> None:
         self.argument = argument
@@ -115,8 +126,13 @@ class _Choice:
                     f"function from a layer to a bool, or a list of these. Received: {one!r}"
                 )
 
-    def check(self, candidates: dict[str, keras.layers.Layer], include_dense: bool) -> None:
-        """Raises a ValueError for names that are no candidate's."""
+    def check(self, candidates: dict[str, keras.layers.Layer], include_dense: bool = True) -> None:
+        """Raises a ValueError for names that are no candidate's.
+
+        Args:
+            candidates: dict from path to layer.
+            include_dense: whether Dense layers are among them. Defaults to `True`.
+        """
         names = set(candidates) | {layer.name for layer in candidates.values()}
         unknown = [one for one in self.choices if isinstance(one, str) and one not in names]
         if unknown:

@@ -80,15 +80,20 @@ class SmoothnessReport:
         shapes: their shapes.
         cosines: a dict from order (`"as trained"`, `"cross_filter, greedy"`, ...) to a
             float64 array `(layers, 2)`, along channels and along filters.
-        bits: a dict from order to the bits it costs.
-        metric: what the orders call near.
+        permutations: a dict from order to the `Permutation`, for `NeRNModel`.
+        metric: what the orders that were searched for call near.
     """
 
     layers: list
     shapes: list
     cosines: dict
-    bits: dict
+    permutations: dict
     metric: str
+
+    @property
+    def bits(self) -> dict[str, float]:
+        """A dict from order to the bits it costs."""
+        return {order: one.bits for order, one in self.permutations.items()}
 
     def mean(self, order: str) -> np.ndarray:
         """The mean over all layers, along channels and along filters: `(2,)`."""
@@ -136,50 +141,59 @@ class SmoothnessReport:
 
 def smoothness_report(
     model: keras.Model,
-    kinds: str | Sequence[str] = ("in_filter", "cross_filter"),
+    kinds: str | Permutation | Sequence[str | Permutation] = ("in_filter", "cross_filter"),
     methods: str | Sequence[str] = ("greedy",),
-    metric: str = "cosine",
+    metric: str = "euclidean",
     verbose: str | int = "auto",
     **selection: Any,
 ) -> SmoothnessReport:
     """Measures how smooth a model's kernels are, and would be under permutations.
 
     Args:
-        model: a built `keras.Model`.
-        kinds: of permutation (see `permutations`). Defaults to both.
+        model: a built `keras.Model`; for a `NeRNModel` give its `base`, and its
+            `kernel_permutation()` among the kinds.
+        kinds: of permutation (see `permutations`), each found by every method; or a
+            `Permutation` to be measured as it is. Defaults to both kinds.
         methods: of finding one (see `tours`). Defaults to `("greedy",)`.
-        metric: what they call near. Defaults to `"cosine"`, which is what is measured.
+        metric: what they call near. Defaults to `"euclidean"`, as for `NeRNModel`; what is
+            measured are cosines.
         verbose: as for `Permutation.of`. Defaults to `"auto"`.
         **selection: arguments of `blocks.Blocks` (`view`, `include`, ...), as they are
             given to `NeRNModel`.
 
     Returns:
-        A `SmoothnessReport`: print it, or `plot()` it.
+        A `SmoothnessReport`: print it, or `plot()` it. Its `permutations` are those found.
 
     Raises:
-        ValueError: for another kind, method or metric, before any is computed, or a
-            model without kernels to represent.
+        ValueError: for another kind, method or metric, before any is computed, a
+            `Permutation` of another model, or a model without kernels to represent.
 
     Example:
 
     >>> report = keras_nern.smoothness_report(base)
     >>> print(report)
-    >>> report.plot().savefig("smoothness.png")
+    >>> nern = keras_nern.NeRNModel(base, permutation=report.permutations["in_filter, greedy"])
     """
-    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    kinds = (kinds,) if isinstance(kinds, (str, Permutation)) else kinds
     methods = (methods,) if isinstance(methods, str) else methods
-    for kind in kinds:
-        for method in methods:
-            Permutation.validate(kind, method, metric)
+    given = [kind for kind in kinds if isinstance(kind, Permutation)]
+    wanted = [
+        (kind, method) for kind in kinds if not isinstance(kind, Permutation) for method in methods
+    ]
+    for kind, method in wanted:
+        Permutation.validate(kind, method, metric)
     blocks = Blocks(model, **selection)
-    for kind in kinds:
-        for method in methods:
-            Permutation.check_size(blocks.grids, kind, method)
+    for permutation in given:
+        permutation.check(blocks.grids)
+    for kind, method in wanted:
+        Permutation.check_size(blocks.grids, kind, method)
     permutations = {AS_TRAINED: Permutation.of(blocks, None)}
-    for kind in kinds:
-        for method in methods:
-            found = Permutation.of(blocks, kind, method, metric, verbose)
-            permutations[f"{kind}, {method}"] = found
+    for number, permutation in enumerate(given, start=1):
+        name = f"{permutation.kind}, given"
+        permutations[name if name not in permutations else f"{name} ({number})"] = permutation
+    for kind, method in wanted:
+        found = Permutation.of(blocks, kind, method, metric, verbose)
+        permutations[f"{kind}, {method}"] = found
     cosines = {
         name: np.array(
             [
@@ -193,6 +207,6 @@ def smoothness_report(
         layers=[kernel.name for kernel in blocks.kernels],
         shapes=[kernel.shape for kernel in blocks.kernels],
         cosines=cosines,
-        bits={name: permutation.bits for name, permutation in permutations.items()},
+        permutations=permutations,
         metric=metric,
     )

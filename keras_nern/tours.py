@@ -4,8 +4,7 @@ An order is smooth where the steps between neighbours are short, so that the bes
 is the shortest path that visits all n vectors once. Three methods, each at least as
 good as the one before it:
 
-* `greedy`: start at index 0, go on to the nearest vector not yet visited (the lowest
-  index among equals), as in the paper.
+* `greedy`: start at index 0, go on to the nearest vector not yet visited, as in the paper.
 * `two_opt`: the greedy path, shortened by 2-opt and Or-opt moves until none helps
   (see `local_search`).
 * `fast_tsp`: the package of that name (`pip install keras-nern[tsp]`), which searches
@@ -18,9 +17,10 @@ import numpy as np
 
 from keras_nern.hints import Progress
 from keras_nern.local_search import Path
-from keras_nern.nearest_neighbours import METRICS, prepared, scores, validate
+from keras_nern.nearest_neighbours import METRICS, directions, prepared, scores, validate
 
 METHODS = ("greedy", "two_opt", "fast_tsp")
+PASSES = {"greedy": 1, "two_opt": 2, "fast_tsp": 3}  # each begins with the ones before it
 FAST_TSP_LIMIT = 10_000  # vectors; it takes all their distances
 LONGEST_STEP = 65_535  # the largest distance it takes
 
@@ -38,8 +38,8 @@ def order_vectors(
         method: `"greedy"`, `"two_opt"` or `"fast_tsp"`. Defaults to `"greedy"`.
         metric: `"cosine"` or `"euclidean"`. Defaults to `"euclidean"`.
         progress: a function called, as the work goes on, with the number of vectors done
-            since it was last called, or `None`: n in all, 2 n by the others.
-            Defaults to `None`.
+            since it was last called, or `None`: n in all for each of the `PASSES` of the
+            method. Defaults to `None`.
 
     Returns:
         int64 array `(n,)`, a permutation of `range(n)`.
@@ -66,12 +66,14 @@ def order_vectors(
         return order
     if len(order) < 3:
         if progress:
-            progress(len(order))
+            progress((PASSES[method] - 1) * len(order))
         return order
     order = Path(vectors, order, metric).improve(progress)
     if method == "two_opt":
         return order
     found = _fast_tsp(vectors, metric)
+    if progress:
+        progress(len(order))
     lengths = [Path(vectors, path, metric).length() for path in (order, found)]
     return found if lengths[1] < lengths[0] else order
 
@@ -91,8 +93,11 @@ def path_length(vectors: np.ndarray, order: np.ndarray, metric: str = "euclidean
     vectors = np.asarray(vectors, "float64")[order]
     if metric == "euclidean":
         return float(np.linalg.norm(vectors[1:] - vectors[:-1], axis=1).sum())
-    units = prepared(vectors, metric).astype("float64")
-    return float((1 - (units[1:] * units[:-1]).sum(axis=1)).sum())
+    units = directions(vectors)
+    lengths = np.square(units).sum(axis=1)  # 1, or 0 where there is no direction
+    # 1 - cos, in a form that is exact near 0
+    steps = np.square(units[1:] - units[:-1]).sum(axis=1) / 2
+    return float(np.where(lengths[1:] * lengths[:-1] > 0, steps, 1.0).sum())
 
 
 def _greedy(vectors: np.ndarray, metric: str, progress: Progress | None) -> np.ndarray:

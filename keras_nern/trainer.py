@@ -340,6 +340,10 @@ class RepresentationTrainer(RepresentationCompiler):
     def train_on_batch(self, *args: Any, **kwargs: Any) -> None:
         """Is not for this model, whose phases and rates `fit` plans.
 
+        Args:
+            *args: as for `keras.Model.train_on_batch`.
+            **kwargs: as for it.
+
         Raises:
             NotImplementedError: always.
         """

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from torch_states import torch_state
 
-from keras_nern import models
+from keras_nern import models, smoothness_report
 
 # Parameters of the field's ResNets with option A: He et al. give 0.27, 0.46, 0.66 and
 # 0.85 million. By hand: the stem, 2 n blocks of two 3x3 per stage, BN, Dense.
@@ -107,6 +107,35 @@ def test_refuses_weights_that_do_not_fit_and_changes_nothing(change, message):
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         models.resnet_cifar(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "filters"),
+    # the table of docs/smoothness.md
+    [("resnet20-cifar10", 0.033, 0.013), ("resnet20-cifar10-smooth", 0.657, 0.629)],
+)
+def test_the_packages_own_networks_are_as_smooth_as_the_docs_say(name, channels, filters):
+    model = models.load(name)
+    found = smoothness_report(model, kinds=()).mean("as trained")
+    assert found == pytest.approx([channels, filters], abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "accuracy"),
+    [
+        ("resnet20-cifar10", 88.10),
+        pytest.param("resnet20-cifar10-smooth", 87.12, marks=pytest.mark.slow),
+    ],
+)
+def test_the_packages_own_networks_reach_their_accuracy(name, accuracy, cifar10):
+    images, labels = cifar10
+    predicted = models.load(name).predict(images, batch_size=500, verbose=0).argmax(axis=1)
+    assert 100 * np.mean(predicted == labels) == pytest.approx(accuracy, abs=0.02)
+
+
+def test_refuses_a_network_that_the_package_does_not_have():
+    with pytest.raises(ValueError, match=r"one of .*'resnet20-cifar10'.*Received: .*'resnet18'"):
+        models.load("resnet18")
 
 
 @pytest.mark.parametrize(

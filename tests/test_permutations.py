@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from slow_paths import slow_greedy
 
-from keras_nern import Permutation, permutations
+from keras_nern import Permutation, permutations, tours
 from keras_nern.blocks import Blocks
 from keras_nern.nearest_neighbours import METRICS
 
@@ -216,10 +216,41 @@ def test_unknown_names(base):
         permutations.block_order(np.zeros((1, 1, 9)), None, metric="angle")
 
 
+@pytest.mark.parametrize("method", tours.METHODS[1:])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_no_path_is_longer_than_the_greedy_one(method, metric):
+    if method == "fast_tsp":
+        pytest.importorskip("fast_tsp", reason="install keras-nern[tsp]")
+    for seed in range(4 if method == "two_opt" else 1):
+        blocks = np.random.default_rng(seed).normal(size=(8, 8, 9))
+        flat = blocks.reshape(64, 9)
+        orders = [
+            permutations.block_order(blocks, "cross_filter", one, metric)
+            for one in ("greedy", method)
+        ]
+        lengths = [tours.path_length(flat, order, metric) for order in orders]
+        assert lengths[1] < lengths[0]
+        orders = [
+            permutations.block_order(blocks, "in_filter", one, metric) for one in ("greedy", method)
+        ]
+        for number in range(8):
+            found = []
+            for order in orders:
+                rows = order.reshape(8, 8)
+                row = rows[rows[:, 0] // 8 == number][0]
+                found.append(tours.path_length(flat, row, metric))
+            assert found[1] <= found[0] + 1e-6
+
+
 @pytest.mark.parametrize(("verbose", "shown"), [(1, True), (0, False), ("auto", False)])
-def test_progress_bar(base, verbose, shown, capsys):
-    Permutation.of(base, "cross_filter", "two_opt", verbose=verbose)
-    total = 2 * Blocks(base).num_blocks
+@pytest.mark.parametrize("kind", ["cross_filter", "in_filter"])
+def test_progress_bar(base, kind, verbose, shown, capsys):
+    Permutation.of(base, kind, "two_opt", verbose=verbose)
+    blocks = Blocks(base)
+    paths = blocks.num_blocks
+    if kind == "in_filter":
+        paths += sum(filters for filters, _ in blocks.grids)
+    total = 2 * paths
     output = capsys.readouterr().out
     assert (f"{total}/{total}" in output) == shown
     assert bool(output) == shown

@@ -1,4 +1,5 @@
 import math
+import re
 
 import keras
 import numpy as np
@@ -11,9 +12,9 @@ from keras_nern import SmoothnessRegularizer, SumOfRegularizers, add_regularizer
 RNG = np.random.default_rng(0)
 
 
-def _cosine_distance(u, v):
-    norms = np.linalg.norm(u) * np.linalg.norm(v)
-    return 1 - (float(u.ravel() @ v.ravel()) / norms if norms > 0 else 0.0)
+def _cosine_distance(u, v, least=1e-12):
+    norms = max(np.linalg.norm(u), least) * max(np.linalg.norm(v), least)
+    return 1 - float(u.ravel() @ v.ravel()) / norms
 
 
 def _slow_penalty(kernel, filters, channels, reduction, distance=_cosine_distance):
@@ -74,10 +75,11 @@ def test_squared_distance_is_in_units_of_the_layers_rms(shape, distance):
 def test_gradient_matches_finite_differences(shape, distance):
     kernel = tf.Variable(RNG.normal(size=shape).astype("float32"))
     regularizer = SmoothnessRegularizer(0.3, 0.7, "sum", distance)
+    step = 1e-2
+    kernel[..., 1, 2].assign(0.02 * kernel[..., 1, 2])  # one below the least norm
     with tf.GradientTape() as tape:
         penalty = regularizer(kernel)
     gradient = tape.gradient(penalty, kernel).numpy()
-    step = 1e-2
     for index in np.ndindex(shape):
         values = []
         for sign in (1, -1):
@@ -102,7 +104,27 @@ def test_zero_kernels_give_no_nan(distance, zeros):
     assert np.isfinite(gradient).all()
     if distance == "cosine":
         assert float(penalty) == pytest.approx(_slow_penalty(kernel, 1, 1, "mean"), rel=1e-5)
-        np.testing.assert_array_equal(gradient[:, :, 1, 2], 0)
+
+
+def _least_norm(kernel):
+    """A tenth of the root mean square of the norms."""
+    return 0.1 * np.sqrt(np.mean(np.sum(kernel**2, axis=(0, 1), dtype="float64")))
+
+
+@pytest.mark.parametrize("norm", [1e-2, 1e-6, 1e-9, 1e-11])
+def test_small_kernels_do_not_outweigh_the_others(norm):
+    kernel = RNG.normal(size=(3, 3, 6, 6)).astype("float32")
+    kernel[:, :, 2, 3] *= norm / np.linalg.norm(kernel[:, :, 2, 3])
+    least = _least_norm(kernel)
+    expected = _slow_penalty(kernel, 1, 1, "mean", lambda u, v: _cosine_distance(u, v, least))
+    variable = tf.Variable(kernel)
+    with tf.GradientTape() as tape:
+        penalty = SmoothnessRegularizer(1.0, 1.0)(variable)
+    assert float(penalty) == pytest.approx(expected, rel=1e-5)
+    # four of 30 + 30 pairs have it, and each pulls by at most 1 / least
+    gradient = tape.gradient(penalty, variable).numpy()
+    assert np.linalg.norm(gradient[:, :, 2, 3]) <= 4 / 30 / least
+    assert np.linalg.norm(gradient[:, :, 2, 3]) > 0
 
 
 @pytest.mark.parametrize("name", ["smoothness_regularizer", "SmoothnessRegularizer"])
@@ -201,6 +223,19 @@ def test_is_added_to_chosen_layers_only():
     assert model.get_layer("plain").kernel.regularizer is None
     with pytest.raises(ValueError, match=r"at least one convolution to regularize.*'plain'"):
         add_regularizer(model, layers=lambda layer: False)
+
+
+@pytest.mark.parametrize("layers", ["nested/inner", ["inner"], re.compile("^nested/"), ("inner",)])
+def test_layers_are_chosen_as_for_a_representation(layers):
+    model = _classifier()
+    add_regularizer(model, layers=layers)
+    assert model.get_layer("nested").get_layer("inner").kernel.regularizer is not None
+    assert model.get_layer("plain").kernel.regularizer is None
+
+
+def test_refuses_layers_that_are_not_there():
+    with pytest.raises(ValueError, match=r"layers must name layers .*Received: \['outer'\]"):
+        add_regularizer(_classifier(), layers=["plain", "outer"])
 
 
 def test_needs_a_model_that_is_built():

@@ -50,7 +50,8 @@ def test_report(base):
         *("in_filter, greedy", "in_filter, two_opt"),
         *("cross_filter, greedy", "cross_filter, two_opt"),
     ]
-    permutation = Permutation.of(base, "in_filter", "two_opt", "cosine")
+    permutation = Permutation.of(base, "in_filter", "two_opt", "euclidean")
+    assert report.permutations["in_filter, two_opt"] == permutation
     for index, name in enumerate(report.layers):
         kernel = base.get_layer(name).kernel.numpy()
         assert report.shapes[index] == kernel.shape
@@ -64,10 +65,26 @@ def test_report(base):
     assert report.mean("cross_filter, greedy")[0] > report.mean("as trained")[0]
 
 
+def test_report_measures_a_permutation_that_is_there(base):
+    found = Permutation.of(base, "cross_filter", "greedy", "cosine")
+    report = smoothness_report(base, kinds=["cross_filter", found, found.inverse()])
+    assert list(report.cosines) == [
+        *("as trained", "cross_filter, given", "cross_filter, given (2)"),
+        "cross_filter, greedy",
+    ]
+    assert report.permutations["cross_filter, given"] is found
+    expected = smoothness_report(base, "cross_filter", metric="cosine")
+    np.testing.assert_array_equal(
+        report.cosines["cross_filter, given"], expected.cosines["cross_filter, greedy"]
+    )
+    with pytest.raises(ValueError, match="Expected a permutation of the base's blocks"):
+        smoothness_report(base, Permutation([(2, 2)]))
+
+
 def test_report_prints_a_row_per_layer(base):
     report = smoothness_report(base, kinds=("cross_filter",))
     lines = str(report).splitlines()
-    assert "along channels / along filters; orders by cosine" in lines[0]
+    assert "along channels / along filters; orders by euclidean" in lines[0]
     for name, (channels, filters) in zip(
         report.layers, report.cosines["cross_filter, greedy"], strict=True
     ):

@@ -106,12 +106,22 @@ def test_refuses_what_is_not_finite(bad):
         tours.order_vectors([[0.0, 1.0], [bad, 1.0]])
 
 
-@pytest.mark.parametrize(("method", "rounds"), [("greedy", 1), ("two_opt", 2)])
+@pytest.mark.parametrize(("method", "rounds"), [("greedy", 1), ("two_opt", 2), ("fast_tsp", 3)])
 @pytest.mark.parametrize("n", [1, 2, 200])
 def test_progress_adds_up(method, rounds, n):
+    if method == "fast_tsp":
+        pytest.importorskip("fast_tsp", reason="install keras-nern[tsp]")
     done = []
     tours.order_vectors(RNG.normal(size=(n, 3)), method, progress=done.append)
     assert sum(done) == rounds * n
+
+
+def test_the_length_of_a_path_is_exact_where_vectors_are_nearly_parallel():
+    angles = np.array([0.0, 1e-6, 3e-6])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[1.0], [1e9], [1e-9]]
+    expected = (1e-12 + 4e-12) / 2  # 1 - cos(x) is x^2 / 2
+    assert tours.path_length(vectors, [0, 1, 2], "cosine") == pytest.approx(expected, rel=1e-3)
+    assert tours.path_length(np.array([[1.0, 2], [2, 4], [0, 0]]), [0, 1, 2], "cosine") == 1.0
 
 
 def test_unknown_names():
