@@ -39,11 +39,16 @@ class RangeReader:
         share = 2**BITS // size
         return self.symbol([share * i for i in range(size)] + [2**BITS])
 
-    def order(self, size):
-        """An order of so many blocks, up to 2^20."""
+    def order(self, size, largest=2**20):
+        """An order of so many blocks; `largest` numbers are the most that come in one part."""
+        parts = [
+            self.uniform(i + 1) if i + 1 <= largest else self.uniform(-(-(i + 1) // 1024)) * 1024
+            for i in range(1, size)
+        ]
         order = list(range(size))
-        for i in range(1, size):
-            j = self.uniform(i + 1)
+        for i, j in enumerate(parts, start=1):
+            if i + 1 > largest:
+                j += self.uniform(1024)
             order[i], order[j] = order[j], order[i]
         return order
 

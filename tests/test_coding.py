@@ -136,6 +136,13 @@ def test_large_swaps_are_coded_in_two_parts(monkeypatch):
     assert 8 * len(data) <= 1.02 * permutation.bits
 
 
+def test_swaps_in_two_parts_are_as_specified(monkeypatch):
+    monkeypatch.setattr(coding, "LARGEST_DIGIT", 2**11)
+    permutation = some_permutation([(50, 50)], "cross_filter")
+    reader = RangeReader(coding.encode_orders(permutation))
+    assert reader.order(2500, largest=2**11) == permutation.orders[0].tolist()
+
+
 def test_refuses_a_swap_with_what_is_not_there(monkeypatch):
     monkeypatch.setattr(coding, "LARGEST_DIGIT", 2**11)
     encoder = constriction.stream.queue.RangeEncoder()
