@@ -48,7 +48,7 @@ class NeRNModel(RepresentationSaver):
             or `"cross_filter"`, or a `Permutation` computed before. Defaults to `None`.
         encoding: a Keras layer from coordinates `(n, 3)` to features; `None` for
             `PositionalEncoding()`. Defaults to `None`.
-        metric: what a permutation calls near: `"euclidean"`, or the paper's
+        metric: what a named permutation calls near: `"euclidean"`, or the paper's
             `"cosine"`. Defaults to `"euclidean"`, which is easier to fit across
             filters (benchmarks/README.md).
         permutation_method: how a named permutation is found: `"greedy"`, `"two_opt"` or
@@ -131,14 +131,12 @@ class NeRNModel(RepresentationSaver):
         self.exclude = exclude
         self.include_dense = include_dense
         self.feature_maps = feature_maps
-        self.permutation_method: str | None = permutation_method
-        self.metric: str | None = metric
-        if isinstance(permutation, Permutation):
-            self.permutation_method = self.metric = None  # not known
-        else:
+        if not isinstance(permutation, Permutation):
             permutation = Permutation.of(blocks, permutation, permutation_method, metric)
         permutation.check(blocks.grids)
         self.permutation = permutation.kind
+        self.permutation_method = permutation.method
+        self.metric = permutation.metric
         self.encoding = encoding
         self.normalize = normalize
         self.predictor = KernelPredictor(
@@ -277,10 +275,11 @@ class NeRNModel(RepresentationSaver):
     def kernel_permutation(self) -> Permutation:
         """The order of the blocks as a `Permutation`."""
         grids = self._original.blocks.grids
+        found_by = self.permutation_method, self.metric
         if self.positions is None:
-            return Permutation(grids, kind=None)
+            return Permutation(grids, None, None, *found_by)
         positions = keras.ops.convert_to_numpy(self.positions)
-        return Permutation.from_positions(positions, grids, self.permutation)
+        return Permutation.from_positions(positions, grids, self.permutation, *found_by)
 
     def _with_predictor(self, bits: int | None, pruned: bool) -> "NeRNModel":
         """This representation with another kind of kernels, which hold nothing yet."""
@@ -296,7 +295,6 @@ class NeRNModel(RepresentationSaver):
             **{name: getattr(self, name) for name in names},
         )
         other.predictor.encoding.set_weights(self.predictor.encoding.get_weights())
-        other.metric, other.permutation_method = self.metric, self.permutation_method
         other.scales.assign(self.scales)
         other.compile_from_config(self.get_compile_config())
         other.reconstruction_iterations.assign(self.reconstruction_iterations)
@@ -338,16 +336,13 @@ class NeRNModel(RepresentationSaver):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         # The order of the original's blocks is loaded, not searched for again among
         # the fresh weights of its copy.
-        kind = config["permutation"]
-        Permutation.validate(kind)
+        found = [config[name] for name in ("permutation", "permutation_method", "metric")]
         selection = {
             name: config[name]
             for name in ("view", "block_size", "include", "exclude", "include_dense")
         }
         grids = Blocks(config["base"], **selection).grids
-        model = cls(**{**config, "permutation": Permutation(grids, kind=kind)})
-        model.metric = config["metric"]
-        model.permutation_method = config["permutation_method"]
+        model = cls(**{**config, "permutation": Permutation(grids, None, *found)})
         model._base_is_own = True
         return model
 

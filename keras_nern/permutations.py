@@ -52,14 +52,17 @@ class Permutation:
             position p; `None` for the blocks as they stand. Defaults to `None`.
         kind: `None`, `"in_filter"` or `"cross_filter"`, which tells what bits the
             orders cost. Defaults to `"cross_filter"`.
+        method, metric: by which the orders were found, for information; `None` where that
+            is not known. Default to `None`.
 
     Attributes:
         grids: tuple of `(filters, columns)`.
         orders: tuple of int64 arrays, not to be written to.
-        kind: as given.
+        kind, method, metric: as given.
 
     Raises:
-        ValueError: for another kind, or orders that are not permutations of that kind.
+        ValueError: for another kind, method or metric, or orders that are not
+            permutations of that kind.
 
     Example:
 
@@ -75,9 +78,13 @@ class Permutation:
         grids: ArrayLike,
         orders: Sequence[ArrayLike] | None = None,
         kind: str | None = "cross_filter",
+        method: str | None = None,
+        metric: str | None = None,
     ) -> None:
-        validate("permutation", kind, PERMUTATIONS)
+        self.validate(kind, method or METHODS[0], metric or METRICS[0])
         self.kind = kind
+        self.method = method
+        self.metric = metric
         grids = np.asarray(grids)
         if grids.ndim != 2 or grids.shape[1] != 2 or not _counts(grids):
             raise ValueError(
@@ -138,7 +145,7 @@ class Permutation:
         blocks = model if isinstance(model, Blocks) else Blocks(model, **selection)
         cls.check_size(blocks.grids, kind, method)
         if kind is None:
-            return cls(blocks.grids, kind=None)
+            return cls(blocks.grids, None, kind, method, metric)
         progress = None
         if verbose == 1 or (verbose == "auto" and blocks.num_blocks >= PROGRESS_FROM):
             paths = blocks.num_blocks  # what all paths have to visit
@@ -150,18 +157,24 @@ class Permutation:
             block_order(blocks.kernel_blocks(index), kind, method, metric, progress)
             for index in range(len(blocks.kernels))
         ]
-        return cls(blocks.grids, orders, kind)
+        return cls(blocks.grids, orders, kind, method, metric)
 
     @classmethod
     def from_positions(
-        cls, positions: ArrayLike, grids: Sequence[Grid], kind: str | None = "cross_filter"
+        cls,
+        positions: ArrayLike,
+        grids: Sequence[Grid],
+        kind: str | None = "cross_filter",
+        method: str | None = None,
+        metric: str | None = None,
     ) -> Self:
         """Reads the orders from positions, the inverse of `positions`.
 
         Args:
             positions: int array `(blocks,)`.
             grids: for each layer `(filters, columns)`.
-            kind: as for the constructor. Defaults to `"cross_filter"`.
+            kind, method, metric: as for the constructor. Default to `"cross_filter"`,
+                `None` and `None`.
 
         Returns:
             A `Permutation`.
@@ -173,7 +186,7 @@ class Permutation:
         parts = np.split(np.asarray(positions), ends[:-1])
         for index, part in enumerate(parts):
             check_order(part, math.prod(grids[index]), index)
-        return cls(grids, [invert(part) for part in parts], kind)
+        return cls(grids, [invert(part) for part in parts], kind, method, metric)
 
     @staticmethod
     def check_size(grids: Iterable[Grid], kind: str | None, method: str) -> None:
@@ -231,6 +244,8 @@ class Permutation:
             np.savez_compressed(
                 file,
                 kind=np.array(self.kind or ""),
+                method=np.array(self.method or ""),
+                metric=np.array(self.metric or ""),
                 grids=np.array(self.grids, "int64").reshape(-1, 2),
                 orders=np.concatenate([np.empty(0, "int32"), *self.orders]).astype("int32"),
             )
@@ -261,11 +276,12 @@ class Permutation:
                 raise ValueError(f"it would take {size:,} bytes")
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
-                kind, grids, orders = (arrays[name] for name in ("kind", "grids", "orders"))
+                grids, orders = arrays["grids"], arrays["orders"]
+                names = [str(arrays[name]) or None for name in ("kind", "method", "metric")]
             counts = np.prod(grids, axis=1)
             if counts.sum() != len(orders):
                 raise ValueError(f"{len(orders)} entries for {counts.sum()} blocks")
-            return cls(grids, np.split(orders, np.cumsum(counts)[:-1]), str(kind) or None)
+            return cls(grids, np.split(orders, np.cumsum(counts)[:-1]), *names)
         except DAMAGED as error:
             raise ValueError(
                 f"Expected a file that Permutation.save wrote. Received: {str(path)!r} ({error})"

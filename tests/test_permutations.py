@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from slow_paths import slow_greedy
 
-from keras_nern import Permutation, permutations, tours
+from keras_nern import NeRNModel, Permutation, permutations, tours
 from keras_nern.blocks import Blocks
 from keras_nern.nearest_neighbours import METRICS
 
@@ -117,6 +117,19 @@ def test_is_saved_whole_and_loaded(permutation, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_knows_how_it_was_found(base, tmp_path):
+    found = Permutation.of(base, "in_filter", "two_opt", "cosine")
+    found.save(tmp_path / "order.npz")
+    loaded = Permutation.load(tmp_path / "order.npz")
+    of_model = NeRNModel(base, 4, permutation=loaded).kernel_permutation()
+    for one in (found, loaded, of_model):
+        assert (one.method, one.metric) == ("two_opt", "cosine")
+    unknown = Permutation(found.grids, found.orders, "in_filter")
+    unknown.save(tmp_path / "order.npz")
+    assert Permutation.load(tmp_path / "order.npz").method is None
+    assert unknown == found  # the order is what counts
+
+
 def test_no_permutation_is_saved_and_loaded_too(base, tmp_path):
     nothing = Permutation.of(base, None)
     assert nothing.bits == 0
@@ -135,24 +148,31 @@ def test_files_that_hold_none_are_refused(permutation, tmp_path):
     permutation.save(path)
     whole = path.read_bytes()
     orders = np.concatenate(permutation.orders)
-    kind, grids = np.array(permutation.kind), np.array(permutation.grids)
     doubled = orders.copy()
     doubled[0] = doubled[1]
-    for write in (
-        lambda: path.write_bytes(whole[: len(whole) // 2]),
-        lambda: path.write_bytes(b""),
-        lambda: path.write_text("orders"),
-        lambda: path.write_bytes(_npy(orders)),
-        lambda: np.savez(path, kind=kind, grids=grids),
-        lambda: np.savez(path, kind=kind, grids=grids, orders=orders[1:]),
-        lambda: np.savez(path, kind=kind, grids=grids, orders=doubled),
-        lambda: np.savez(path, kind=kind, grids=grids[0], orders=orders),
-        lambda: np.savez(path, kind=np.array("by name"), grids=grids, orders=orders),
-        lambda: np.savez(path, kind=kind, grids=grids, orders=np.array([{}], dtype=object)),
+    with np.load(path) as held:
+        fields = dict(held)
+    for change, message in (
+        (lambda: path.write_bytes(whole[: len(whole) // 2]), "not a zip file"),
+        (lambda: path.write_bytes(b""), "not a zip file"),
+        (lambda: path.write_text("orders"), "not a zip file"),
+        (lambda: path.write_bytes(_npy(orders)), "not a zip file"),
+        ({"orders": None}, "orders"),
+        ({"orders": orders[1:]}, "entries for"),
+        ({"orders": doubled}, "must be a permutation"),
+        ({"grids": fields["grids"][0]}, "axis 1"),
+        ({"kind": np.array("by name")}, "permutation must be one of"),
+        ({"method": np.array("magic")}, "permutation_method must be one of"),
+        ({"orders": np.array([{}], dtype=object)}, "Object arrays"),
     ):
-        write()
+        if callable(change):
+            change()
+        else:
+            changed = {**fields, **change}
+            np.savez(path, **{name: one for name, one in changed.items() if one is not None})
         with pytest.raises(
-            ValueError, match=r"a file that Permutation.save wrote. Received: .*npz"
+            ValueError,
+            match=rf"a file that Permutation.save wrote. Received: .*npz' \(.*{message}",
         ):
             Permutation.load(path)
 
