@@ -39,6 +39,7 @@ CLASSES = (
     *("keras.layers", "keras.initializers", "keras.regularizers", "keras.constraints"),
     *("keras.dtype_policies", "keras.quantizers", "keras.random", "keras.src.applications"),
     *("keras.src.layers", "keras.src.models", "keras.src.ops", "keras.src.dtype_policies"),
+    *("keras.losses", "keras.metrics", "keras.optimizers"),  # that a registered class may hold
 )
 # Packages that Keras would import for being named.
 IMPORTED = ("keras_hub", "keras_cv", "keras_nlp")
@@ -105,14 +106,14 @@ def _check_class(config: dict[str, Any], functions: Sequence[str]) -> None:
         if not isinstance(dtype, str) or not NUMBERS.fullmatch(dtype):
             raise ValueError(f"it has an array of the type {dtype!r}")
     package = module.partition(".")[0]
-    if name == "__typespec__" or (package in IMPORTED and not _is_registered(config)):
+    if name == "__typespec__" or (package in IMPORTED and not is_registered(config)):
         raise ValueError(f"{module}.{config.get('spec_name', name)} is not registered")
     # Keras joins module and name before it looks them up, so a dot in the name hides a module
     if is_function and package in ("keras", "builtins"):
         known = _is_in(module, functions) and "." not in name
-        if not known and not _is_registered(config):
+        if not known and not is_registered(config):
             raise ValueError(f"{module}.{name} is no function for a layer")
-    elif package == "keras" and not _is_registered(config):
+    elif package == "keras" and not is_registered(config):
         known = module == "keras" or _is_in(module, CLASSES)
         if not known or "." in name or not name[:1].isupper():
             raise ValueError(f"{module}.{name} is no part of a network")
@@ -122,7 +123,7 @@ def _is_in(module: str, modules: Sequence[str]) -> bool:
     return any(module == one or module.startswith(f"{one}.") for one in modules)
 
 
-def _is_registered(config: dict[str, Any]) -> bool:
+def is_registered(config: dict[str, Any]) -> bool:
     """Whether the object that a config names is one that this process registered."""
     name = config.get("config" if config.get("class_name") == "function" else "registered_name")
     return isinstance(name, str) and keras.saving.get_registered_object(name) is not None
@@ -230,8 +231,9 @@ def _said(error: Exception) -> str:
 def check_encoding(encoding: object) -> None:
     """Checks that a predictor's encoding is one layer, from `(n, 3)` to `(n, features)`.
 
-    A predictor runs when a file is read. Of Keras's own layers, several in a row could
-    be told to compute with any amount of numbers, and leave no trace in the shapes of weights.
+    A predictor runs when a file is read. Of Keras's own layers, several in a row, or within one
+    of ours, could be told to compute with any amount of numbers, and leave no trace in the
+    shapes of weights.
 
     Args:
         encoding: what was built from a config.
@@ -241,7 +243,7 @@ def check_encoding(encoding: object) -> None:
     """
     if not isinstance(encoding, keras.layers.Layer):
         raise ValueError(f"its encoding is no layer: {encoding!r}")
-    own = type(encoding).__module__.partition(".")[0] != "keras"
+    own = type(encoding).__module__.partition(".")[0] not in ("keras", "keras_nern")
     if not own and list(encoding._flatten_layers(include_self=False)):
         raise ValueError(
             f"its encoding {encoding.name!r} is made of several of Keras's layers: make it a "

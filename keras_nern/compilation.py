@@ -136,10 +136,6 @@ class RepresentationCompiler(RepresentationEvaluator):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer=optimizer, **kwargs)
         self.optimizer.build(self.trainable_variables)
-        self._runtime.optimizer_state = [
-            keras.ops.convert_to_numpy(variable)
-            for variable in _without_scale(self.optimizer).variables
-        ]
         for name, value in settings.items():
             setattr(self, name, value)
         self.reconstruction_finished = False
@@ -202,12 +198,16 @@ class RepresentationCompiler(RepresentationEvaluator):
         return self.reconstruction_learning_rate
 
     def _reset_optimizer(self) -> None:
-        """Gives the optimizer the state it was compiled with, but for its learning rate."""
-        optimizer = _without_scale(self.optimizer)
+        """Gives the optimizer the state of a new one, but for its learning rate."""
+        # around it may be a loss scale, which is no matter of the phase
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         rate = optimizer.learning_rate  # a variable of its own, unless there is a schedule
-        for variable, value in zip(optimizer.variables, self._runtime.optimizer_state, strict=True):
+        with self.distribute_strategy.scope():
+            new = type(optimizer).from_config(optimizer.get_config())
+            new.build(self.trainable_variables)
+        for variable, other in zip(optimizer.variables, new.variables, strict=True):
             if variable is not rate:
-                variable.assign(value)
+                variable.assign(keras.ops.convert_to_numpy(other))
 
     def _check_callbacks(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
         setters = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
@@ -220,8 +220,3 @@ class RepresentationCompiler(RepresentationEvaluator):
                     "optimizer of your own to set its rate by a callback. Received: "
                     f"{type(callback).__name__}"
                 )
-
-
-def _without_scale(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimizer within a loss scale, which is no matter of the phase."""
-    return getattr(optimizer, "inner_optimizer", optimizer)

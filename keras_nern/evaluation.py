@@ -74,14 +74,21 @@ class RepresentationEvaluator(RepresentationObjective):
         return kernels
 
     def evaluate(
-        self, x: Any = None, y: Any = None, *args: Any, sample_weight: Any = None, **kwargs: Any
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: int | str = "auto",
+        sample_weight: Any = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """Evaluates the rebuilt classifier, beside the original.
 
         Args:
             x: images or (images, labels), as `fit` takes them.
             y: labels, where `x` is an array.
-            sample_weight: as for `keras.Model.evaluate`.
+            batch_size, verbose, sample_weight: as for `keras.Model.evaluate`.
             *args: as for it.
             **kwargs: as for it.
 
@@ -91,7 +98,7 @@ class RepresentationEvaluator(RepresentationObjective):
         """
         shapes = self._original.input_shapes
         x, y, sample_weight = unpacked(x, y, sample_weight, shapes)
-        return super().evaluate(x, y, *args, sample_weight=sample_weight, **kwargs)
+        return super().evaluate(x, y, batch_size, verbose, sample_weight, *args, **kwargs)
 
     def predict_step(self, data: Any) -> Any:
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)

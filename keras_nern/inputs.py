@@ -90,6 +90,8 @@ def check_answers(inputs: Any, labels: Any, weights: Any, name: str = "x") -> No
     Raises:
         ValueError: where there are not.
     """
+    if labels is None and weights is None:
+        return
     counts = {len(array) for array in keras.tree.flatten(inputs)}
     for what, given in (("labels", labels), ("sample weights", weights)):
         for array in [] if given is None else keras.tree.flatten(given):
@@ -108,7 +110,8 @@ def are_arrays(data: Any) -> bool:
     """Whether data is arrays, and not something that yields batches of them."""
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset, types.GeneratorType)):
         return False
-    return hasattr(data, "shape") or type(data).__module__.partition(".")[0] not in LOADERS
+    packages = {one.__module__.partition(".")[0] for one in type(data).__mro__}
+    return hasattr(data, "shape") or packages.isdisjoint(LOADERS)
 
 
 def unpacked(

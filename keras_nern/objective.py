@@ -312,7 +312,6 @@ class Runtime:
         self.compile_arguments: dict[str, Any] = {}  # those that Keras keeps
         self.settings: list[str] = []  # names of ours
         self.unbuilt_metrics = False
-        self.optimizer_state: list[np.ndarray] = []  # as `compile` found or made it
         self.schedule: PlannedCosineDecay | None = None  # the default optimizer's
 
 

@@ -105,6 +105,11 @@ def read_config(parts: dict[str, bytes]) -> dict:
     architecture.check(config["architecture"])
     # the predictor runs while the file is read, so with none but the well-known activations
     architecture.check(predictor, LARGEST_WIDTH, functions=())
+    activation = predictor["activation"]
+    if isinstance(activation, dict):
+        is_function = activation.get("class_name") == "function"
+        if not is_function or not architecture.is_registered(activation):
+            raise ValueError(f"its predictor's activation is no registered function: {activation}")
     return config
 
 
@@ -328,7 +333,11 @@ def _predicted(predictor: KernelPredictor, coordinates: np.ndarray) -> Tensor:
             predictor(coordinates[start : start + chunk])
             for start in range(0, len(coordinates), chunk)
         ]
-    return keras.ops.concatenate(answers)
+        predicted = keras.ops.concatenate(answers)
+    expected = (len(coordinates), predictor.block_length)
+    if tuple(predicted.shape) != expected:
+        raise ValueError(f"its predictor gives {tuple(predicted.shape)} instead of {expected}")
+    return predicted
 
 
 def _as_model(obj: object) -> keras.Model:

@@ -142,6 +142,10 @@ def first_normalisation(
     return layer, probe
 
 
+# Layers that give the numbers they are given, in another shape or the same.
+_PASSING = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Identity)
+
+
 def output_activation(calls: Sequence[Call], output: Tensor) -> Callable | None:
     """What turned logits into an output: softmax, sigmoid, another activation, or None.
 
@@ -151,10 +155,16 @@ def output_activation(calls: Sequence[Call], output: Tensor) -> Callable | None:
     """
     # keras.layers.Softmax, and the operations behind keras.ops.softmax and sigmoid
     by_class = {"Softmax": keras.activations.softmax, "Sigmoid": keras.activations.sigmoid}
-    for call in calls:
-        if call.output is output:
-            known = by_class.get(type(call.operation).__name__)
-            known = known or getattr(call.operation, "activation", None)
-            if known is not None:
-                return known
+    for call in reversed(calls):  # the last come last
+        if call.output is not output:
+            continue
+        if isinstance(call.operation, _PASSING):
+            output = call.inputs[0]
+            continue
+        known = by_class.get(type(call.operation).__name__)
+        known = known or getattr(call.operation, "activation", None)
+        if known is keras.activations.hard_sigmoid:  # a probability as well
+            return keras.activations.sigmoid
+        if known is not None:
+            return known
     return None

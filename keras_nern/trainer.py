@@ -112,6 +112,8 @@ class RepresentationTrainer(RepresentationCompiler):
         """
         needs_tensorflow("fit")
         x, y, sample_weight = unpacked(x, y, sample_weight, self._original.input_shapes)
+        # as Keras has it
+        validation_split = 0.0 if validation_data is not None else validation_split or 0.0
         if not 0 <= validation_split < 1:
             raise ValueError(
                 "validation_split must be at least 0 and below 1. "
@@ -130,14 +132,15 @@ class RepresentationTrainer(RepresentationCompiler):
             )
         if validation_data is not None:
             validation_data = self.examine(validation_data, name="validation_data")
-            validation_split = 0.0  # as Keras has it
             if validation_steps is None and never_ends(validation_data):
                 raise ValueError(
                     "fit needs validation_steps where validation_data never ends. "
                     "Received: validation_steps=None"
                 )
-        if not isinstance(validation_freq, int):  # Keras takes no other than lists
+        if isinstance(validation_freq, Iterable):  # Keras takes no other than lists
             validation_freq = list(validation_freq)
+        else:
+            validation_freq = int(validation_freq)  # or NumPy's
         reconstructs = x is None or self._reconstruction_steps_left()
         if self.layer_output_weight and reconstructs and not self._runtime.moments:
             raise ValueError(

@@ -549,6 +549,32 @@ NETWORK_ENCODING = {
 }
 GRID, HALF = [2**24, 1], [2**23, 1]
 MAX_BYTES = 2**29
+GROWING = {  # 3 numbers become 200 million and a few again
+    "module": "keras",
+    "class_name": "Sequential",
+    "config": {
+        "name": "network",
+        "layers": [
+            {**LAYER, "class_name": "Reshape", "config": {"target_shape": [1, 1, 2]}},
+            {**LAYER, "class_name": "UpSampling2D", "config": {"size": 10_000}},
+            {**LAYER, "class_name": "GlobalAveragePooling2D", "config": {}},
+        ],
+        "build_input_shape": [None, 2],
+    },
+    "registered_name": None,
+}
+PREDICTOR = {
+    "module": "keras_nern",
+    "class_name": "KernelPredictor",
+    "registered_name": "keras_nern>KernelPredictor",
+    "config": {
+        "hidden_size": 2,
+        "num_blocks": 2,
+        "block_length": 2,
+        "encoding": CONFIG["predictor"]["encoding"],
+        "activation": GROWING,
+    },
+}
 HOSTILE = {
     "a Lambda layer": (changed((*LAYERS, 1, LAMBDA)), "'Lambda' is Python code"),
     "a pickled lambda": (changed((*ACTIVATION, PICKLED)), "'__lambda__' is Python code"),
@@ -584,6 +610,18 @@ HOSTILE = {
     "a predictor whose answers are squared": (
         changed(("predictor", "activation", function("keras.ops", "diagflat"))),
         "keras.ops.diagflat is no function for a layer",
+    ),
+    "a predictor with a network for activation": (
+        changed(("predictor", "activation", GROWING)),
+        "its predictor's activation is no registered function",
+    ),
+    "a predictor with another for activation": (
+        changed(("predictor", "activation", PREDICTOR)),
+        "its predictor's activation is no registered function",
+    ),
+    "an encoding that is a predictor": (
+        changed(("predictor", "encoding", PREDICTOR)),
+        "its encoding 'kernel_predictor.*' is made of several of Keras's layers",
     ),
     "an array of long strings": (
         changed((*LAYERS, 1, "config", "bias_initializer", constant("U67108864"))),
@@ -728,6 +766,55 @@ def test_parts_that_are_none_of_the_formats_are_ignored(path):
     expected = keras_nern.load(path)
     path.write_bytes(assembled({**LITERAL, "a": b"anything", "kept.float64": b"else"}))
     assert_same_weights(keras_nern.load(path), expected, atol=0)
+
+
+@keras.saving.register_keras_serializable(package="test_artifact")
+def doubled(x):
+    return keras.ops.concatenate([x, x])
+
+
+def test_refuses_a_predictor_of_other_answers(path):
+    config = changed(("predictor", "activation", function("builtins", "test_artifact>doubled")))
+    path.write_bytes(assembled({**LITERAL, "config": coding.pack(json.dumps(config).encode())}))
+    with pytest.raises(ValueError, match=r"its predictor gives \(4, 4\) instead of \(2, 4\)"):
+        keras_nern.load(path)
+
+
+@keras.saving.register_keras_serializable(package="test_artifact")
+class Trained(keras.Model):
+    """A model that holds what it is trained by."""
+
+    def __init__(self, loss, metric, schedule, **kwargs):
+        super().__init__(**kwargs)
+        self.held = [loss, metric, schedule]
+        self.conv = keras.layers.Conv2D(2, 3)
+
+    def build(self, shape):
+        self.conv.build(shape)
+
+    def call(self, inputs):
+        return self.conv(inputs)
+
+    def get_config(self):
+        held = map(keras.saving.serialize_keras_object, self.held)
+        return {
+            **super().get_config(),
+            **dict(zip(["loss", "metric", "schedule"], held, strict=True)),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        names = ["loss", "metric", "schedule"]
+        held = {name: keras.saving.deserialize_keras_object(config[name]) for name in names}
+        return cls(**{**config, **held})
+
+
+def test_a_base_may_hold_a_loss_a_metric_and_a_schedule(path):
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 5)
+    base = Trained(keras.losses.MeanSquaredError(), keras.metrics.Mean(), schedule)
+    nern = keras_nern.NeRNModel(_called(base), 4)
+    nern.export(path)
+    assert_same_weights(keras_nern.load(path), nern.reconstruct())
 
 
 def test_max_bytes_can_be_chosen(nern, path):

@@ -66,6 +66,14 @@ def test_takes_what_keras_takes_and_counts_its_batches(data, steps):
     assert steps_in(data) == steps
 
 
+def test_leaves_what_else_keras_reads_batches_from_to_keras():
+    loader = type("DataLoader", (), {"__module__": "torch.utils.data.dataloader"})
+    data = type("OfMine", (loader,), {})()
+    assert examine(data, [SHAPE]) is data
+    with pytest.raises(ValueError, match=r"x must be arrays, .*Received: x of type OfNobody"):
+        examine(type("OfNobody", (), {})(), [SHAPE])
+
+
 def test_counts_arrays_by_batch_size_and_split():
     assert steps_in(np.zeros((100, 1)), batch_size=10, validation_split=0.25) == 8
 

@@ -108,6 +108,17 @@ HEADS = {
     ),
     "operation": (lambda: _functional_head(keras.ops.softmax), SOFTMAX),
     "sigmoid operation": (lambda: _functional_head(keras.ops.sigmoid), SIGMOID),
+    "reshaped": (
+        lambda: _headed(
+            keras.layers.Dense(1, activation="sigmoid"),
+            keras.layers.Reshape((1, 1)),
+            keras.layers.Identity(),
+            keras.layers.Dropout(0.5),
+            keras.layers.Flatten(),
+        ),
+        SIGMOID,
+    ),
+    "hard sigmoid": (lambda: _headed(keras.layers.Dense(1, activation="hard_sigmoid")), SIGMOID),
     "nested": (
         lambda: keras.Sequential(
             [keras.Input((4, 4, 1)), _headed(keras.layers.Dense(1, activation="sigmoid"))]

@@ -137,6 +137,34 @@ def test_an_optimizer_of_ones_own_starts_afresh_with_the_phase_only(nern, images
     assert int(nern.optimizer.iterations) == 2
 
 
+def test_an_optimizer_that_was_used_before_starts_afresh_with_the_phase(nern, images):
+    optimizer = keras.optimizers.Adam(1e-2)
+    nern.compile(optimizer, reconstruction_steps=4)
+    nern.fit(steps_per_epoch=4, verbose=0)
+    assert int(optimizer.iterations) == 4
+    nern.compile(optimizer, reconstruction_steps=0)
+    states = []
+
+    def on_epoch_begin(epoch, logs):
+        states.extend(np.abs(variable).max() for variable in optimizer.variables)
+
+    look = keras.callbacks.LambdaCallback(on_epoch_begin=on_epoch_begin)
+    nern.fit(images, verbose=0, callbacks=[look])
+    assert int(optimizer.iterations) == 1
+    assert sorted(states)[-2:] == [0, pytest.approx(1e-2)]  # all but the rate
+
+
+def test_fit_leaves_a_split_that_keras_leaves(nern, images):
+    nern.compile(reconstruction_steps=1)
+    data = tf.data.Dataset.from_tensors(images)
+    given = {"validation_data": data, "validation_split": 0.5, "validation_freq": np.int64(1)}
+    history = nern.fit(data, verbose=0, **given).history
+    assert "val_agreement" in history
+    nern.fit(images, validation_split=None, verbose=0)
+    weights = np.ones(len(images))  # by place, as Keras has them
+    nern.evaluate(images, None, len(images), 0, weights)
+
+
 def test_an_optimizer_of_ones_own_keeps_what_was_set_on_it(nern, images):
     optimizer = keras.optimizers.SGD(0.125, weight_decay=0.5, momentum=0.5)
     optimizer.exclude_from_weight_decay(var_names=["kernel", "bias"])
