@@ -246,13 +246,20 @@ def pack_floats(values: ArrayLike, dtype: str) -> bytes:
         ValueError: where a finite number is too large for the type.
         ImportError: where zstandard is not installed.
     """
-    with np.errstate(over="ignore"):
-        array = np.asarray(values).ravel().astype(np.dtype(dtype).newbyteorder("<"))
-    lost = np.isfinite(np.asarray(values, "float64")).sum() - np.isfinite(array).sum()
+    lost = too_large(values, dtype)
     if lost:
         raise ValueError(f"Expected numbers that {dtype} can hold. Received: {lost} larger ones")
+    array = np.asarray(values).ravel().astype(np.dtype(dtype).newbyteorder("<"))
     planes = array.view("uint8").reshape(-1, array.itemsize).T
     return pack(planes.tobytes())
+
+
+def too_large(values: ArrayLike, dtype: str) -> int:
+    """How many finite numbers are too large for a type, of NumPy's name `dtype`."""
+    values = np.asarray(values)
+    with np.errstate(over="ignore"):
+        kept = np.isfinite(values.astype(dtype))
+    return int(np.isfinite(values.astype("float64")).sum() - kept.sum())
 
 
 def unpack_floats(data: bytes, count: int, dtype: str) -> np.ndarray:

@@ -189,7 +189,7 @@ def _weights_parts(name: str, weights: list[keras.Variable], precision: str) -> 
     for weight in weights:
         dtype = coding.stored_type(keras.backend.standardize_dtype(weight.dtype), precision)
         value = _numpy(weight)
-        if dtype == "float16" and (np.abs(value[np.isfinite(value)]) > np.finfo(dtype).max).any():
+        if coding.too_large(value, dtype):
             raise ValueError(
                 f"kept_precision must be 'float32': float16 holds numbers up to "
                 f"{np.finfo(dtype).max:,.0f}. Received: kept_precision={precision!r}, and "

@@ -13,6 +13,7 @@ epochs, the phases here are apart: the first is cheap and goes most of the way, 
 second needs few, small steps.
 """
 
+import operator
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -140,7 +141,7 @@ class RepresentationTrainer(RepresentationCompiler):
         if isinstance(validation_freq, Iterable):  # Keras takes no other than lists
             validation_freq = list(validation_freq)
         else:
-            validation_freq = int(validation_freq)  # or NumPy's
+            validation_freq = operator.index(validation_freq)  # of NumPy's integers, too
         reconstructs = x is None or self._reconstruction_steps_left()
         if self.layer_output_weight and reconstructs and not self._runtime.moments:
             raise ValueError(

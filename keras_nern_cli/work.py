@@ -23,6 +23,7 @@ import numpy as np
 
 import keras_nern
 from keras_nern import plots
+from keras_nern.evaluation import ClassReader
 from keras_nern.files import whole_file
 from keras_nern_cli import data
 from keras_nern_cli.checks import COMPACT, NERN, backup_of, kind_of
@@ -159,20 +160,22 @@ def evaluate(options: dict) -> tuple[dict, str]:
                 "Expected labels in --data, for the accuracy, or --base, for the agreement with "
                 "the original. Received: neither"
             )
-        read = _reader(rebuilt, images)
-        if base is not None and _reader(base, images).num_classes != read.num_classes:
+        first = data.one_of(images)
+        reader = ClassReader(rebuilt, first)
+        original_reader = None if base is None else ClassReader(base, first)
+        if original_reader and original_reader.num_classes != reader.num_classes:
             raise ValueError(
-                f"Expected an original of {read.num_classes} classes, as the rebuilt one. "
-                f"Received: one of {_reader(base, images).num_classes}"
+                f"Expected an original of {reader.num_classes} classes, as the rebuilt one. "
+                f"Received: one of {original_reader.num_classes}"
             )
         if labels is not None:
-            data.check_labels(labels, read.num_classes)
-    predicted = _classes(rebuilt, images, options)
+            data.check_labels(labels, reader.num_classes)
+    predicted = reader(_outputs(rebuilt, images, options))
     results: dict[str, float] = {"images": len(predicted)}
     if labels is not None:
         results["accuracy"] = float(np.mean(predicted == labels))
-    if base is not None:
-        original = _classes(base, images, options)
+    if original_reader:
+        original = original_reader(_outputs(base, images, options))
         results["agreement"] = float(np.mean(predicted == original))
         if labels is not None:
             results["original_accuracy"] = float(np.mean(original == labels))
@@ -286,15 +289,10 @@ def _open(
     return None, None, model
 
 
-def _reader(model: keras.Model, images: Any) -> keras_nern.evaluation.ClassReader:
-    return keras_nern.evaluation.ClassReader(model, data.one_of(images))
-
-
-def _classes(model: keras.Model, images: Any, options: dict) -> np.ndarray:
+def _outputs(model: keras.Model, images: Any, options: dict) -> np.ndarray:
     verbose = 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
     batch_size = BATCH_SIZE if isinstance(images, np.ndarray) else None
-    outputs = model.predict(images, batch_size=batch_size, verbose=verbose)
-    return _reader(model, images)(outputs)
+    return model.predict(images, batch_size=batch_size, verbose=verbose)
 
 
 def _open_backup(backup: pathlib.Path, options: dict) -> None:
