@@ -83,13 +83,13 @@ def run(options, layer, kind, metric, method):
     else:
         rng = np.random.default_rng(0)
         blocks = rng.normal(0, (2 / (9 * 512)) ** 0.5, (512, 512, 9)).astype("float32")
-    keras_nern.permutations.block_order(blocks[:4, :4], kind, "greedy", metric)  # loads all
+    keras_nern.orders.block_order(blocks[:4, :4], kind, "greedy", metric)  # loads all
     before = memory.peak_mb()
     start = time.perf_counter()
     if method == PLAIN:
         order, seconds = _plain_loop(blocks.reshape(-1, 9))
     else:
-        order = keras_nern.permutations.block_order(blocks, kind, method, metric)
+        order = keras_nern.orders.block_order(blocks, kind, method, metric)
         seconds = time.perf_counter() - start
     growth = memory.peak_mb() - before
     if order is None:

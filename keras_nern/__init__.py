@@ -11,6 +11,7 @@ from keras_nern import inputs as inputs
 from keras_nern import kernels as kernels
 from keras_nern import losses as losses
 from keras_nern import models as models
+from keras_nern import orders as orders
 from keras_nern import permutations as permutations
 from keras_nern import plots as plots
 from keras_nern import sampling as sampling

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern import architecture, coding, container
+from keras_nern import architecture, coding, container, packing
 from keras_nern.gptq import compress_into
 from keras_nern.hints import Tensor
 from keras_nern.kernels import walk_layers
@@ -45,9 +45,9 @@ def write(
         ImportError: where the extra `compact` is not installed.
     """
     precision = _precision(precision, nern.predictor)
-    if kept_precision not in coding.FLOATS:
+    if kept_precision not in packing.FLOATS:
         raise ValueError(
-            f"kept_precision must be one of {coding.FLOATS}. "
+            f"kept_precision must be one of {packing.FLOATS}. "
             f"Received: kept_precision={kept_precision!r}"
         )
     for module in ("safetensors.numpy", "constriction", "zstandard"):
@@ -60,7 +60,7 @@ def write(
         parts["permutation"] = coding.encode_orders(permutation)
     if nern.normalize:
         scales = keras.ops.convert_to_numpy(nern.scales)
-        parts["scales"] = coding.pack_floats(scales, "float32")
+        parts["scales"] = packing.pack_floats(scales, "float32")
     parts |= _predictor_parts(nern.predictor, precision, nern._some_coordinates())
     represented = {kernel["weight"] for kernel in config["kernels"]}
     kept = [weight for i, weight in enumerate(nern.base.weights) if i not in represented]
@@ -72,12 +72,12 @@ def _precision(precision: str, predictor: KernelPredictor) -> str:
     own = "float32" if predictor.bits is None else f"int{predictor.bits}"
     if precision == "auto":
         return own
-    if precision not in coding.PRECISIONS:
+    if precision not in packing.PRECISIONS:
         raise ValueError(
-            f'precision must be "auto" or one of {coding.PRECISIONS}. '
+            f'precision must be "auto" or one of {packing.PRECISIONS}. '
             f"Received: precision={precision!r}"
         )
-    if predictor.bits is not None and precision not in (own, *coding.FLOATS):
+    if predictor.bits is not None and precision not in (own, *packing.FLOATS):
         raise ValueError(
             f"precision must be {own!r} for a predictor of {predictor.bits} bits, or a float. "
             f"Received: precision={precision!r}"
@@ -130,7 +130,7 @@ def _readable(nern: "NeRNModel", config: dict[str, Any]) -> bytes:
     base, encoding = nern.base, nern.predictor.encoding
     try:
         text = json.dumps(config, separators=(",", ":"), ensure_ascii=False)
-        part = coding.pack(text.encode())
+        part = packing.pack(text.encode())
         read = read_config({"config": part})
         layers = [base, encoding, *(layer for _, layer in walk_layers(base))]
         classes = {type(layer).__name__: type(layer) for layer in layers}
@@ -153,7 +153,7 @@ def _predictor_parts(
     predictor: KernelPredictor, precision: str, coordinates: Tensor
 ) -> dict[str, bytes]:
     parts = _weights_parts("predictor.encoding", predictor.encoding.weights, "float32")
-    if precision in coding.FLOATS:
+    if precision in packing.FLOATS:
         kernels = [_numpy(kernel_in_use(layer)) for layer in predictor.layers]
         parts["predictor.kernels"] = _packed(kernels, precision)
     else:
@@ -164,7 +164,7 @@ def _predictor_parts(
         parts["predictor.levels"] = coding.encode_levels([one.levels for one in quantized], bits)
         parts["predictor.steps"] = _packed([one.steps for one in quantized], "float16")
     biases = [_numpy(layer.bias) for layer in predictor.layers]
-    parts["predictor.biases"] = _packed(biases, coding.bias_type(precision))
+    parts["predictor.biases"] = _packed(biases, packing.bias_type(precision))
     return parts
 
 
@@ -187,9 +187,9 @@ def _weights_parts(name: str, weights: list[keras.Variable], precision: str) -> 
     """Weights of several types, a part for each type they are written in."""
     by_type: dict[str, list[np.ndarray]] = {}
     for weight in weights:
-        dtype = coding.stored_type(keras.backend.standardize_dtype(weight.dtype), precision)
+        dtype = packing.stored_type(keras.backend.standardize_dtype(weight.dtype), precision)
         value = _numpy(weight)
-        if coding.too_large(value, dtype):
+        if packing.too_large(value, dtype):
             raise ValueError(
                 f"kept_precision must be 'float32': float16 holds numbers up to "
                 f"{np.finfo(dtype).max:,.0f}. Received: kept_precision={precision!r}, and "
@@ -200,7 +200,7 @@ def _weights_parts(name: str, weights: list[keras.Variable], precision: str) -> 
 
 
 def _packed(arrays: list[np.ndarray], dtype: str) -> bytes:
-    return coding.pack_floats(np.concatenate([np.ravel(array) for array in arrays]), dtype)
+    return packing.pack_floats(np.concatenate([np.ravel(array) for array in arrays]), dtype)
 
 
 def _numpy(value: Tensor) -> np.ndarray:

@@ -20,6 +20,7 @@ from keras_nern import exporting
 from keras_nern.blocks import Blocks
 from keras_nern.centring import SAMPLE, centre
 from keras_nern.hints import Tensor
+from keras_nern.orders import validate_names
 from keras_nern.original import Original
 from keras_nern.permutations import Permutation
 from keras_nern.positional_encoding import PACKAGE
@@ -112,7 +113,7 @@ class NeRNModel(RepresentationSaver):
         kwargs.setdefault("name", "nern")
         super().__init__(**kwargs)
         if permutation is None or isinstance(permutation, str):
-            Permutation.validate(permutation, permutation_method, metric)
+            validate_names(permutation, permutation_method, metric)
         elif not isinstance(permutation, Permutation):
             raise ValueError(
                 "permutation must be None, a name or a Permutation (see Permutation.load). "

@@ -12,11 +12,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_nern import architecture, coding
+from keras_nern import architecture, coding, packing
 from keras_nern.blocks import BLOCK_SIZE, VIEWS, Blocks
 from keras_nern.hints import Grid, Tensor
 from keras_nern.kernels import finalize, kernels_of
-from keras_nern.permutations import PERMUTATIONS, Permutation
+from keras_nern.orders import KINDS
+from keras_nern.permutations import Permutation
 from keras_nern.predictor import KernelPredictor
 from keras_nern.quantization import Quantized
 
@@ -54,8 +55,8 @@ PREDICTOR_FIELDS = {
     "encoding": dict,
 }
 CHOICES = {
-    "kept_precision": coding.FLOATS,
-    "permutation": PERMUTATIONS,
+    "kept_precision": packing.FLOATS,
+    "permutation": KINDS,
     "view": VIEWS,
 }
 
@@ -76,7 +77,7 @@ def read_config(parts: dict[str, bytes]) -> dict:
         raise ValueError("it has no part 'config'")
     packed = parts["config"]
     most = min(MOST_CONFIG_BYTES, max(CONFIG_BYTES, CONFIG_RATIO * len(packed)))
-    text = coding.unpack(packed, most)
+    text = packing.unpack(packed, most)
     try:
         config = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -96,9 +97,9 @@ def read_config(parts: dict[str, bytes]) -> dict:
     _check_fields("its architecture", config["architecture"], {"class_name": str, "config": dict})
     predictor = config["predictor"]
     _check_fields("its predictor", predictor, PREDICTOR_FIELDS)
-    if predictor["precision"] not in coding.PRECISIONS:
+    if predictor["precision"] not in packing.PRECISIONS:
         raise ValueError(
-            f"its precision is {predictor['precision']!r}, none of {coding.PRECISIONS}"
+            f"its precision is {predictor['precision']!r}, none of {packing.PRECISIONS}"
         )
     if predictor["num_blocks"] > MOST_BLOCKS:
         raise ValueError(f"its predictor has more than {MOST_BLOCKS} layers")
@@ -184,7 +185,7 @@ class Rebuilding:
         coordinates = self._permutation(blocks.grids).coordinates()
         scales = np.ones(len(blocks.kernels), "float32")
         if config["normalize"]:
-            scales = coding.unpack_floats(self._part("scales"), len(scales), "float32")
+            scales = packing.unpack_floats(self._part("scales"), len(scales), "float32")
         for index, value in zip(kept, values, strict=True):
             weights[index].assign(value)
         for index, kernel in enumerate(blocks.kernels):
@@ -286,7 +287,7 @@ class Rebuilding:
             weight.assign(value)
         kernels = self._kernels([tuple(layer.kernel.shape) for layer in predictor.layers])
         sizes = [tuple(layer.bias.shape) for layer in predictor.layers]
-        dtype = coding.bias_type(config["precision"])
+        dtype = packing.bias_type(config["precision"])
         biases = self._floats("predictor.biases", sizes, dtype)
         for layer, kernel, bias in zip(predictor.layers, kernels, biases, strict=True):
             layer.kernel.assign(kernel)
@@ -295,7 +296,7 @@ class Rebuilding:
 
     def _kernels(self, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
         precision = self.config["predictor"]["precision"]
-        if precision in coding.FLOATS:
+        if precision in packing.FLOATS:
             return self._floats("predictor.kernels", shapes, precision)
         bits = int(precision.removeprefix("int"))
         levels = coding.decode_levels(self._part("predictor.levels"), shapes, bits)
@@ -304,13 +305,13 @@ class Rebuilding:
 
     def _floats(self, name: str, shapes: list[tuple[int, ...]], dtype: str) -> list[np.ndarray]:
         sizes = [math.prod(shape) for shape in shapes]
-        values = coding.unpack_floats(self._part(name), sum(sizes), dtype)
+        values = packing.unpack_floats(self._part(name), sum(sizes), dtype)
         parts = np.split(values, np.cumsum(sizes)[:-1])
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _arrays(self, name: str, shapes: architecture.Shapes, precision: str) -> list[np.ndarray]:
         """Weights of several types, in their order."""
-        types = [coding.stored_type(dtype, precision) for _, dtype in shapes]
+        types = [packing.stored_type(dtype, precision) for _, dtype in shapes]
         values = {
             dtype: iter(
                 self._floats(

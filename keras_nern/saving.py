@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_nern.files import whole_file
-from keras_nern.permutations import PERMUTATIONS
+from keras_nern.orders import KINDS
 from keras_nern.trainer import RepresentationTrainer
 
 
@@ -77,7 +77,7 @@ class RepresentationSaver(RepresentationTrainer):
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         store["sampling_seed"] = self._seed.state.numpy()
-        store["permutation"] = np.array(PERMUTATIONS.index(self.permutation))
+        store["permutation"] = np.array(KINDS.index(self.permutation))
         store["phase"] = np.array([self.phase == "distillation", self.reconstruction_finished])
         if self._runtime.schedule:
             plan = self._runtime.schedule.get_config()
@@ -91,7 +91,7 @@ class RepresentationSaver(RepresentationTrainer):
                 "Expected weights of a representation of this base. Received: those of one with "
                 f"other weights than {self.base.name!r} has (their SHA-256 differ)."
             )
-        kind = PERMUTATIONS[int(np.asarray(store["permutation"]))]
+        kind = KINDS[int(np.asarray(store["permutation"]))]
         if kind != self.permutation:
             raise ValueError(
                 f"Expected weights with permutation={self.permutation!r}. Received: {kind!r}"

@@ -20,7 +20,8 @@ import numpy as np
 
 from keras_nern.blocks import Blocks
 from keras_nern.budget import predictor_bytes, widest
-from keras_nern.permutations import Permutation, permutation_bits
+from keras_nern.orders import permutation_bits
+from keras_nern.permutations import Permutation
 
 LEAST_WIDTH = 4  # a budget for less is none
 

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from keras_nern.blocks import Blocks
 from keras_nern.coordinates import check_order
+from keras_nern.orders import validate_names
 from keras_nern.permutations import Permutation
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def smoothness_report(
         (kind, method) for kind in kinds if not isinstance(kind, Permutation) for method in methods
     ]
     for kind, method in wanted:
-        Permutation.validate(kind, method, metric)
+        validate_names(kind, method, metric)
     blocks = Blocks(model, **selection)
     for permutation in given:
         permutation.check(blocks.grids)

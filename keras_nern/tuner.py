@@ -29,6 +29,7 @@ from keras_nern.blocks import Blocks
 from keras_nern.compression import compress
 from keras_nern.front import FrontRow, ParetoFront
 from keras_nern.model import NeRNModel
+from keras_nern.orders import validate_names
 from keras_nern.permutations import Permutation
 from keras_nern.positional_encoding import PositionalEncoding
 from keras_nern.predictor import KernelPredictor
@@ -138,7 +139,7 @@ class NeRNHyperModel(keras_tuner.HyperModel):
                 permutation.check(self._blocks.grids)
             else:
                 method, metric = self._order_arguments()
-                Permutation.validate(permutation, method, metric)
+                validate_names(permutation, method, metric)
                 Permutation.check_size(self._blocks.grids, permutation, method)
 
     def _order_arguments(self) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 import keras_nern
-from keras_nern import coding, container, exporting
+from keras_nern import coding, container, exporting, packing
 
 
 @pytest.fixture(autouse=True)
@@ -730,7 +730,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_refuses(name, path):
     config, message = HOSTILE[name]
-    parts = {**LITERAL, "config": coding.pack(json.dumps(config).encode())}
+    parts = {**LITERAL, "config": packing.pack(json.dumps(config).encode())}
     path.write_bytes(assembled(parts))
     with peaks.grows_by_at_most(256), pytest.raises(ValueError, match=message) as caught:
         keras_nern.load(path, max_bytes=MAX_BYTES)
@@ -743,12 +743,12 @@ def test_refuses(name, path):
         ({"config": None}, "it has no part 'config'"),
         ({"config": plain_frame(b"[" * 90_000)}, "its config is no JSON"),
         ({"config": plain_frame(b'{"a": \xff}')}, "its config is no JSON"),
-        ({"config": coding.pack(bytes(10**8))}, "100,000,000 packed bytes where at most 1,"),
-        ({"config": coding.pack(random.Random(0).randbytes(2**23 + 1))}, "at most 8,388,608"),
+        ({"config": packing.pack(bytes(10**8))}, "100,000,000 packed bytes where at most 1,"),
+        ({"config": packing.pack(random.Random(0).randbytes(2**23 + 1))}, "at most 8,388,608"),
         ({"kept.float32": None}, "it has no part 'kept.float32'"),
         ({"kept.float32": planes([0.5])}, "4 packed bytes where 8 are expected"),
         ({"scales": planes([0.5, 1.0])}, "8 packed bytes where 4 are expected"),
-        ({"predictor.kernels": coding.pack(bytes(10**7))}, "10,000,000 packed bytes where 80"),
+        ({"predictor.kernels": packing.pack(bytes(10**7))}, "10,000,000 packed bytes where 80"),
         ({"permutation": b""}, "0 bytes are too few for the order of 2 blocks"),
         ({"permutation": bytes(400)}, "words left over"),
         ({"permutation": bytes(3)}, "no whole number of 4-byte words"),
@@ -775,7 +775,7 @@ def doubled(x):
 
 def test_refuses_a_predictor_of_other_answers(path):
     config = changed(("predictor", "activation", function("builtins", "test_artifact>doubled")))
-    path.write_bytes(assembled({**LITERAL, "config": coding.pack(json.dumps(config).encode())}))
+    path.write_bytes(assembled({**LITERAL, "config": packing.pack(json.dumps(config).encode())}))
     with pytest.raises(ValueError, match=r"its predictor gives \(4, 4\) instead of \(2, 4\)"):
         keras_nern.load(path)
 
@@ -824,7 +824,7 @@ def test_max_bytes_can_be_chosen(nern, path):
 
 
 def test_unsafe_mode_makes_no_difference(path):
-    parts = {**LITERAL, "config": coding.pack(json.dumps(HOSTILE["a pickled lambda"][0]).encode())}
+    parts = {**LITERAL, "config": packing.pack(json.dumps(HOSTILE["a pickled lambda"][0]).encode())}
     path.write_bytes(assembled(parts))
     keras.config.enable_unsafe_deserialization()
     try:
@@ -860,7 +860,7 @@ def test_mutations_with_the_right_hash_are_read_or_refused(path):
                 config = CONFIG
                 for _ in range(rng.randint(1, 2)):
                     config = mutated(config, rng)
-                parts["config"] = coding.pack(json.dumps(config).encode())
+                parts["config"] = packing.pack(json.dumps(config).encode())
             else:
                 name = rng.choice(list(parts))
                 part = bytearray(parts[name])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_nern import kernel_coordinates
-from keras_nern.permutations import invert
+from keras_nern.orders import invert
 
 GRIDS = [(3, 2), (2, 3)]
 

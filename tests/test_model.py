@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 import keras_nern
-from keras_nern.permutations import Permutation, block_order
+from keras_nern.orders import block_order
+from keras_nern.permutations import Permutation
 
 
 def _assert_same(a, b):
