@@ -41,15 +41,18 @@ class Row:
     zoo: str | None = None  # a network of `keras_nern.models.load`; None: from --weights
     method: str = "greedy"
     metric: str = "euclidean"
+    num_blocks: int = 5
+    num_frequencies: int = 40
 
     @property
     def is_shared(self):
         """Whether `rate_distortion.py` makes the same fit."""
-        alike = Row(self.depth, self.hidden_size, self.steps, self.permutation, method="two_opt")
-        return self == alike
+        others = self.images, self.second_phase, self.zoo, self.method, self.metric
+        return others == ("mixed-up", "distillation", None, "two_opt", "euclidean")
 
 
 QUICK = (2_000, 300)
+DEEP = {"num_blocks": 7, "num_frequencies": 20, "method": "two_opt"}
 PLAIN, SMOOTH = "resnet20-cifar10", "resnet20-cifar10-smooth"
 
 ROWS = {
@@ -59,6 +62,9 @@ ROWS = {
     "ResNet56, h=280": Row(56, 280, (12_000, 400), method="two_opt"),
     "ResNet56, h=320": Row(56, 320, (12_000, 400), method="two_opt"),
     "ResNet56, h=280, long": Row(56, 280, (12_000, 1_200), method="two_opt"),
+    # As many weights as h=160 and h=180 have, in a deeper predictor of fewer frequencies:
+    "ResNet20, deep, h=140": Row(20, 140, (10_000, 2_000), **DEEP),
+    "ResNet20, deep, h=155": Row(20, 155, (10_000, 2_000), **DEEP),
     "ResNet20, h=160, greedy": Row(20, 160, (16_000, 1_500)),
     "ResNet20, h=160, short": Row(20, 160, (6_000, 1_000)),
     "ResNet20, h=180, short": Row(20, 180, (6_000, 1_000)),
@@ -206,6 +212,8 @@ def run(cifar10, options, name, seed):
     nern = keras_nern.NeRNModel(
         base,
         row.hidden_size,
+        row.num_blocks,
+        encoding=keras_nern.PositionalEncoding(row.num_frequencies),
         permutation=row.permutation,
         permutation_method=row.method,
         metric=row.metric,
@@ -249,7 +257,7 @@ def run(cifar10, options, name, seed):
     if options.fits and row.is_shared:
         options.fits.mkdir(parents=True, exist_ok=True)
         made = row.depth, row.hidden_size, row.steps, seed, row.permutation
-        nern.save(fits.path(options.fits, *made))
+        nern.save(fits.path(options.fits, *made, row.num_blocks, row.num_frequencies))
     base_classes = base.predict(test_images, batch_size=500, verbose=0).argmax(axis=1)
     accuracy, agreement = cifar10.accuracy_and_agreement(rebuilt, base_classes, test_images, labels)
     original = (base_classes == labels).mean()
