@@ -26,21 +26,21 @@ EXTRAS = {
 }
 EXTRAS["demo"] = ["scikit-learn>=1.4", *EXTRAS["plots"]]
 EXTRAS["notebooks"] = [
-    *EXTRAS["plots"],
+    *EXTRAS["compact"],
     *EXTRAS["data"],
+    *EXTRAS["plots"],
+    *EXTRAS["tuner"],
     "ipykernel>=6.29",
     "nbclient>=0.10",
     "nbformat>=5.10",
 ]
 EXTRAS["dev"] = [
     *EXTRAS["cli"],
-    *EXTRAS["compact"],
     *EXTRAS["demo"],
     *EXTRAS["docs"],
     *EXTRAS["notebooks"],
     *EXTRAS["tensorboard"],
     *EXTRAS["tsp"],
-    *EXTRAS["tuner"],
     "jax",  # tests/test_backends.py
     "pytest>=8",
     "pytest-xdist>=3",

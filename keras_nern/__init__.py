@@ -14,6 +14,7 @@ from keras_nern import models as models
 from keras_nern import orders as orders
 from keras_nern import permutations as permutations
 from keras_nern import plots as plots
+from keras_nern import quantization as quantization
 from keras_nern import sampling as sampling
 from keras_nern import tours as tours
 from keras_nern.artifact import load as load

@@ -30,7 +30,7 @@ def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) ->
 
     Example:
 
-    >>> small = keras_nern.compress(nern, bits=5)
+    >>> small = keras_nern.compress(nern, bits=7)
     >>> history = small.fit(images, epochs=1)  # with its kernels at 5 bits
     >>> small.export("small.nern")
 

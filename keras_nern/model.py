@@ -60,7 +60,7 @@ class NeRNModel(RepresentationSaver):
             `"additions"` (of residual branches) or `"both"` (see
             `original`). Defaults to `"convolutions"`.
         view: how kernels are cut into the blocks that are predicted: `"crop"`, as in the
-            paper, or `"block"`, with no entry left over (see `blocks`). Defaults to
+            paper, or `"block"`, with next to none left over (see `blocks`). Defaults to
             `"crop"`.
         block_size: k of the block view; `None` for 3. Defaults to `None`.
         include, exclude: the layers to represent, or to keep: a name or path, a compiled
@@ -377,7 +377,7 @@ class NeRNModel(RepresentationSaver):
 
         Example:
 
-        >>> nern.export("classifier.nern", precision="int6")
+        >>> nern.export("classifier.nern", precision="int7")
         >>> rebuilt = keras_nern.load("classifier.nern")
         """
         if format == "nern":

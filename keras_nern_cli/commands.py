@@ -218,7 +218,7 @@ def compress(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
 
     \b
     Examples:
-      keras-nern compress nern.keras small.keras --bits 6 --data cifar10 --data-dir ~/tfds
+      keras-nern compress nern.keras small.keras --bits 7 --data cifar10 --data-dir ~/tfds
       keras-nern compress nern.keras small.keras --bits 5 --sparsity 0.2 --data images.npz
       keras-nern compress nern.keras small.keras --bits 8 --epochs 0 --json
     """
@@ -319,7 +319,7 @@ def export(**options: Any) -> tuple[dict, str]:
     \b
     Examples:
       keras-nern export nern.keras small.nern
-      keras-nern export nern.keras small.nern --precision int6
+      keras-nern export nern.keras small.nern --precision int7
     """
     no_overwriting(options["force"], options["output"], inputs=[options["model"]])
     from keras_nern_cli import work
