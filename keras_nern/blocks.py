@@ -18,6 +18,7 @@ are computed from its number, so that a step costs what its own blocks do.
 """
 
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 
 import keras
@@ -66,7 +67,8 @@ class Blocks:
     ) -> None:
         if view not in VIEWS:
             raise ValueError(f"view must be one of {VIEWS}. Received: view={view!r}")
-        if block_size is not None and (view == "crop" or not block_size >= 1):
+        whole = isinstance(block_size, numbers.Integral) and block_size >= 1
+        if block_size is not None and (view == "crop" or not whole):
             raise ValueError(
                 "block_size must be an integer of at least 1, and goes with view='block'. "
                 f"Received: block_size={block_size!r}, view={view!r}"

@@ -187,7 +187,7 @@ def _log(result: Tensor) -> Tensor:
 
 
 def _class_of(labels: Tensor, predicted: Tensor) -> Tensor:
-    """Labels `(batch,)`, `(batch, 1)` or one-hot `(batch, classes)` as classes."""
+    """Labels `(batch, ...)`, `(batch, ..., 1)` or one-hot `(batch, ..., classes)` as classes."""
     if len(labels.shape) == len(predicted.shape) + 1:
         one_hot = labels.shape[-1] != 1
         labels = keras.ops.argmax(labels, axis=-1) if one_hot else labels[..., 0]

@@ -6,6 +6,7 @@ buys a better score, and off it bytes are wasted.
 """
 
 import dataclasses
+import math
 
 _SCORE = "{:.5g}"
 
@@ -70,6 +71,8 @@ class ParetoFront:
         trials = sorted(trials, key=lambda row: (row.bytes, -sign * row.score))
         points: list[FrontRow] = []
         for row in trials:
+            if math.isnan(row.score):  # of a fit that diverged
+                continue
             if not points or sign * row.score > sign * points[-1].score:
                 points.append(row)
         return cls(points, trials, objective, direction)

@@ -142,7 +142,7 @@ def _score(measure: str, w: np.ndarray, w_hat: np.ndarray, rng: np.random.Genera
 def _divide(errors: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Errors over sizes; 0 / 0 is 0, any other error of nothing infinite."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(errors > 0, errors / sizes, 0.0)
+        return np.where(errors == 0, 0.0, errors / sizes)
 
 
 def _keep(

@@ -26,6 +26,25 @@ import keras
 import tensorflow as tf
 
 
+class EpochHistory(keras.callbacks.History):
+    """A `keras.callbacks.History` that also knows in which epoch each value was logged.
+
+    Attributes:
+        places: dict from the names in `history` to lists of epochs, counted from 1.
+        reconstruction: the `history` of the phase before the epochs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[str, list[int]] = {}
+        self.reconstruction: dict[str, list] = {}
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        for name in logs or {}:
+            self.places.setdefault(name, []).append(epoch + 1)
+
+
 class FitCallbacks(keras.callbacks.CallbackList):
     """The user's callbacks, through both phases of a fit.
 
@@ -38,7 +57,7 @@ class FitCallbacks(keras.callbacks.CallbackList):
     def __init__(self, callbacks: Any, model: keras.Model, **params: Any) -> None:
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
-        self.history = keras.callbacks.History()
+        self.history = EpochHistory()
         super().__init__(
             [*keras.tree.flatten(callbacks or []), self.history],
             add_progbar=params["verbose"] != 0,

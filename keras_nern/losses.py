@@ -148,14 +148,14 @@ def logits_of(outputs: Tensor, activation: Callable | None) -> Tensor:
     """A classifier's outputs as logits, whatever activation it ends with.
 
     Args:
-        outputs: tensor `(batch, classes)`, or `(batch, 1)` for two classes.
+        outputs: tensor `(batch, ..., classes)`, or `(batch, ..., 1)` for two classes.
         activation: the output layer's activation: `keras.activations.softmax` or
             `sigmoid`; anything else is taken as logits.
 
     Returns:
-        Tensor `(batch, classes)` with at least two classes, whose softmax is the
+        Tensor `(batch, ..., classes)` with at least two classes, whose softmax is the
         classifier's distribution; several sigmoid outputs are independent and come
-        as `(batch, classes, 2)`.
+        as `(batch, ..., classes, 2)`.
     """
     outputs = ops.cast(outputs, "float32")
     if activation is keras.activations.softmax and outputs.shape[-1] > 1:
@@ -163,8 +163,8 @@ def logits_of(outputs: Tensor, activation: Callable | None) -> Tensor:
     if activation is keras.activations.sigmoid:
         yes = ops.log(ops.maximum(outputs, EPSILON))
         no = ops.log(ops.maximum(1.0 - outputs, EPSILON))
-        pair = ops.stack([no, yes], axis=-1)  # (batch, classes, 2)
-        return pair[:, 0] if outputs.shape[-1] == 1 else pair
+        pair = ops.stack([no, yes], axis=-1)  # (batch, ..., classes, 2)
+        return pair[..., 0, :] if outputs.shape[-1] == 1 else pair
     if outputs.shape[-1] == 1:
         return ops.concatenate([ops.zeros_like(outputs), outputs], axis=-1)
     return outputs

@@ -59,6 +59,9 @@ class NeRNModel(RepresentationSaver):
         feature_maps: where distillation compares the two networks: `"convolutions"`,
             `"additions"` (of residual branches) or `"both"` (see
             `original`). Defaults to `"convolutions"`.
+        output_activation: what the base's outputs are: `"softmax"` or `"sigmoid"`
+            probabilities, or `"linear"` for logits; `"auto"` sees by the layers, but not
+            into a `call` of your own. Defaults to `"auto"`.
         view: how kernels are cut into the blocks that are predicted: `"crop"`, as in the
             paper, or `"block"`, with next to none left over (see `blocks`). Defaults to
             `"crop"`.
@@ -75,8 +78,8 @@ class NeRNModel(RepresentationSaver):
     Raises:
         ValueError: where the base has no kernel to represent, is not built or has
             weights that are not finite; for widths below 1, fewer than 2 blocks, an
-            unknown permutation, metric, method, normalisation, view or kind of feature
-            maps, a selection that names what is not there, or the `Permutation` of a
+            unknown permutation, metric, method, normalisation, view, kind of feature
+            maps or activation, a selection that names what is not there, or the `Permutation` of a
             network whose layers have other grids of blocks.
 
     Example:
@@ -107,6 +110,7 @@ class NeRNModel(RepresentationSaver):
         include_dense: bool = False,
         bits: int | None = None,
         pruned: bool = False,
+        output_activation: str = "auto",
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -124,7 +128,9 @@ class NeRNModel(RepresentationSaver):
                 f'normalize must be None or "layer". Received: normalize={normalize!r}'
             )
         selection = {"include": include, "exclude": exclude, "include_dense": include_dense}
-        self._original = Original(base, feature_maps, view, block_size, **selection)
+        self._original = Original(
+            base, feature_maps, view, block_size, output_activation, **selection
+        )
         blocks = self._original.blocks
         self.view = view
         self.block_size = block_size
@@ -132,6 +138,7 @@ class NeRNModel(RepresentationSaver):
         self.exclude = exclude
         self.include_dense = include_dense
         self.feature_maps = feature_maps
+        self.output_activation = output_activation
         if not isinstance(permutation, Permutation):
             permutation = Permutation.of(blocks, permutation, permutation_method, metric)
         permutation.check(blocks.grids)
@@ -285,7 +292,7 @@ class NeRNModel(RepresentationSaver):
     def _with_predictor(self, bits: int | None, pruned: bool) -> "NeRNModel":
         """This representation with another kind of kernels, which hold nothing yet."""
         names = ["hidden_size", "num_blocks", "normalize", "feature_maps", "view", "block_size"]
-        names += ["include", "exclude", "include_dense", "name"]
+        names += ["include", "exclude", "include_dense", "output_activation", "name"]
         encoding = keras.saving.serialize_keras_object(self.encoding)
         other = NeRNModel(
             self.base,
@@ -323,6 +330,7 @@ class NeRNModel(RepresentationSaver):
             "encoding": keras.saving.serialize_keras_object(self.encoding),
             "normalize": self.normalize,
             "feature_maps": self.feature_maps,
+            "output_activation": self.output_activation,
             "view": self.view,
             "block_size": self.block_size,
             "bits": self.bits,

@@ -21,6 +21,7 @@ kinds:
 """
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_nern.kernels import walk_layers
 from keras_nern.recording import first_normalisation
 
 KINDS = ("uniform", "gaussian", "batch_norm")
@@ -66,8 +68,9 @@ class NoiseDataset(keras.utils.PyDataset):
 
     Raises:
         ValueError: for an unknown kind, a size that the base leaves open, sizes below
-            1, a negative deviation, limits in the wrong order, or `"batch_norm"` with
-            a base that has no batch normalisation.
+            1 or no integers, a negative deviation, limits in the wrong order, a base with
+            other inputs than images with the channels last, or `"batch_norm"` with one
+            that has no batch normalisation, or remembers no variances in the first.
 
     Example:
 
@@ -94,8 +97,10 @@ class NoiseDataset(keras.utils.PyDataset):
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}. Received: kind={kind!r}")
         for name, value in (("batch_size", batch_size), ("steps", steps)):
-            if not value >= 1:
-                raise ValueError(f"{name} must be at least 1. Received: {name}={value!r}")
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(
+                    f"{name} must be an integer of at least 1. Received: {name}={value!r}"
+                )
         if not limits[0] <= limits[1]:
             raise ValueError(f"limits must be (lowest, highest). Received: limits={limits!r}")
         if not np.all(np.asarray(stddev) >= 0):
@@ -244,6 +249,11 @@ def _fit_covariance(
         `(error, L)`: the mean squared error of the logarithms, and `(channels, channels)`.
     """
     alive = (wanted > 0) & (np.trace(gains, axis1=1, axis2=2) > 0)
+    if not alive.any():
+        raise ValueError(
+            "Expected a first batch normalisation that remembers variances above 0 of inputs that "
+            f"follow the images. Received: none among {len(wanted)} filters"
+        )
     gains, wanted = gains[alive], wanted[alive]
 
     def residuals(root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -287,6 +297,12 @@ def _image_shape(base: keras.Model, image_size: tuple[int, int] | None) -> tuple
             "NoiseDataset makes images (height, width, channels) for a functional or Sequential "
             f"base with one input. Received: {base.name!r} with inputs of shapes "
             f"{[tuple(one.shape) for one in inputs]}"
+        )
+    first = [x for _, x in walk_layers(base) if getattr(x, "data_format", None) == "channels_first"]
+    if first:
+        raise ValueError(
+            "NoiseDataset makes images with the channels last. Received: "
+            f"{base.name!r}, whose {first[0].name!r} has data_format='channels_first'"
         )
     *size, channels = inputs[0].shape[1:]
     given = list(image_size or ())

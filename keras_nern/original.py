@@ -13,7 +13,8 @@ can also be taken where a residual network adds its branches.
 
 import hashlib
 import typing
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -33,6 +34,9 @@ from keras_nern.recording import (
 
 # Where the two networks can be compared.
 FEATURE_MAPS = ("convolutions", "additions", "both")
+
+# What outputs can be said to be; "auto" looks.
+OUTPUT_ACTIVATIONS = ("auto", "linear", "sigmoid", "softmax")
 
 
 class Seen(typing.NamedTuple):
@@ -59,7 +63,10 @@ class Original:
             represented layer (Dense ones excepted) after its batch normalisation;
             `"additions"`, the sums at which branches meet; or `"both"`. Defaults to
             `"convolutions"`.
-        view, block_size, **selection: arguments of `blocks.Blocks`.
+        view, block_size: arguments of `blocks.Blocks`.
+        output_activation: of all outputs: `"softmax"`, `"sigmoid"`, `"linear"` for logits, or
+            `"auto"` for what `recording.output_activation` finds. Defaults to `"auto"`.
+        **selection: further arguments of `blocks.Blocks`.
 
     Attributes:
         base: the same object.
@@ -67,8 +74,8 @@ class Original:
 
     Raises:
         ValueError: where `base` is no such model, or its weights hold NaN or infinity;
-            for unknown feature maps, or where there are no additions to take them at;
-            and as `Blocks` does.
+            for unknown feature maps or another activation, or where there are no additions
+            to take maps at; and as `Blocks` does.
     """
 
     def __init__(
@@ -77,17 +84,21 @@ class Original:
         feature_maps: str = "convolutions",
         view: str = "crop",
         block_size: int | None = None,
+        output_activation: str = "auto",
         **selection: Any,
     ) -> None:
         _check_classifier(base)
+        if output_activation not in OUTPUT_ACTIVATIONS:
+            raise ValueError(
+                f"output_activation must be one of {OUTPUT_ACTIVATIONS}. "
+                f"Received: output_activation={output_activation!r}"
+            )
         if feature_maps not in FEATURE_MAPS:
             raise ValueError(
                 f"feature_maps must be one of {FEATURE_MAPS}. "
                 f"Received: feature_maps={feature_maps!r}"
             )
-        if feature_maps != "convolutions" and not any(
-            _adds(operation) for operation in all_operations(base)
-        ):
+        if feature_maps != "convolutions" and not any(map(_may_add_maps, all_operations(base))):
             raise ValueError(
                 "Expected a base that adds feature maps, as residual networks do. Received: "
                 f"feature_maps={feature_maps!r} for {base.name!r}, which adds none"
@@ -95,7 +106,9 @@ class Original:
         self.base = base
         self.blocks = Blocks(base, view, block_size, **selection)
         _check_weights(base)
+        self._warn_of_no_copy()
         self.feature_maps = feature_maps
+        self.output_activation = output_activation
         self._mapped = {
             id(kernel.layer)
             for kernel in self.blocks.kernels
@@ -149,7 +162,7 @@ class Original:
             else:
                 outputs = self.classify(inputs, kernels)
         logits = [
-            logits_of(output, output_activation(calls, output))
+            logits_of(output, self._activation_of(output, calls))
             for output in keras.tree.flatten(outputs)
         ]
         return Seen(self._maps(calls), outputs, logits)
@@ -162,6 +175,11 @@ class Original:
         ]
         with keras.StatelessScope(state_mapping=stand_ins):
             return self.base(inputs, training=False)
+
+    def _activation_of(self, output: Tensor, calls: Sequence[Call]) -> Callable | None:
+        if self.output_activation == "auto":
+            return output_activation(calls, output)
+        return keras.activations.get(self.output_activation)
 
     def _maps(self, calls: Sequence[Call]) -> list[Tensor]:
         after = normalisations(calls)
@@ -178,6 +196,16 @@ class Original:
         config = keras.saving.serialize_keras_object(self.base)
         config.pop("compile_config", None)
         return config
+
+    def _warn_of_no_copy(self) -> None:
+        try:
+            self.architecture()
+        except NotImplementedError:
+            warnings.warn(  # before a fit, whose result could not be kept
+                f"{self.base.name!r} is of a class without get_config: reconstruct, save and "
+                "export will fail; fit, predict and predict_kernels work",
+                stacklevel=4,
+            )
 
     def copy(self) -> keras.Model:
         """A model of the base's class and config with variables and values of its own."""
@@ -215,6 +243,17 @@ class Original:
 def _adds(operation: keras.Operation) -> bool:
     # keras.layers.Add, and what is behind keras.ops.add and x + y
     return type(operation).__name__ == "Add"
+
+
+def _may_add_maps(operation: keras.Operation) -> bool:
+    """Whether it adds maps of one shape wherever its inputs are known, or they are not."""
+    if not _adds(operation):
+        return False
+    try:
+        inputs = keras.tree.flatten(operation.input)
+    except (AttributeError, ValueError):  # of a subclassed model, or used in several places
+        return True
+    return _adds_maps(Call(operation, inputs, None))
 
 
 def _adds_maps(call: Call) -> bool:

@@ -3,6 +3,7 @@
 What an order is, of which kinds there are, and what it costs in bits is told in `orders`.
 """
 
+import hashlib
 import math
 import os
 import zipfile
@@ -214,6 +215,13 @@ class Permutation:
     def bits(self) -> float:
         """The bits that all orders cost together."""
         return sum(self.layer_bits)
+
+    def digest(self) -> str:
+        """SHA-256 of kind, grids and orders, in hexadecimal: the same for equal permutations."""
+        sha = hashlib.sha256(repr((self.kind, self.grids)).encode())
+        for order in self.orders:
+            sha.update(order.astype("<i8").tobytes())
+        return sha.hexdigest()
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes an `.npz` file, whole or not at all.

@@ -265,12 +265,10 @@ def _courses(history: keras.callbacks.History | list[dict]) -> tuple[str, dict]:
         return "step", {phase: dict(sorted(course.items())) for phase, course in phases.items()}
     # the epochs of a fit without images are of the reconstruction
     epochs = "distillation" if "logits_loss" in history.history else "reconstruction"
-    by_epoch = {"reconstruction": history.reconstruction, epochs: history.history}
-    return "epoch", {
-        phase: {name: (range(1, len(v) + 1), v) for name, v in sorted(logs.items())}
-        for phase, logs in by_epoch.items()
-        if logs
-    }
+    before, places = history.reconstruction, history.places
+    phases = {"reconstruction": {name: ([1], values) for name, values in sorted(before.items())}}
+    phases[epochs] = {name: (places[name], v) for name, v in sorted(history.history.items())}
+    return "epoch", {phase: course for phase, course in phases.items() if course}
 
 
 def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> Figure:

@@ -10,6 +10,7 @@ down, with the least squared error: clipping a few large weights makes room for 
 """
 
 import dataclasses
+import numbers
 
 import numpy as np
 from keras import ops
@@ -42,10 +43,16 @@ class Quantized:
 def largest_level(bits: int) -> int:
     """Q, the largest integer of so many bits.
 
+    Args:
+        bits: 2 to 8.
+
+    Returns:
+        2^(bits - 1) - 1.
+
     Raises:
-        ValueError: for other bits than 2 to 8.
+        ValueError: for other bits than the integers 2 to 8.
     """
-    if bits not in BITS:
+    if not isinstance(bits, numbers.Integral) or bits not in BITS:
         raise ValueError(
             f"bits must be an integer from {BITS[0]} to {BITS[-1]}. Received: bits={bits!r}"
         )

@@ -3,10 +3,12 @@
 Any Keras model can be listened to: functional, nested or subclassed. While recording, each
 layer's `call` is stood in for by one that notes inputs and output, so a map in
 the midst of the network is found without its graph: the batch normalisation that follows a
-convolution is the one whose input *is* the convolution's output.
+convolution is the one whose input *is* the convolution's output. A layer of another precision
+is given a copy that Keras casts; what is noted is the tensor that was cast.
 """
 
 import contextlib
+import threading
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -43,24 +45,57 @@ def recorded_calls(model: keras.Model) -> Iterator[list[Call]]:
     """
     calls, wrapped = [], []
 
-    def listen(operation: keras.Operation) -> None:
-        call = operation.call
+    def listen(operation: keras.Operation, name: str, sources: dict[int, tuple]) -> None:
+        call = getattr(operation, name)
 
         def listening(*args: Any, **kwargs: Any) -> Any:
             output = call(*args, **kwargs)
-            calls.append(Call(operation, keras.tree.flatten((args, kwargs)), output))
+            inputs = [_source(one, sources) for one in keras.tree.flatten((args, kwargs))]
+            calls.append(Call(operation, inputs, output))
             return output
 
-        operation.__dict__["call"] = listening  # an attribute that Keras need not track
-        wrapped.append(operation)
+        operation.__dict__[name] = listening  # an attribute that Keras need not track
+        wrapped.append((operation, name))
 
-    try:
-        for operation in all_operations(model):
-            listen(operation)
-        yield calls
-    finally:
-        for operation in wrapped:
-            del operation.__dict__["call"]
+    with _noted_casts() as sources:
+        try:
+            for operation in all_operations(model):
+                listen(operation, "call", sources)
+                if hasattr(operation, "quantized_call"):  # in place of call, once quantised
+                    listen(operation, "quantized_call", sources)
+            yield calls
+        finally:
+            for operation, name in wrapped:
+                del operation.__dict__[name]
+
+
+# Casts are noted for all layers of the process, so for one recording at a time.
+_NOTING = threading.RLock()
+
+
+@contextlib.contextmanager
+def _noted_casts() -> Iterator[dict[int, tuple]]:
+    """Notes what Keras casts to a layer's precision: from the copy's id to copy and source."""
+    sources: dict[int, tuple] = {}
+    convert = keras.DTypePolicy.convert_input
+
+    def noting(self: keras.DTypePolicy, x: Any, *args: Any, **kwargs: Any) -> Any:
+        converted = convert(self, x, *args, **kwargs)
+        if converted is not x and keras.ops.is_tensor(x):
+            sources[id(converted)] = (converted, x)
+        return converted
+
+    with _NOTING:
+        keras.DTypePolicy.convert_input = noting
+        try:
+            yield sources
+        finally:
+            keras.DTypePolicy.convert_input = convert
+
+
+def _source(given: Any, sources: dict[int, tuple]) -> Any:
+    copy, source = sources.get(id(given), (None, None))
+    return source if copy is given and copy is not None else given
 
 
 def all_operations(model: keras.Model) -> list[keras.Operation]:
@@ -145,6 +180,18 @@ def first_normalisation(
 # Layers that give the numbers they are given, in another shape or the same.
 _PASSING = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Identity)
 
+# By the names of the functions in keras.activations, keras.ops and tf.nn, and of the operations
+# behind keras.layers.Softmax and keras.ops.
+_PROBABILITIES = {
+    "softmax": keras.activations.softmax,
+    "softmax_v2": keras.activations.softmax,
+    "Softmax": keras.activations.softmax,
+    "sigmoid": keras.activations.sigmoid,
+    "Sigmoid": keras.activations.sigmoid,
+    "hard_sigmoid": keras.activations.sigmoid,  # a probability as well
+    "HardSigmoid": keras.activations.sigmoid,
+}
+
 
 def output_activation(calls: Sequence[Call], output: Tensor) -> Callable | None:
     """What turned logits into an output: softmax, sigmoid, another activation, or None.
@@ -153,18 +200,19 @@ def output_activation(calls: Sequence[Call], output: Tensor) -> Callable | None:
         calls: what `recorded_calls` noted of the network that gave the output.
         output: the tensor itself.
     """
-    # keras.layers.Softmax, and the operations behind keras.ops.softmax and sigmoid
-    by_class = {"Softmax": keras.activations.softmax, "Sigmoid": keras.activations.sigmoid}
     for call in reversed(calls):  # the last come last
         if call.output is not output:
             continue
-        if isinstance(call.operation, _PASSING):
+        activation = getattr(call.operation, "activation", None)
+        linear = activation is keras.activations.linear
+        if isinstance(call.operation, _PASSING) or (
+            linear and isinstance(call.operation, keras.layers.Activation)
+        ):
             output = call.inputs[0]
             continue
-        known = by_class.get(type(call.operation).__name__)
-        known = known or getattr(call.operation, "activation", None)
-        if known is keras.activations.hard_sigmoid:  # a probability as well
-            return keras.activations.sigmoid
-        if known is not None:
-            return known
+        for named in (type(call.operation).__name__, getattr(activation, "__name__", "")):
+            if named in _PROBABILITIES:
+                return _PROBABILITIES[named]
+        if activation is not None:
+            return activation
     return None

@@ -10,6 +10,7 @@ of kernels, drawn with replacement:
   (Ashkenazi et al., ICLR 2023, section 3.3 and appendix).
 """
 
+import numbers
 from typing import Any, Self
 
 import keras
@@ -67,9 +68,11 @@ class UniformSampling(AllKernels):
     """
 
     def __init__(self, batch_size: int = 4096) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}")
-        self.batch_size = batch_size
+        if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+            raise ValueError(
+                f"batch_size must be an integer of at least 1. Received: batch_size={batch_size!r}"
+            )
+        self.batch_size: int = int(batch_size)
 
     def sample(
         self, count: int, seed: keras.random.SeedGenerator, cumulative: Tensor | None = None
@@ -132,11 +135,20 @@ class MagnitudeSampling(UniformSampling):
         Args:
             count: kernels in all.
             seed: a `keras.random.SeedGenerator`.
-            cumulative: float32 `(kernels,)`, from `cumulative_magnitude`.
+            cumulative: float32 `(kernels,)`, from `cumulative_magnitude`. Defaults to `None`,
+                which only sampling that is not by magnitude takes.
 
         Returns:
             int32 indices `(batch_size,)`.
+
+        Raises:
+            ValueError: where `cumulative` is `None`.
         """
+        if cumulative is None:
+            raise ValueError(
+                "MagnitudeSampling needs cumulative, as of cumulative_magnitude(norms). "
+                "Received: cumulative=None"
+            )
         uniform = self._uniform(count, seed)
         # side="right" steps over kernels of norm 0, whose interval is empty; a draw
         # that rounding puts past the end goes to the last kernel.

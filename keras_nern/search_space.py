@@ -179,7 +179,13 @@ def _labelled(name: str, values: Any) -> dict[str, Any]:
     values = list(values) if isinstance(values, (list, tuple)) else [values]
     if not values:
         raise ValueError(f"{name} must be a value, or a list of some. Received: {values!r}")
-    labelled = {str(value): value for value in values}
+    labelled = {_label(value): value for value in values}
     if len(labelled) < len(values):
         raise ValueError(f"{name} must be values that differ. Received: {name}={values!r}")
     return labelled
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, Permutation):  # of which many have one kind and the same sizes
+        return f"{value.kind} {value.digest()[:12]}"
+    return str(value)

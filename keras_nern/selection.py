@@ -14,19 +14,20 @@ import keras
 
 from keras_nern.kernels import CONVOLUTIONS, Kernel, kernels_of, walk_layers
 
-# A layer's name or path, an expression found in the path, a function, or several of these.
-One: TypeAlias = str | re.Pattern[str] | Callable[[keras.layers.Layer], bool]
+# A layer, its name or path, an expression found in the path, a function, or several of these.
+One: TypeAlias = keras.layers.Layer | str | re.Pattern[str] | Callable[[keras.layers.Layer], bool]
 Choice: TypeAlias = One | Sequence[One] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """A layer whose own weights are all kept.
+    """A layer with weights that are kept.
 
     Attributes:
         name: the layer's path.
         layer: the Keras layer.
-        num_weights: how many it has, those of layers within it not counted.
+        num_weights: how many, those of layers within it and a kernel that it shares with one
+            that is represented not counted.
         reason: why they are kept.
     """
 
@@ -43,7 +44,7 @@ def find_kernels(
 
     Args:
         model: a built `keras.Model`.
-        include: the layers to represent, all others being kept: a layer's name or path
+        include: the layers to represent, all others being kept: a layer, its name or path
             (`"conv1"`, `"stem/conv1"`), a compiled regular expression to be found in the
             path, a function from a layer to a bool, or a list of these. `None` for all.
             Defaults to `None`.
@@ -95,7 +96,8 @@ def find_kernels(
                 else:
                     reason = f"its kernel is that of {owner}"
         if reason and own:
-            count = sum(int(keras.ops.size(variable)) for variable in own)
+            represented = {id(kernel.variable) for kernel in kernels}
+            count = sum(int(keras.ops.size(v)) for v in own if id(v) not in represented)
             kept.append(Kept(path, layer, count, reason))
     return kernels, kept
 
@@ -122,7 +124,7 @@ class Selection:
         for one in self.choices:
             if not (isinstance(one, (str, re.Pattern)) or callable(one)):
                 raise ValueError(
-                    f"{argument} must be a layer's name, a compiled regular expression, a "
+                    f"{argument} must be a layer or its name, a compiled regular expression, a "
                     f"function from a layer to a bool, or a list of these. Received: {one!r}"
                 )
 
@@ -133,8 +135,12 @@ class Selection:
             candidates: dict from path to layer.
             include_dense: whether Dense layers are among them. Defaults to `True`.
         """
-        names = set(candidates) | {layer.name for layer in candidates.values()}
-        unknown = [one for one in self.choices if isinstance(one, str) and one not in names]
+        layers = list(candidates.values())
+        names = set(candidates) | {layer.name for layer in layers}
+        unknown: list = [one for one in self.choices if isinstance(one, str) and one not in names]
+        for one in self.choices:
+            if isinstance(one, keras.layers.Layer) and not any(one is layer for layer in layers):
+                unknown.append(one)
         if unknown:
             dense = "" if include_dense else " (Dense layers with include_dense=True only)"
             raise ValueError(
@@ -145,7 +151,9 @@ class Selection:
     def takes(self, path: str, layer: keras.layers.Layer) -> bool:
         """Whether a layer is among the chosen."""
         for one in self.choices:
-            if isinstance(one, str):
+            if isinstance(one, keras.layers.Layer):
+                found = one is layer
+            elif isinstance(one, str):
                 found = one in (path, layer.name)
             elif isinstance(one, re.Pattern):
                 found = one.search(path) is not None

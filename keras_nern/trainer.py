@@ -102,7 +102,7 @@ class RepresentationTrainer(RepresentationCompiler):
         Returns:
             A `keras.callbacks.History` of the epochs. Its attribute
             `reconstruction` holds the same dict for the phase that ran before them,
-            empty where none did.
+            empty where none did, and `places` the epochs of each value.
 
         Raises:
             ValueError: before any training, where `x` is empty or its images do
@@ -154,7 +154,6 @@ class RepresentationTrainer(RepresentationCompiler):
         self._check_callbacks(callbacks.callbacks)
         self._refresh_targets()  # the base may have been trained on meanwhile
         self._build_metrics((x, y, sample_weight) if validation_data is None else validation_data)
-        callbacks.history.reconstruction = {}
         try:
             self._fit_both(
                 callbacks,

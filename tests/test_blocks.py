@@ -132,6 +132,7 @@ def test_dense_layers_join():
     [
         ({"view": "tile"}, r"view must be one of .*view='tile'"),
         ({"view": "block", "block_size": 0}, r"block_size must be .* at least 1.*block_size=0"),
+        ({"view": "block", "block_size": 2.5}, "block_size must be an integer.*block_size=2.5"),
         ({"block_size": 3}, r"goes with view='block'. Received: block_size=3, view='crop'"),
         ({"exclude": lambda layer: True}, r"every layer is kept: in exclude"),
     ],

@@ -1,6 +1,7 @@
 """The Pareto front, its table and its plot."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -63,6 +64,14 @@ def test_best_in_so_many_bytes(rows):
         front.best(999)
     with pytest.raises(ValueError, match="Received: no trial"):
         ParetoFront.of([], "val_accuracy").best()
+
+
+def test_a_score_that_is_no_number_is_not_on_the_front(rows):
+    diverged = _row(500, math.nan, "n")
+    front = ParetoFront.of([diverged, *rows], "val_accuracy")
+    assert [row.trial_id for row in front.points] == ["c", "e", "a"]
+    assert diverged in front.trials
+    assert front.best().trial_id == "a"
 
 
 def test_prints_a_row_for_each_point(rows):

@@ -52,6 +52,14 @@ def test_scores_by_hand(constant, measure):
     np.testing.assert_allclose(scores["conv"], BY_HAND[measure], rtol=1e-6)
 
 
+def test_errors_that_are_no_numbers_are_no_scores(constant):
+    constant.predictor.layers[-1].bias.assign([np.nan, 2.0])
+    scores = keras_nern.kernel_importance(constant, "relative")
+    assert np.isnan(scores["conv"][0]).all()
+    with pytest.raises(ValueError, match=r"'conv' must be numbers. Received: 3 NaN"):
+        keras_nern.prune(constant.base, scores, 0.1)
+
+
 def test_random_scores_are_of_their_seed(constant):
     one, same, other = (
         keras_nern.kernel_importance(constant, "random", seed)["conv"] for seed in (3, 3, 4)

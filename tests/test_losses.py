@@ -107,6 +107,10 @@ def test_logits_of_every_kind_of_output():
     for outputs, activation in ((one, None), (keras.ops.sigmoid(one), sigmoid)):
         pair = losses.logits_of(outputs, activation)
         np.testing.assert_allclose(keras.ops.softmax(pair), expected, rtol=1e-5)
+    per_pixel = keras.ops.reshape(keras.ops.sigmoid(z), (2, 3, 4, 1))
+    pair = keras.ops.softmax(losses.logits_of(per_pixel, sigmoid))
+    assert pair.shape == (2, 3, 4, 2)
+    np.testing.assert_allclose(pair[..., 1:], per_pixel, rtol=1e-5)
     several = losses.logits_of(keras.ops.sigmoid(z), sigmoid)
     assert several.shape == (6, 4, 2)
     np.testing.assert_allclose(keras.ops.softmax(several)[..., 1], keras.ops.sigmoid(z), rtol=1e-5)

@@ -55,6 +55,86 @@ def test_the_error_is_that_of_the_layers_outputs(make, normalised):
     assert float(loss) == pytest.approx(expected / whole, rel=1e-4)
 
 
+OTHERS = {
+    # and the axis of the outputs' filters
+    "causal, dilated": (
+        (9, 2),
+        lambda: keras.layers.Conv1D(4, 3, padding="causal", dilation_rate=2, use_bias=False),
+        -1,
+    ),
+    "causal, strided": (
+        (9, 2),
+        lambda: keras.layers.Conv1D(4, 3, padding="causal", strides=2, use_bias=False),
+        -1,
+    ),
+    "1-D in groups": ((9, 2), lambda: keras.layers.Conv1D(4, 3, groups=2, use_bias=False), -1),
+    "channels first": (
+        (2, 9),
+        lambda: keras.layers.Conv1D(4, 3, data_format="channels_first", use_bias=False),
+        1,
+    ),
+    "Dense": ((3, 2), lambda: keras.layers.Dense(4, use_bias=False), -1),
+}
+
+
+@pytest.mark.parametrize(("shape", "make", "axis"), OTHERS.values(), ids=OTHERS)
+def test_the_error_is_that_of_the_outputs_in_one_dimension(shape, make, axis):
+    layer = make()
+    base = keras.Sequential(
+        [
+            keras.Input(shape),
+            layer,
+            keras.layers.Flatten(),
+            keras.layers.Dense(2, name="head"),
+        ]
+    )
+    images = RNG.normal(size=(10, *shape)).astype("float32")
+    kernels, _ = find_kernels(base, include_dense=True)
+    moments, scale = second_moments(base, kernels, [images[:6], images[6:]])[0]
+    error = RNG.normal(size=layer.kernel.shape).astype("float32")
+    layer.kernel.assign(error)
+    expected = np.mean(np.sum(layer(images).numpy() ** 2, axis=axis))
+    assert float(losses.output_error(error, moments, scale)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_moments_of_a_layer_that_is_called_twice_are_of_both_calls():
+    conv = keras.layers.Conv2D(2, 3, padding="same", use_bias=False)
+    inputs = keras.Input((5, 5, 2))
+    base = keras.Model(inputs, keras.layers.Flatten()(conv(3.0 * conv(inputs))))
+    images = RNG.normal(size=(4, 5, 5, 2)).astype("float32")
+    (gathered,) = second_moments(base, find_kernels(base)[0], [images])
+    given = np.concatenate([images, 3.0 * conv(images)])
+    error = RNG.normal(size=conv.kernel.shape).astype("float32")
+    conv.kernel.assign(error)
+    expected = np.mean(np.sum(conv(given).numpy() ** 2, axis=-1))
+    got = losses.output_error(error, *gathered)
+    assert float(got) == pytest.approx(expected, rel=1e-4)
+
+
+def test_other_layers_have_no_moments_and_are_learnt_without(images):
+    base = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(2, 3, name="conv"),
+            keras.layers.DepthwiseConv2D(3, name="depthwise"),
+            keras.layers.SeparableConv2D(2, 3, name="separable"),
+            keras.layers.Conv2DTranspose(2, 3, name="transposed"),
+            keras.layers.Flatten(),
+        ]
+    )
+    kernels, _ = find_kernels(base)
+    gathered = second_moments(base, kernels, [images])
+    known = [kernel.name for kernel, one in zip(kernels, gathered, strict=True) if one is not None]
+    assert known == ["conv"]
+    assert len(kernels) == 5
+    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    nern.gather_second_moments(images)
+    nern.compile(layer_output_weight=1.0, kernel_sampling="all")
+    history = nern.fit(steps_per_epoch=60, epochs=2, verbose=0).history
+    assert history["layer_output_loss"][1] < history["layer_output_loss"][0] < 2
+    assert nern.relative_error() < 1
+
+
 def test_the_loss_sums_over_layers_and_leaves_out_those_without_moments():
     kernel = np.ones((1, 1, 1, 1), "float32")
     moments, scale = np.ones((1, 1, 1), "float32"), np.ones(1, "float32")

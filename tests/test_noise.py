@@ -127,8 +127,9 @@ def test_a_base_of_any_size_needs_one():
     ("arguments", "message"),
     [
         ({"kind": "pink"}, "kind must be one of .* Received: kind='pink'"),
-        ({"batch_size": 0}, "batch_size must be at least 1. Received: batch_size=0"),
-        ({"steps": 0}, "steps must be at least 1. Received: steps=0"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1. Received: batch_size=0"),
+        ({"steps": 0}, "steps must be an integer of at least 1. Received: steps=0"),
+        ({"steps": 2.5}, "steps must be an integer of at least 1. Received: steps=2.5"),
         ({"limits": (1, 0)}, r"limits must be \(lowest, highest\). Received: limits=\(1, 0\)"),
         ({"stddev": -1.0}, "stddev must not be negative. Received: stddev=-1.0"),
     ],
@@ -143,4 +144,24 @@ def test_refuses_to_match_what_is_not_there():
         [keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3), keras.layers.Flatten()]
     )
     with pytest.raises(ValueError, match="Expected a base with a BatchNormalization layer"):
+        NoiseDataset(base)
+
+
+def test_refuses_channels_first():
+    base = keras.Sequential(
+        [
+            keras.Input((3, 6, 5)),
+            keras.layers.Flatten(),
+            keras.layers.Reshape((3, 6, 5)),
+            keras.layers.BatchNormalization(axis=1),
+            keras.layers.MaxPooling2D(2, data_format="channels_first", name="pool"),
+        ]
+    )
+    with pytest.raises(ValueError, match=r"channels last.*'pool' has data_format='channels_first'"):
+        NoiseDataset(base, "uniform")
+
+
+def test_refuses_a_normalisation_that_remembers_no_variance(base):
+    base.get_layer("stem_bn").moving_variance.assign(np.zeros(4))
+    with pytest.raises(ValueError, match=r"variances above 0.* Received: none among 4 filters"):
         NoiseDataset(base)

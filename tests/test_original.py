@@ -97,6 +97,11 @@ def _functional_head(operation):
     return keras.Model(inputs, operation(keras.layers.Dense(2)(x)))
 
 
+def _quantized(model):
+    model.layers[-1].quantize("int8")
+    return model
+
+
 SOFTMAX, SIGMOID = keras.activations.softmax, keras.activations.sigmoid
 HEADS = {
     "logits": (lambda: _headed(keras.layers.Dense(2)), keras.activations.linear),
@@ -119,6 +124,33 @@ HEADS = {
         SIGMOID,
     ),
     "hard sigmoid": (lambda: _headed(keras.layers.Dense(1, activation="hard_sigmoid")), SIGMOID),
+    "function of ops": (
+        lambda: _headed(keras.layers.Dense(2, activation=keras.ops.softmax)),
+        SOFTMAX,
+    ),
+    "function of tf.nn": (
+        lambda: _headed(keras.layers.Dense(2, activation=tf.nn.softmax)),
+        SOFTMAX,
+    ),
+    "linear after it": (
+        lambda: _headed(
+            keras.layers.Dense(2, activation="sigmoid"), keras.layers.Activation("linear")
+        ),
+        SIGMOID,
+    ),
+    "another activation": (
+        lambda: _headed(keras.layers.Dense(2, activation="relu")),
+        keras.activations.relu,
+    ),
+    "of float16, cast": (
+        lambda: _headed(
+            keras.layers.Dense(2, activation="softmax", dtype="mixed_float16"),
+            keras.layers.Activation("linear", dtype="float32"),
+            keras.layers.Reshape((1, 2), dtype="float16"),
+        ),
+        SOFTMAX,
+    ),
+    "quantized": (lambda: _quantized(_headed(keras.layers.Dense(2, "softmax"))), SOFTMAX),
     "nested": (
         lambda: keras.Sequential(
             [keras.Input((4, 4, 1)), _headed(keras.layers.Dense(1, activation="sigmoid"))]
@@ -249,3 +281,56 @@ def test_feature_maps_can_be_taken_at_additions(base, images):
 def test_refuses_feature_maps_that_are_not_there(kind, message):
     with pytest.raises(ValueError, match=message):
         Original(_headed(), kind)
+
+
+def test_a_normalisation_of_another_precision_is_the_one_that_follows():
+    model = keras.Sequential(
+        [
+            keras.Input((5, 5, 1)),
+            keras.layers.Conv2D(2, 3, dtype="mixed_float16"),
+            keras.layers.BatchNormalization(dtype="float32"),
+            keras.layers.ReLU(),
+            keras.layers.Flatten(),
+        ]
+    )
+    model.layers[1].moving_mean.assign([1.0, -1.0])
+    images = RNG.normal(size=(2, 5, 5, 1)).astype("float32")
+    (feature_map,) = Original(model).observe(images).maps
+    np.testing.assert_array_equal(feature_map, model.layers[1](model.layers[0](images)))
+    convert = keras.DTypePolicy.convert_input
+    with pytest.raises(RuntimeError), recorded_calls(model):
+        raise RuntimeError
+    assert keras.DTypePolicy.convert_input is convert  # as it was, whatever happens
+
+
+def test_refuses_additions_that_are_none_of_maps():
+    inputs = keras.Input((4, 4, 1))
+    x = keras.layers.Conv2D(2, 3)(inputs) + 3.0
+    x = keras.layers.Flatten()(x)
+    model = keras.Model(inputs, keras.layers.Add()([keras.layers.Dense(2)(x)] * 2))
+    with pytest.raises(ValueError, match="Expected a base that adds feature maps"):
+        Original(model, "both")
+
+
+class OwnHead(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = keras.layers.Conv2D(1, 3)
+
+    def call(self, inputs):
+        return keras.ops.sigmoid(keras.ops.mean(self.conv(inputs), axis=(1, 2)))
+
+
+def test_what_the_outputs_are_can_be_said():
+    model = OwnHead()
+    images = RNG.normal(size=(4, 5, 5, 1)).astype("float32")
+    yes = model(images)[:, 0]
+    logits = Original(model, output_activation="sigmoid").observe(images).logits[0]
+    np.testing.assert_allclose(keras.ops.softmax(logits)[:, 1], yes, rtol=1e-5)
+    unknown = Original(model).observe(images).logits[0]  # taken for logits
+    np.testing.assert_array_equal(unknown[:, 1], yes)
+    named = Original(_headed(keras.layers.Dense(2, "softmax")), output_activation="linear")
+    outputs = named.observe(np.ones((1, 4, 4, 1), "float32"))
+    np.testing.assert_array_equal(outputs.logits[0], outputs.outputs)
+    with pytest.raises(ValueError, match=r"one of \('auto', .* Received: output_activation='relu'"):
+        Original(model, output_activation="relu")

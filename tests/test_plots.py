@@ -104,6 +104,17 @@ def test_the_course_of_both_phases_by_epochs(nern, images):
     assert {"loss", "feature_map_loss"} <= set(_lines(above[1]))
 
 
+def test_values_stand_at_their_epochs(nern, images):
+    nern.compile(reconstruction_steps=2)
+    arguments = {"verbose": 0, "validation_data": (images,), "validation_freq": 2}
+    history = nern.fit(images, initial_epoch=2, epochs=6, **arguments)
+    _, above, _, below = plots.plot_history(history).axes
+    assert above.get_title() == "distillation"
+    assert _lines(above)["loss"][1] == [3, 4, 5, 6]
+    assert _lines(above)["val_loss"][1] == [4, 6]
+    assert _lines(below)["val_agreement"][1] == [4, 6]
+
+
 def test_the_course_of_a_reconstruction_alone(nern):
     history = nern.fit(steps_per_epoch=2, epochs=3, verbose=0)
     above, below = plots.plot_history(history).axes

@@ -61,7 +61,7 @@ def test_straight_through_has_the_values_of_quantize_and_its_gradient_is_the_ide
     np.testing.assert_array_equal(tape.gradient(loss, weights), np.tile(np.arange(6), (50, 1)))
 
 
-@pytest.mark.parametrize("bits", [1, 9, 4.5, None, "4"])
+@pytest.mark.parametrize("bits", [1, 9, 4.0, 4.5, None, "4"])
 def test_other_bits_are_refused(bits):
     with pytest.raises(ValueError, match=r"bits must be an integer from 2 to 8. Received: bits="):
         quantize(KERNEL, bits)

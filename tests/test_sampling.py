@@ -86,8 +86,13 @@ def test_get_by_name(name, kind):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: UniformSampling(0), "batch_size must be at least 1. Received: batch_size=0"),
+        (lambda: UniformSampling(0), "batch_size must be an integer of at least 1. Received.*=0"),
+        (lambda: UniformSampling(10.0), "batch_size must be an integer of .* batch_size=10.0"),
         (lambda: MagnitudeSampling(4, 1.5), "share must be between 0 and 1. Received: share=1.5"),
+        (
+            lambda: MagnitudeSampling(2).sample(9, keras.random.SeedGenerator(0)),
+            "MagnitudeSampling needs cumulative.* Received: cumulative=None",
+        ),
         (lambda: sampling.get("best"), r"sampling must be one of \['all', .*sampling='best'"),
     ],
 )

@@ -174,3 +174,18 @@ def test_refuses_a_value_that_is_not_among_the_choices(base):
     hp.Fixed("num_blocks", "7")
     with pytest.raises(ValueError, match=r"one of \['4', '5'\]. Received: '7'"):
         _space(base, 50_000, num_blocks=[4, 5]).declare(hp)
+
+
+def test_orders_of_one_kind_differ(base):
+    """And a search with one is not gone on with by the other."""
+    one = keras_nern.Permutation.of(base, "cross_filter", "greedy")
+    orders = [order[::-1].copy() for order in one.orders]
+    other = keras_nern.Permutation(one.grids, orders, "cross_filter")
+    space = _space(base, 10**6, permutation=[one, other, "in_filter"])
+    assert list(space.choices["permutation"].values()) == [one, other, "in_filter"]
+    hp = keras_tuner.HyperParameters()
+    _space(base, 10**6, permutation=one).declare(hp)
+    with pytest.raises(ValueError, match="The trials in this directory are of another search"):
+        _space(base, 10**6, permutation=other).declare(hp)
+    again = keras_nern.Permutation(one.grids, one.orders, "cross_filter")
+    assert _space(base, 10**6, permutation=again).declare(hp)["permutation"] == one

@@ -63,16 +63,22 @@ def test_says_what_is_kept_and_why():
 
 
 def test_a_kernel_that_two_layers_share_comes_once():
-    first, second = (
-        keras.layers.Conv2D(3, 3, name="first"),
-        keras.layers.Conv2D(3, 3, name="second"),
-    )
+    first = keras.layers.Conv2D(3, 3, name="first")
+
+    class Tied(keras.layers.Conv2D):
+        def build(self, input_shape):
+            self._kernel = first._kernel
+            self.bias = self.add_weight(shape=(3,), name="bias")
+            self.built = True
+
     inputs = keras.Input((9, 9, 3))
-    model = keras.Model(inputs, second(first(inputs)))
-    second.__dict__["_kernel"] = first._kernel
+    model = keras.Model(inputs, Tied(3, 3, name="second")(first(inputs)))
     kernels, kept = find_kernels(model)
     assert [kernel.name for kernel in kernels] == ["first"]
-    assert [(one.name, one.reason) for one in kept] == [("second", "its kernel is that of first")]
+    # of its 81 + 3 weights the 3 of the bias are kept
+    assert [(one.name, one.num_weights, one.reason) for one in kept] == [
+        ("second", 3, "its kernel is that of first")
+    ]
 
 
 def test_frozen_layers_are_represented_too():
@@ -95,10 +101,21 @@ def test_quantized_layers_are_kept():
         ({"include": "conv7"}, r"include must name layers .*Received: \['conv7'\]"),
         ({"exclude": ["conv1", "bn"]}, r"exclude must name layers .*Received: \['bn'\]"),
         ({"include": "head"}, r"\(Dense layers with include_dense=True only\).*\['head'\]"),
-        ({"include": 3}, r"include must be a layer's name, a compiled .* Received: 3"),
-        ({"exclude": ["conv1", np.ones(2)]}, r"exclude must be a layer's name"),
+        ({"include": 3}, r"include must be a layer or its name, a compiled .* Received: 3"),
+        ({"exclude": ["conv1", np.ones(2)]}, r"exclude must be a layer or its name"),
     ],
 )
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         find_kernels(_model(), **arguments)
+
+
+def test_layers_stand_for_themselves():
+    model = _model()
+    stem = model.get_layer("stem")
+    kernels, _ = find_kernels(model, include=[stem.get_layer("conv1"), "separable"])
+    assert [kernel.name for kernel in kernels] == ["stem/conv1", *ALL[2:]]
+    kernels, _ = find_kernels(model, exclude=model.get_layer("conv1"))
+    assert [kernel.name for kernel in kernels] == ["stem/conv1", *ALL[2:]]
+    with pytest.raises(ValueError, match=r"include must name layers that.*Received: \[<BatchNorm"):
+        find_kernels(model, include=stem.get_layer("bn"))

@@ -38,12 +38,15 @@ def test_model_config_keeps_every_argument(base):
         normalize="layer",
         metric="cosine",
         permutation_method="two_opt",
+        output_activation="softmax",
         name="mine",
     )
     copy = assert_config_round_trip(nern)
     assert (copy.hidden_size, copy.num_blocks, copy.name) == (6, 3, "mine")
     assert (copy.permutation, copy.normalize, copy.metric) == ("in_filter", "layer", "cosine")
     assert copy.permutation_method == "two_opt"
+    assert copy.output_activation == "softmax"
+    assert keras_nern.compress(copy, bits=5).output_activation == "softmax"
     assert (copy.encoding.num_frequencies, copy.encoding.base) == (3, 1.5)
     assert copy.base is not base
     assert isinstance(copy.optimizer, keras.optimizers.Muon)

@@ -12,6 +12,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from processes import ROOT, classifier, start
 
 import keras_nern
@@ -127,6 +128,36 @@ def test_a_round_has_its_rate_whichever_epoch_it_goes_on_from(base, images, labe
     hypermodel.fit(hp, model, images, epochs=3, initial_epoch=2, **data)
     assert int(model.optimizer.iterations) == 2
     assert int(model._runtime.schedule.decay_steps) == 2
+
+
+def test_a_trial_is_made_counted_and_judged_as_was_asked(base, images, labels):
+    hypermodel = NeRNHyperModel(
+        base,
+        3000,
+        num_blocks=2,
+        num_frequencies=4,
+        encoding_base=0.9,
+        bits=5,
+        normalize="layer",
+        include=["stem", "conv"],
+        compile_arguments={"reconstruction_steps": 0, "run_eagerly": True},
+    )
+    hp = keras_tuner.HyperParameters()
+    model = hypermodel.build(hp)
+    assert (model.encoding.num_frequencies, model.encoding.base) == (4, 0.9)
+    assert model.normalize == "layer"
+    assert list(model.predict_kernels()) == ["stem", "conv"]
+    small = keras_nern.compress(model, bits=5)
+    size = hypermodel.num_bytes(hp)
+    assert size == small.summary_table().representation_bytes
+    assert 2500 < size <= 3000  # as wide as fits
+    endless = tf.data.Dataset.from_tensor_slices((images, labels)).batch(5).repeat()
+    arguments = {"validation_data": endless, "validation_steps": 2, "verbose": 0}
+    history = hypermodel.fit(hp, model, images, epochs=1, **arguments).history
+    judged = keras_nern.compress(model, bits=5).evaluate(
+        images[:10], labels[:10], verbose=0, return_dict=True
+    )
+    assert history["val_accuracy"] == pytest.approx([judged["accuracy"]])
 
 
 def test_bits_are_judged_as_compress_leaves_them(base, images, labels, tmp_path):
