@@ -317,6 +317,7 @@ def plot(points, path):
         name = method
         if "width" in arguments:
             name += ", {layers} x {width}, {frequencies} frequencies".format(**arguments)
+            name += ", {} + {} steps".format(*group[0]["steps"])
             if arguments.get("tune") == UNTUNED:
                 name += ", not tuned"
         place = np.mean([one["bytes"] for one in group]), np.mean([one["drop"] for one in group])
@@ -343,6 +344,8 @@ def _grouped(points):
     ):
         values = {name: value for name, value in point["arguments"].items() if value is not None}
         setting = ", ".join(f"{name} {value}" for name, value in values.items())
+        if "steps" in point:  # of ours, those of the fit
+            setting += ", steps {} + {}".format(*point["steps"])
         groups.setdefault((point["method"], setting), []).append(point)
     return groups
 
