@@ -94,8 +94,7 @@ def _noted_casts() -> Iterator[dict[int, tuple]]:
 
 
 def _source(given: Any, sources: dict[int, tuple]) -> Any:
-    copy, source = sources.get(id(given), (None, None))
-    return source if copy is given and copy is not None else given
+    return sources.get(id(given), (given, given))[1]  # copies are kept, so that ids are theirs
 
 
 def all_operations(model: keras.Model) -> list[keras.Operation]:
