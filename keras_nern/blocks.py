@@ -26,6 +26,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
+from keras_nern import checks
 from keras_nern.hints import Tensor
 from keras_nern.selection import Choice, find_kernels
 
@@ -65,8 +66,7 @@ class Blocks:
         exclude: Choice = None,
         include_dense: bool = False,
     ) -> None:
-        if view not in VIEWS:
-            raise ValueError(f"view must be one of {VIEWS}. Received: view={view!r}")
+        checks.one_of("view", view, VIEWS)
         whole = isinstance(block_size, numbers.Integral) and block_size >= 1
         if block_size is not None and (view == "crop" or not whole):
             raise ValueError(

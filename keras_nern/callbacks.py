@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from keras_nern import checks
 from keras_nern.model import NeRNModel
 from keras_nern.objective import DISTILLED, count
 
@@ -46,7 +47,7 @@ class EvaluateRebuilt(keras.callbacks.Callback):
 
     def __init__(self, x: Any, y: Any = None, frequency: int = 500, **kwargs: Any) -> None:
         super().__init__()
-        check_at_least_one("frequency", frequency)
+        checks.integer("frequency", frequency, least=1)
         if isinstance(x, types.GeneratorType):
             raise ValueError(
                 "x must give its images at every evaluation anew. Received: a generator"
@@ -98,7 +99,7 @@ class LossWarmup(keras.callbacks.Callback):
 
     def __init__(self, steps: int, losses: Collection[str] = DISTILLED) -> None:
         super().__init__()
-        check_at_least_one("steps", steps)
+        checks.integer("steps", steps, least=1)
         known = ("reconstruction_loss", *DISTILLED)
         if not set(losses) <= set(known):
             raise ValueError(f"losses must be among {known}. Received: losses={losses!r}")
@@ -138,7 +139,7 @@ class SwitchPhase(keras.callbacks.Callback):
             raise ValueError(
                 f"relative_error must not be negative. Received: relative_error={relative_error!r}"
             )
-        check_at_least_one("frequency", frequency)
+        checks.integer("frequency", frequency, least=1)
         self.relative_error = relative_error
         self.frequency = frequency
         self._every = Every(frequency)
@@ -182,9 +183,3 @@ class Every:
             before = self._last[1]
         self._last = (model.phase, steps)
         return steps // self.frequency > max(0, before) // self.frequency
-
-
-def check_at_least_one(name: str, value: float) -> None:
-    """Raises a ValueError that names the argument, unless it is 1 or more."""
-    if not value >= 1:
-        raise ValueError(f"{name} must be at least 1. Received: {name}={value!r}")

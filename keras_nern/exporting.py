@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern import architecture, coding, container, packing
+from keras_nern import architecture, checks, coding, container, packing
 from keras_nern.gptq import compress_into
 from keras_nern.hints import Tensor
 from keras_nern.kernels import walk_layers
@@ -45,11 +45,7 @@ def write(
         ImportError: where the extra `compact` is not installed.
     """
     precision = _precision(precision, nern.predictor)
-    if kept_precision not in packing.FLOATS:
-        raise ValueError(
-            f"kept_precision must be one of {packing.FLOATS}. "
-            f"Received: kept_precision={kept_precision!r}"
-        )
+    checks.one_of("kept_precision", kept_precision, packing.FLOATS)
     for module in ("safetensors.numpy", "constriction", "zstandard"):
         container.needed(module)
     check_products(nern._original.blocks.num_blocks, nern.predictor.count_params())

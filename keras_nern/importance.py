@@ -21,6 +21,7 @@ compared with. A kernel of zeros has the lowest score that there is, for nothing
 import keras
 import numpy as np
 
+from keras_nern import checks
 from keras_nern.kernels import Kernel
 from keras_nern.model import NeRNModel
 from keras_nern.original import Original
@@ -57,8 +58,7 @@ def kernel_importance(
     """
     if not isinstance(nern, NeRNModel):
         raise ValueError(f"nern must be a NeRNModel. Received: {nern!r}")
-    if measure not in MEASURES:
-        raise ValueError(f"measure must be one of {MEASURES}. Received: measure={measure!r}")
+    checks.one_of("measure", measure, MEASURES)
     original = nern._original
     rng = np.random.default_rng(seed)
     predicted = nern.predict_kernels()

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_nern import checks
 from keras_nern.hints import Tensor
 
 # The usual per-channel statistics of CIFAR-10's training images, in 0..1.
@@ -27,6 +28,7 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)
 
 DEPTHS = (20, 32, 44, 56)
+SHORTCUTS = ("A", "B")
 
 # Trained networks that come with the package; docs/smoothness.md tells how they were made.
 ZOO = pathlib.Path(__file__).parent / "zoo"
@@ -74,12 +76,9 @@ def resnet_cifar(
 
     Source: He et al., CVPR 2016, arXiv 1512.03385, section 4.2.
     """
-    if depth not in DEPTHS:
-        raise ValueError(f"depth must be one of {DEPTHS}. Received: depth={depth!r}")
-    if shortcut not in ("A", "B"):
-        raise ValueError(f'shortcut must be "A" or "B". Received: shortcut={shortcut!r}')
-    if classes < 1:
-        raise ValueError(f"classes must be at least 1. Received: classes={classes!r}")
+    checks.one_of("depth", depth, DEPTHS)
+    checks.one_of("shortcut", shortcut, SHORTCUTS)
+    checks.integer("classes", classes, least=1)
     channels = input_shape[-1]
     for label, value in (("mean", mean), ("std", std)):
         if np.size(value) not in (1, channels):
@@ -154,8 +153,7 @@ def load(name: str) -> keras.Model:
 
     >>> base = keras_nern.models.load("resnet20-cifar10")
     """
-    if name not in list_models():
-        raise ValueError(f"name must be one of {list_models()}. Received: name={name!r}")
+    checks.one_of("name", name, list_models())
     model = resnet_cifar(20, name=name)
     model.load_weights(ZOO / f"{name}{WEIGHTS}")
     return model

@@ -13,7 +13,7 @@ at once. It is computed in float32: distances that differ by less than about 1e-
 squared spread of the vectors count as equal.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,12 +22,6 @@ EXACT_LIMIT = 16_384  # vectors up to which neighbours are looked for among all
 CHUNK = 65_536  # vectors looked at together
 CANDIDATES = 16_384  # compared with a vector beyond it, at most
 PROBES = 12  # centres whose vectors are looked at beyond the exact limit
-
-
-def validate(name: str, value: object, choices: Sequence) -> None:
-    """Raises a ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}. Received: {name}={value!r}")
 
 
 def prepared(vectors: np.ndarray, metric: str) -> np.ndarray:

@@ -21,7 +21,6 @@ kinds:
 """
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,7 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_nern import checks
 from keras_nern.kernels import walk_layers
 from keras_nern.recording import first_normalisation
 
@@ -94,13 +94,9 @@ class NoiseDataset(keras.utils.PyDataset):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {KINDS}. Received: kind={kind!r}")
-        for name, value in (("batch_size", batch_size), ("steps", steps)):
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(
-                    f"{name} must be an integer of at least 1. Received: {name}={value!r}"
-                )
+        checks.one_of("kind", kind, KINDS)
+        batch_size = checks.integer("batch_size", batch_size, least=1)
+        steps = checks.integer("steps", steps, least=1)
         if not limits[0] <= limits[1]:
             raise ValueError(f"limits must be (lowest, highest). Received: limits={limits!r}")
         if not np.all(np.asarray(stddev) >= 0):

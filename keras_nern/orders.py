@@ -20,8 +20,9 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_nern import checks
 from keras_nern.hints import Grid, Progress
-from keras_nern.nearest_neighbours import METRICS, validate
+from keras_nern.nearest_neighbours import METRICS
 from keras_nern.tours import METHODS, order_vectors
 
 KINDS = (None, "in_filter", "cross_filter")
@@ -29,9 +30,9 @@ KINDS = (None, "in_filter", "cross_filter")
 
 def validate_names(kind: object, method: object = "greedy", metric: object = "euclidean") -> None:
     """Raises a ValueError for another kind, method or metric than there are."""
-    validate("permutation", kind, KINDS)
-    validate("permutation_method", method, METHODS)
-    validate("metric", metric, METRICS)
+    checks.one_of("permutation", kind, KINDS)
+    checks.one_of("permutation_method", method, METHODS)
+    checks.one_of("metric", metric, METRICS)
 
 
 def block_order(
@@ -103,7 +104,7 @@ def permutation_bits(grid: Grid, kind: str | None = None) -> float:
     >>> round(permutation_bits((1, 4), "cross_filter"), 3)  # log2(4!)
     4.585
     """
-    validate("permutation", kind, KINDS)
+    checks.one_of("permutation", kind, KINDS)
     filters, columns = grid
     if kind == "cross_filter":
         return _log2_factorial(filters * columns)

@@ -20,6 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_nern import checks
 from keras_nern.blocks import Blocks
 from keras_nern.hints import Shape, Tensor
 from keras_nern.kernels import finalize, walk_layers
@@ -88,16 +89,8 @@ class Original:
         **selection: Any,
     ) -> None:
         _check_classifier(base)
-        if output_activation not in OUTPUT_ACTIVATIONS:
-            raise ValueError(
-                f"output_activation must be one of {OUTPUT_ACTIVATIONS}. "
-                f"Received: output_activation={output_activation!r}"
-            )
-        if feature_maps not in FEATURE_MAPS:
-            raise ValueError(
-                f"feature_maps must be one of {FEATURE_MAPS}. "
-                f"Received: feature_maps={feature_maps!r}"
-            )
+        checks.one_of("output_activation", output_activation, OUTPUT_ACTIVATIONS)
+        checks.one_of("feature_maps", feature_maps, FEATURE_MAPS)
         if feature_maps != "convolutions" and not any(map(_may_add_maps, all_operations(base))):
             raise ValueError(
                 "Expected a base that adds feature maps, as residual networks do. Received: "

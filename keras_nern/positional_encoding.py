@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_nern import checks
 from keras_nern.hints import Shape, Tensor
 
 PACKAGE = "keras_nern"
@@ -59,11 +60,7 @@ class PositionalEncoding(keras.layers.Layer):
     def __init__(self, num_frequencies: int = 40, base: float = 0.76, **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
-        if not isinstance(num_frequencies, (int, np.integer)) or num_frequencies < 1:
-            raise ValueError(
-                "num_frequencies must be an integer of at least 1. "
-                f"Received: num_frequencies={num_frequencies!r}"
-            )
+        num_frequencies = checks.integer("num_frequencies", num_frequencies, least=1)
         if not 0 < base < 2:
             raise ValueError(f"base must be between 0 and 2. Received: base={base!r}")
         self.num_frequencies = num_frequencies

@@ -8,13 +8,13 @@ precision policy: the weights it predicts are small differences of large activat
 """
 
 import collections
-import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import keras
 import numpy as np
 
+from keras_nern import checks
 from keras_nern.compressed_dense import CompressedDense
 from keras_nern.hints import Shape, Tensor
 from keras_nern.positional_encoding import PACKAGE, PositionalEncoding
@@ -78,10 +78,7 @@ class KernelPredictor(keras.layers.Layer):
             ("num_blocks", num_blocks, 2),
             ("block_length", block_length, 1),
         ):
-            if not isinstance(value, numbers.Integral) or value < least:
-                raise ValueError(
-                    f"{name} must be an integer of at least {least}. Received: {name}={value!r}"
-                )
+            checks.integer(name, value, least)
         encoding = PositionalEncoding(name="encoding") if encoding is None else encoding
         if not isinstance(encoding, keras.layers.Layer):
             raise ValueError(

@@ -27,6 +27,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_nern import checks
 from keras_nern.hints import Tensor
 from keras_nern.kernels import CONVOLUTIONS, walk_layers
 from keras_nern.positional_encoding import PACKAGE
@@ -90,14 +91,8 @@ class SmoothnessRegularizer(keras.regularizers.Regularizer):
                 raise ValueError(
                     f"{name} must be a finite strength, at least 0. Received: {name}={value!r}"
                 )
-        if reduction not in REDUCTIONS:
-            raise ValueError(
-                f"reduction must be one of {REDUCTIONS}. Received: reduction={reduction!r}"
-            )
-        if distance not in DISTANCES:
-            raise ValueError(
-                f"distance must be one of {DISTANCES}. Received: distance={distance!r}"
-            )
+        checks.one_of("reduction", reduction, REDUCTIONS)
+        checks.one_of("distance", distance, DISTANCES)
         self.filters = filters
         self.channels = channels
         self.reduction = reduction

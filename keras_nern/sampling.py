@@ -10,13 +10,13 @@ of kernels, drawn with replacement:
   (Ashkenazi et al., ICLR 2023, section 3.3 and appendix).
 """
 
-import numbers
 from typing import Any, Self
 
 import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_nern import checks
 from keras_nern.hints import Tensor
 from keras_nern.positional_encoding import PACKAGE
 
@@ -68,11 +68,7 @@ class UniformSampling(AllKernels):
     """
 
     def __init__(self, batch_size: int = 4096) -> None:
-        if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
-            raise ValueError(
-                f"batch_size must be an integer of at least 1. Received: batch_size={batch_size!r}"
-            )
-        self.batch_size: int = int(batch_size)
+        self.batch_size = checks.integer("batch_size", batch_size, least=1)
 
     def sample(
         self, count: int, seed: keras.random.SeedGenerator, cumulative: Tensor | None = None

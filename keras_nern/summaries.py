@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from keras_nern.callbacks import Every, check_at_least_one
+from keras_nern import checks
+from keras_nern.callbacks import Every
 from keras_nern.losses import relative_error
 from keras_nern.mosaics import kernel_image
 from keras_nern.objective import count
@@ -67,8 +68,8 @@ class KernelSummaries(keras.callbacks.Callback):
                 f'frequency must be "epoch" or a number of steps. Received: frequency={frequency!r}'
             )
         if not isinstance(frequency, str):
-            check_at_least_one("frequency", frequency)
-        check_at_least_one("limit", limit)
+            checks.integer("frequency", frequency, least=1)
+        checks.integer("limit", limit, least=1)
         try:
             importlib.import_module("tensorboard")
         except ImportError as error:

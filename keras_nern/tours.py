@@ -15,9 +15,10 @@ What a short step is, is in `nearest_neighbours`.
 
 import numpy as np
 
+from keras_nern import checks
 from keras_nern.hints import Progress
 from keras_nern.local_search import Path
-from keras_nern.nearest_neighbours import METRICS, directions, prepared, scores, validate
+from keras_nern.nearest_neighbours import METRICS, directions, prepared, scores
 
 METHODS = ("greedy", "two_opt", "fast_tsp")
 PASSES = {"greedy": 1, "two_opt": 2, "fast_tsp": 3}  # each begins with the ones before it
@@ -56,8 +57,8 @@ def order_vectors(
     >>> order_vectors(vectors, metric="cosine")
     array([0, 2, 1])
     """
-    validate("method", method, METHODS)
-    validate("metric", metric, METRICS)
+    checks.one_of("method", method, METHODS)
+    checks.one_of("metric", metric, METRICS)
     if method == "fast_tsp":
         check_fast_tsp(len(vectors))
     vectors = prepared(vectors, metric)
@@ -89,7 +90,7 @@ def path_length(vectors: np.ndarray, order: np.ndarray, metric: str = "euclidean
     Returns:
         A float.
     """
-    validate("metric", metric, METRICS)
+    checks.one_of("metric", metric, METRICS)
     vectors = np.asarray(vectors, "float64")[order]
     if metric == "euclidean":
         return float(np.linalg.norm(vectors[1:] - vectors[:-1], axis=1).sum())

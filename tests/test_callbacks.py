@@ -214,12 +214,15 @@ def test_keras_callbacks_work_beside_each_other(nern, images, labels, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EvaluateRebuilt(None, frequency=0), "frequency must be at least 1.*frequency=0"),
+        (
+            lambda: EvaluateRebuilt(None, frequency=0),
+            "frequency must be an integer of at least 1.*frequency=0",
+        ),
         (lambda: EvaluateRebuilt(x for x in ()), "x must give its images .* Received: a generator"),
-        (lambda: LossWarmup(0), "steps must be at least 1. Received: steps=0"),
+        (lambda: LossWarmup(0), "steps must be an integer of at least 1. Received: steps=0"),
         (lambda: LossWarmup(3, ["loss"]), r"losses must be among .* Received: losses=\['loss'\]"),
         (lambda: SwitchPhase(-1.0), "relative_error must not be negative.*-1.0"),
-        (lambda: SwitchPhase(0.1, 0), "frequency must be at least 1"),
+        (lambda: SwitchPhase(0.1, 0), "frequency must be an integer of at least 1"),
     ],
 )
 def test_refuses(make, message):

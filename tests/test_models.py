@@ -99,8 +99,8 @@ def test_refuses_weights_that_do_not_fit_and_changes_nothing(change, message):
     ("arguments", "message"),
     [
         ({"depth": 21}, r"depth must be one of \(20, 32, 44, 56\). Received: depth=21"),
-        ({"shortcut": "C"}, 'shortcut must be "A" or "B". Received: shortcut=\'C\''),
-        ({"classes": 0}, "classes must be at least 1. Received: classes=0"),
+        ({"shortcut": "C"}, r"shortcut must be one of \('A', 'B'\). Received: shortcut='C'"),
+        ({"classes": 0}, "classes must be an integer of at least 1. Received: classes=0"),
         ({"mean": (0.1, 0.2)}, r"mean must be .* \(3\). Received: mean=\(0.1, 0.2\)"),
     ],
 )

@@ -97,9 +97,9 @@ def test_a_reconstruction_alone_has_epochs_of_its_own(nern, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"frequency": 0}, "frequency must be at least 1. Received: frequency=0"),
+        ({"frequency": 0}, "frequency must be an integer of at least 1. Received: frequency=0"),
         ({"frequency": "batch"}, "frequency must be .* Received: frequency='batch'"),
-        ({"limit": 0}, "limit must be at least 1. Received: limit=0"),
+        ({"limit": 0}, "limit must be an integer of at least 1. Received: limit=0"),
     ],
 )
 def test_refuses(arguments, message, tmp_path):
