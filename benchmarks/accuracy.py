@@ -257,7 +257,7 @@ def run(cifar10, options, name, seed):
     if options.fits and row.is_shared:
         options.fits.mkdir(parents=True, exist_ok=True)
         made = row.depth, row.hidden_size, row.steps, seed, row.permutation
-        nern.save(fits.path(options.fits, *made, row.num_blocks, row.num_frequencies))
+        nern.save(options.fits / fits.Fit(*made, row.num_blocks, row.num_frequencies).name)
     base_classes = base.predict(test_images, batch_size=500, verbose=0).argmax(axis=1)
     accuracy, agreement = cifar10.accuracy_and_agreement(rebuilt, base_classes, test_images, labels)
     original = (base_classes == labels).mean()

@@ -14,9 +14,9 @@ import json
 import pathlib
 
 import cifar10
+import fits
 import tables
 
-BATCH_SIZE = 64
 SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.4)
 KEY = ("measure", "sparsity", "seed")
 
@@ -32,6 +32,10 @@ def main():
     parser.add_argument("--hidden-size", type=int, default=160, help="predictor width")
     parser.add_argument("--steps", type=int, default=6000, help="of reconstruction")
     parser.add_argument("--distillation-steps", type=int, default=0)
+    parser.add_argument(
+        "--permutation-method", default="two_opt", help="by which the cross-filter order is found"
+    )
+    parser.add_argument("--fits", type=pathlib.Path, help="folder to keep fitted NeRNs in")
     parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
     parser.add_argument("--per-layer", action="store_true", help="the same share of every layer")
     parser.add_argument("--measures", nargs="+", help="default: all of them")
@@ -61,21 +65,17 @@ def main():
 
 def run(options, seed):
     """The accuracies of one seed's scores, noted as they come."""
-    import keras
-
     import keras_nern
 
-    keras.utils.set_random_seed(seed)
     images, labels = cifar10.load(options.data_dir, "test")
     base = cifar10.resnet(options.depth, options.weights)
-    nern = keras_nern.NeRNModel(base, options.hidden_size, permutation="cross_filter")
-    nern.compile(reconstruction_steps=options.steps)
-    if options.distillation_steps:
-        train_images, _ = cifar10.load(options.data_dir, "train")
-        augmented = cifar10.augmented(train_images, BATCH_SIZE, seed, mixup=True)
-        nern.fit(augmented, steps_per_epoch=options.distillation_steps, verbose=2)
-    else:
-        nern.fit(steps_per_epoch=options.steps, verbose=2)
+    train_images = (
+        cifar10.load(options.data_dir, "train")[0] if options.distillation_steps else None
+    )
+    steps = (options.steps, options.distillation_steps)
+    method = options.permutation_method
+    fit = fits.Fit(options.depth, options.hidden_size, steps, seed, method=method)
+    nern = fit.made(base, train_images, options.fits)
 
     relative_error = nern.relative_error()
     judge = nern.reconstruct()  # one network for all weights: it is traced but once
@@ -161,7 +161,14 @@ def plot(results, sparsities, path):
 
 
 def _setting(options):
-    names = ("depth", "hidden_size", "steps", "distillation_steps", "per_layer")
+    names = (
+        "depth",
+        "hidden_size",
+        "steps",
+        "distillation_steps",
+        "permutation_method",
+        "per_layer",
+    )
     return {name: getattr(options, name) for name in names}
 
 

@@ -206,41 +206,17 @@ class Measurement:
             )
 
     def _fitted(self, width, seed):
-        """A trained NeRN of that width, from `--fits` where it is there."""
-        import keras
-
-        import keras_nern
-
-        path = None
-        if self.options.fits:
-            path = fits.path(
-                self.options.fits,
-                self.options.network,
-                width,
-                self.options.steps,
-                seed,
-                self.options.permutation,
-                self.options.num_blocks,
-                self.options.frequencies,
-            )
-            if path.exists():
-                return keras.models.load_model(path)
-        keras.utils.set_random_seed(seed)
-        nern = keras_nern.NeRNModel(
-            self.base,
+        options = self.options
+        fit = fits.Fit(
+            options.network,
             width,
-            self.options.num_blocks,
-            permutation=self.options.permutation,
-            permutation_method="two_opt",
-            encoding=keras_nern.PositionalEncoding(self.options.frequencies),
+            tuple(options.steps),
+            seed,
+            options.permutation,
+            options.num_blocks,
+            options.frequencies,
         )
-        first, second = self.options.steps
-        nern.compile(reconstruction_steps=first)
-        nern.fit(self._dataset(seed), steps_per_epoch=second, verbose=0)
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            nern.save(path)
-        return nern
+        return fit.made(self.base, self.images, options.fits)
 
     def _dataset(self, seed):
         return cifar10.augmented(self.images, BATCH_SIZE, seed, mixup=True)
