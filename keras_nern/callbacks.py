@@ -13,7 +13,8 @@ import keras
 
 from keras_nern import checks
 from keras_nern.model import NeRNModel
-from keras_nern.objective import DISTILLED, count
+from keras_nern.objective import DISTILLED
+from keras_nern.runtime import count
 
 
 class EvaluateRebuilt(keras.callbacks.Callback):

@@ -13,8 +13,8 @@ import keras
 
 from keras_nern import sampling
 from keras_nern.evaluation import RepresentationEvaluator
-from keras_nern.objective import count
 from keras_nern.predictor import OUTPUT_LAYER
+from keras_nern.runtime import count
 from keras_nern.schedules import PlannedCosineDecay
 
 ADAMW_SHARE = 0.2  # AdamW's rate, of Muon's, under "auto"

@@ -17,13 +17,9 @@ import tensorflow as tf
 from keras_nern.hints import Tensor
 from keras_nern.inputs import unpacked
 from keras_nern.losses import logits_of
-from keras_nern.objective import (
-    RepresentationObjective,
-    constant,
-    is_between_workers,
-    needs_tensorflow,
-)
+from keras_nern.objective import RepresentationObjective
 from keras_nern.recording import output_activation, recorded_calls
+from keras_nern.runtime import constant, is_between_workers, needs_tensorflow
 
 # Training shows the losses and the error; evaluation, how the rebuilt classifier does.
 _METRICS = (

@@ -23,7 +23,7 @@ from keras_nern import checks
 from keras_nern.callbacks import Every
 from keras_nern.losses import relative_error
 from keras_nern.mosaics import kernel_image
-from keras_nern.objective import count
+from keras_nern.runtime import count
 
 
 class KernelSummaries(keras.callbacks.Callback):

@@ -28,7 +28,8 @@ from keras_nern.hints import Tensor
 from keras_nern.inputs import never_ends, steps_in, unpacked
 from keras_nern.lifecycle import BeforeTheEpochs, FitCallbacks
 from keras_nern.noise import NoiseDataset
-from keras_nern.objective import WEIGHTED, count, needs_tensorflow
+from keras_nern.objective import WEIGHTED
+from keras_nern.runtime import count, needs_tensorflow
 
 # The length of an epoch that cannot be told: the rate then stays at its peak.
 UNKNOWN_STEPS = 10**9
