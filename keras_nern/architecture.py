@@ -5,7 +5,8 @@ must not run code that the file brings, and must not take more memory than the c
 
 * `check` refuses what Keras would need its *unsafe* mode for, and more: Lambda layers, what
   is no part of a network (Keras would look up any of its functions), files elsewhere, numbers
-  that no layer's size needs.
+  that no layer's size needs, layers called on constants (Keras would run them), so many
+  layers that to build them takes minutes.
 * `outline` builds an object without values, and returns the shapes of its weights; nothing of
   their size is allocated.
 * `build` builds it.
@@ -41,10 +42,17 @@ CLASSES = (
     *("keras.src.layers", "keras.src.models", "keras.src.ops", "keras.src.dtype_policies"),
     *("keras.losses", "keras.metrics", "keras.optimizers"),  # that a registered class may hold
 )
+# Of these, what layers have and do not call.
+ARGUMENTS = (
+    *("keras.initializers", "keras.regularizers", "keras.constraints", "keras.dtype_policies"),
+    *("keras.src.initializers", "keras.src.regularizers", "keras.src.dtype_policies"),
+)
 # Packages that Keras would import for being named.
 IMPORTED = ("keras_hub", "keras_cv", "keras_nlp")
 NUMBERS = re.compile(r"bool|u?int(8|16|32|64)|b?float(16|32|64)")
 Shapes = list[tuple[tuple[int, ...], str]]
+MOST_CALLS = 2**15  # of layers, to build a network
+MOST_FACTORED = 2**39  # products, to draw orthogonal weights that are then replaced
 LARGEST = 2**24  # of integers in a config, seeds and the like excepted
 UNBOUNDED = ("seed", "shared_object_id")
 
@@ -88,6 +96,77 @@ def check(config: dict, largest: int = LARGEST, functions: Sequence[str] = FUNCT
             raise ValueError(f"it takes a vocabulary from the file {value!r}")
         elif isinstance(value, int) and abs(value) > largest and key not in UNBOUNDED:
             raise ValueError(f"it asks for {key}={value!r}, beyond {largest:,}")
+        elif key == "inbound_nodes" and isinstance(value, list):
+            _check_nodes(value)
+    try:
+        calls = _calls(config)
+    except RecursionError as error:
+        raise ValueError("its layers are nested too deeply") from error
+    if calls > MOST_CALLS:
+        raise ValueError(
+            f"Keras calls layers {calls:,} times to build it, more than {MOST_CALLS:,} (a "
+            "Sequential anew with every layer that is added)"
+        )
+
+
+def _check_nodes(nodes: list) -> None:
+    """Checks that what calls a layer gives it the output of another.
+
+    A layer that is called on constants alone computes at once, with numbers of any size.
+    """
+    for node in nodes:
+        if not isinstance(node, dict) or not any(
+            isinstance(value, dict) and value.get("class_name") == "__keras_tensor__"
+            for _, value in _entries(node)
+        ):
+            raise ValueError("it calls a layer on constants, or in a form of Keras 2")
+
+
+def _calls(config: object) -> int:
+    """How often layers are called to build what a config is of, at most."""
+    if isinstance(config, (list, tuple)):
+        return sum(map(_calls, config))
+    if not isinstance(config, dict):
+        return 0
+    calls = sum(map(_calls, config.values()))
+    if config.get("class_name") == "Sequential":  # called again for each layer it is given
+        inner = config.get("config")
+        layers = inner.get("layers") if isinstance(inner, dict) else inner
+        calls *= max(1, len(layers) if isinstance(layers, list) else 1)
+    return calls + _may_be_called(config)
+
+
+def _may_be_called(config: dict[str, Any]) -> bool:
+    name, module = str(config.get("class_name")), str(config.get("module"))
+    is_object = "class_name" in config and not name.startswith("__") and name != "function"
+    return is_object and not _is_in(module, ARGUMENTS)
+
+
+def check_initializers(config: dict, shapes: "Shapes") -> None:
+    """Checks that to initialise weights takes no longer than their number suggests.
+
+    Orthogonal ones are factored, in the cube of their size, and replaced by those of the file.
+
+    Args:
+        config: that `check` did not refuse.
+        shapes: of the weights that it has, as from `outline`.
+
+    Raises:
+        ValueError: where it does.
+    """
+    words = (value for _, value in _entries(config) if isinstance(value, str))
+    if not any(word.lower().startswith("orthogonal") for word in words):
+        return
+    products = 0
+    for shape, _ in shapes:
+        if len(shape) > 1:
+            rows, columns = math.prod(shape[:-1]), shape[-1]
+            products += rows * columns * min(rows, columns)
+    if products > MOST_FACTORED:
+        raise ValueError(
+            f"its initializers are orthogonal, which takes {products:,} products, more than "
+            f"{MOST_FACTORED:,}"
+        )
 
 
 def _check_class(config: dict[str, Any], functions: Sequence[str]) -> None:

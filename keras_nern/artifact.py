@@ -19,8 +19,10 @@ import os
 
 import keras
 
-from keras_nern import container
-from keras_nern.rebuilding import MAX_BYTES, Rebuilding, read_config
+from keras_nern import checks, container
+from keras_nern.rebuilding import MAX_BYTES, MOST_CONFIG_BYTES, Rebuilding, read_config
+
+PARTS = 3  # that may each take max_bytes: classifier, predictor, orders
 
 
 def load(
@@ -33,8 +35,8 @@ def load(
         custom_objects: dict from name to class or function, for layers that are neither
             Keras's nor registered. Defaults to `None`.
         max_bytes: what the weights of the classifier, or of the predictor, or the order of
-            the blocks may take; a file that asks for more is refused before they are
-            allocated. Defaults to 2 GiB.
+            the blocks may take; a file that asks for more, or is larger than all of these
+            together, is refused before they are allocated. Defaults to 2 GiB.
 
     Returns:
         A Keras model of the original's class and config: predicted kernels, everything else
@@ -43,7 +45,7 @@ def load(
     Raises:
         OSError: where the file cannot be opened.
         ValueError: where it is no such file, is damaged, or asks for what it must not; the
-            text says which.
+            text says which. For a `max_bytes` that is no integer of at least 1.
         ImportError: where the extra `compact` is not installed.
 
     Example:
@@ -51,7 +53,13 @@ def load(
     >>> nern.export("classifier.nern")
     >>> rebuilt = keras_nern.load("classifier.nern")
     """
-    parts = container.read(path)
+    checks.integer("max_bytes", max_bytes, least=1)
+    if not isinstance(custom_objects, dict | None):
+        raise ValueError(
+            "custom_objects must be a dict from name to class or function, or None. "
+            f"Received: custom_objects={custom_objects!r}"
+        )
+    parts = container.read(path, PARTS * max_bytes + MOST_CONFIG_BYTES)
     try:
         return Rebuilding(parts, custom_objects, max_bytes).classifier()
     except ValueError as error:

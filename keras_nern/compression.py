@@ -7,6 +7,8 @@ one weight is made good by others and by the biases (see `gptq`). The rest a sho
 good, in which the predictor learns with its kernels as they are kept (`compressed_dense`).
 """
 
+import numbers
+
 from keras_nern.gptq import compress_into
 from keras_nern.model import NeRNModel
 
@@ -31,14 +33,14 @@ def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) ->
     Example:
 
     >>> small = keras_nern.compress(nern, bits=7)
-    >>> history = small.fit(images, epochs=1)  # with its kernels at 5 bits
+    >>> history = small.fit(images, epochs=1)  # with its kernels at 7 bits
     >>> small.export("small.nern")
 
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
     """
     if not isinstance(nern, NeRNModel):
         raise ValueError(f"nern must be a NeRNModel. Received: {nern!r}")
-    if not 0 <= sparsity < 1:
+    if not isinstance(sparsity, numbers.Real) or not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be in [0, 1). Received: sparsity={sparsity!r}")
     if bits is None and not sparsity:
         raise ValueError("Expected bits, a sparsity, or both. Received: bits=None, sparsity=0")

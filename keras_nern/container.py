@@ -78,11 +78,12 @@ def dump(parts: dict[str, bytes]) -> bytes:
     return data[:-HASH_BYTES] + hashlib.sha256(data[:-HASH_BYTES]).digest()
 
 
-def read(path: Path) -> dict[str, bytes]:
+def read(path: Path, most: int | None = None) -> dict[str, bytes]:
     """Reads a file that `write` wrote.
 
     Args:
         path: of the file.
+        most: bytes that it may have; `None` for any number. Defaults to `None`.
 
     Returns:
         dict from name to bytes, `"sha256"` among them.
@@ -94,7 +95,10 @@ def read(path: Path) -> dict[str, bytes]:
         ImportError: where safetensors is not installed.
     """
     with open(path, "rb") as file:
-        return read_from(file, os.fstat(file.fileno()).st_size, path)
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise refusal(path, f"it has {size:,} bytes, more than {most:,}")
+        return read_from(file, size, path)
 
 
 def read_from(file: typing.BinaryIO, size: int, name: Path) -> dict[str, bytes]:

@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         figures by name, and the path of the picture.
     """
     options = _options(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)  # first of all, where it may fail
     keras.utils.set_random_seed(options.seed)
     train, test = _digits(options.seed)
 
@@ -57,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     table = nern.summary_table()
     figures = _figures(base, rebuilt, test, table, trained, represented)
     print("\n" + _table(figures, len(test[0])))
-    options.output.mkdir(parents=True, exist_ok=True)
     picture = options.output / "kernels.png"
     name = table.layers[len(table.layers) // 2].name
     kernel = base.get_layer(name).kernel.numpy()

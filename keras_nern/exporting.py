@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nern import architecture, checks, coding, container, packing
+from keras_nern.files import writable
 from keras_nern.gptq import compress_into
 from keras_nern.hints import Tensor
 from keras_nern.kernels import walk_layers
@@ -41,13 +42,21 @@ def write(
             `"float16"`. Defaults to `"float32"`.
 
     Raises:
-        ValueError: for other precisions, and a base that cannot be rebuilt from a file.
+        OSError: where no file can be at `path`.
+        ValueError: for other precisions, a predictor whose weights are not finite, and a base
+            that cannot be rebuilt from a file.
         ImportError: where the extra `compact` is not installed.
     """
+    writable(path)
     precision = _precision(precision, nern.predictor)
     checks.one_of("kept_precision", kept_precision, packing.FLOATS)
     for module in ("safetensors.numpy", "constriction", "zstandard"):
         container.needed(module)
+    if not all(np.isfinite(_numpy(weight)).all() for weight in nern.predictor.weights):
+        raise ValueError(
+            "Expected a predictor with finite weights. Received: some NaN or infinite, as after "
+            "a fit that diverged"
+        )
     check_products(nern._original.blocks.num_blocks, nern.predictor.count_params())
     config = _config(nern, precision, kept_precision)
     parts = {"config": _readable(nern, config)}
@@ -135,8 +144,10 @@ def _readable(nern: "NeRNModel", config: dict[str, Any]) -> bytes:
             (read["architecture"], base),
             (read["predictor"]["encoding"], encoding),
         ):
-            if architecture.outline(config, classes) != architecture.shapes(own):
+            shapes = architecture.outline(config, classes)
+            if shapes != architecture.shapes(own):
                 raise ValueError(f"the config of {own.name!r} builds other weights than it has")
+            architecture.check_initializers(config, shapes)
     except (ValueError, TypeError) as error:
         raise ValueError(
             "base must be a model, and its encoding a layer, that Keras can build from its "

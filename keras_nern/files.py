@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import secrets
@@ -20,6 +21,9 @@ def whole_file(filepath: str | os.PathLike, applies: bool = True) -> Iterator[st
             written to as it stands.
         applies: `False` to write to `filepath` itself. Defaults to `True`.
 
+    Raises:
+        OSError: as `writable` does.
+
     Example:
 
     >>> with whole_file("order.npz") as path:
@@ -28,7 +32,7 @@ def whole_file(filepath: str | os.PathLike, applies: bool = True) -> Iterator[st
     if not applies or "://" in str(filepath):
         yield filepath
         return
-    final = pathlib.Path(filepath).resolve()  # where a link leads to
+    final = writable(filepath)
     partial = final.with_name(f"partial.{secrets.token_hex(4)}.{final.name}")
     try:
         yield partial
@@ -37,3 +41,32 @@ def whole_file(filepath: str | os.PathLike, applies: bool = True) -> Iterator[st
         os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def writable(filepath: str | os.PathLike) -> pathlib.Path:
+    """Sees whether a file can be written at a path.
+
+    Args:
+        filepath: the path.
+
+    Returns:
+        A `pathlib.Path`: where that file would be, links followed.
+
+    Raises:
+        OSError: where its folder is not there, or something that is no file is in its place: a
+            folder, or a device, which a new file would take the place of.
+
+    Example:
+
+    >>> place = writable("order.npz")
+    """
+    final = pathlib.Path(filepath).resolve()
+    if final.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "Expected the path of a file", str(filepath))
+    if not final.parent.is_dir():
+        message = "Expected a path in a folder that exists"
+        raise FileNotFoundError(errno.ENOENT, message, str(filepath))
+    if final.exists() and not final.is_file():
+        message = "Expected the path of a file, not of a device or pipe"
+        raise FileExistsError(errno.EEXIST, message, str(filepath))
+    return final

@@ -18,6 +18,9 @@ kernels are of several sizes. The last two use no reconstruction: what the other
 compared with. A kernel of zeros has the lowest score that there is, for nothing is lost by it.
 """
 
+import numbers
+from collections.abc import Mapping
+
 import keras
 import numpy as np
 
@@ -47,7 +50,8 @@ def kernel_importance(
         convolution `(multiplier, channels)`; a grouped one the channels of a group.
 
     Raises:
-        ValueError: for an unknown measure, or what is no `NeRNModel`.
+        ValueError: for an unknown measure, a seed that is no integer of at least 0, or what is
+            no `NeRNModel`.
 
     Example:
 
@@ -59,6 +63,7 @@ def kernel_importance(
     if not isinstance(nern, NeRNModel):
         raise ValueError(f"nern must be a NeRNModel. Received: {nern!r}")
     checks.one_of("measure", measure, MEASURES)
+    checks.integer("seed", seed, least=0)
     original = nern._original
     rng = np.random.default_rng(seed)
     predicted = nern.predict_kernels()
@@ -96,8 +101,13 @@ def prune(
     >>> scores = keras_nern.kernel_importance(nern, "magnitude")
     >>> smaller = keras_nern.prune(nern.base, scores, sparsity=0.3)
     """
-    if not 0 <= sparsity <= 1:
+    if not isinstance(sparsity, numbers.Real) or not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity must be in [0, 1]. Received: sparsity={sparsity!r}")
+    if not isinstance(scores, Mapping) or any(np.iscomplexobj(one) for one in scores.values()):
+        raise ValueError(
+            "scores must be a dict from layer name to an array of real numbers, as from "
+            f"kernel_importance. Received: {type(scores).__name__} {scores!r}"
+        )
     original = Original(base, include_dense=True)
     kernels = {kernel.name: kernel for kernel in original.blocks.kernels}
     scores = {name: np.asarray(score, "float64") for name, score in scores.items()}

@@ -379,8 +379,10 @@ class NeRNModel(RepresentationSaver):
             **kwargs: of `keras.Model.export`, with its formats.
 
         Raises:
-            ValueError: for other precisions, and for a base that has code in it (a Lambda
+            ValueError: for other precisions, also where another format has none; for weights of
+                the predictor that are not finite; for a base that has code in it (a Lambda
                 layer) or that Keras cannot build from its config.
+            OSError: where no file can be at that path.
             ImportError: where the extra `compact` is not installed.
 
         Example:
@@ -395,5 +397,10 @@ class NeRNModel(RepresentationSaver):
                     f"Received: {kwargs}"
                 )
             exporting.write(self, filepath, precision, kept_precision)
-        else:
-            self.reconstruct().export(filepath, format=format, **kwargs)
+            return
+        if (precision, kept_precision) != ("auto", "float32"):
+            raise ValueError(
+                "precision and kept_precision go with format='nern'. Received: "
+                f"format={format!r}, precision={precision!r}, kept_precision={kept_precision!r}"
+            )
+        self.reconstruct().export(filepath, format=format, **kwargs)

@@ -139,7 +139,7 @@ def load(name: str) -> keras.Model:
     Args:
         name: `"resnet20-cifar10"`, or `"resnet20-cifar10-smooth"`, which was trained
             with a `SmoothnessRegularizer(0.01, 0.01)`; in `list_models()`. Both were trained
-            for 12 epochs by `benchmarks/train_resnet20.py`, and put 88.10 and 87.12 % of
+            for 20 epochs by `benchmarks/train_resnet20.py`, and put 89.58 and 88.53 % of
             the test images in their class.
 
     Returns:

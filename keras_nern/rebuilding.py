@@ -174,6 +174,7 @@ class Rebuilding:
         config = self.config
         shapes = architecture.outline(config["architecture"], self.custom_objects, _as_model)
         self._check_bytes("its classifier", architecture.num_bytes(shapes))
+        architecture.check_initializers(config["architecture"], shapes)
         self._check_kernels(shapes)
         represented = {kernel["weight"] for kernel in config["kernels"]}
         kept = [index for index in range(len(shapes)) if index not in represented]
@@ -278,6 +279,7 @@ class Rebuilding:
 
         shapes = architecture.outline(config["encoding"], self.custom_objects, make)
         self._check_bytes("its predictor", architecture.num_bytes(shapes))
+        architecture.check_initializers(config["encoding"], shapes)
         check_products(self._num_blocks, sum(math.prod(shape) for shape, _ in shapes))
         predictor = make(architecture.build(config["encoding"], self.custom_objects))
         encoding = self._arrays(

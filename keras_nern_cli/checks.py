@@ -1,15 +1,24 @@
 """What a command line names, looked at before any work: no TensorFlow is needed for it."""
 
 import json
+import math
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Sequence
 
 import click
 
 NERN, CLASSIFIER, HDF5, COMPACT = "a NeRN", "a Keras model", "an HDF5 file", "a compact file"
 IMAGES = (".npz", ".npy")
+SETTINGS = "settings.json"  # of a backup: the options of its fit
+MOST_CONFIG_BYTES = 2**26  # of a Keras file, unpacked
+# What zipfile, zlib and json raise for files that are damaged, or none of theirs.
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, EOFError),
+    *(NotImplementedError, RuntimeError),
+)
 
 
 class Model(click.ParamType):
@@ -96,9 +105,11 @@ def kind_of(path: pathlib.Path) -> str | None:
         return HDF5
     try:
         with zipfile.ZipFile(path) as archive:
+            if archive.getinfo("config.json").file_size > MOST_CONFIG_BYTES:
+                return None
             config = json.loads(archive.read("config.json"))
         name = config["registered_name"]
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError):
+    except DAMAGED:
         return None
     return NERN if name == "keras_nern>NeRNModel" else CLASSIFIER
 
@@ -106,6 +117,20 @@ def kind_of(path: pathlib.Path) -> str | None:
 def backup_of(output: pathlib.Path) -> pathlib.Path:
     """The folder that keeps a fit until its output is written."""
     return output.with_name(f"{output.name}.backup")
+
+
+def check_backup(backup: pathlib.Path) -> None:
+    """Refuses to use, or to delete, what is in the backup's place and is none."""
+    if backup.exists() and not (backup / SETTINGS).is_file() and not _is_begun(backup):
+        raise click.UsageError(
+            f"Expected a backup of keras-nern, or nothing. Received: {str(backup)!r}, which has no "
+            f"{SETTINGS}: move it away."
+        )
+
+
+def _is_begun(backup: pathlib.Path) -> bool:
+    """Whether it is as a writer leaves it that was killed before its settings were there."""
+    return backup.is_dir() and all(one.name.startswith("partial.") for one in backup.iterdir())
 
 
 def no_overwriting(
@@ -122,6 +147,13 @@ def no_overwriting(
     named = [path.absolute() for path in outputs if path is not None]
     if len(set(named)) < len(named):
         raise click.UsageError(f"Expected outputs of different names. Received: {named[0]} twice.")
+
+
+def finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """Checks that a number is finite."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"Expected a finite number. Received: {value}.", ctx, param)
+    return value
 
 
 def data_source(ctx: click.Context, param: click.Parameter, value: str) -> str:

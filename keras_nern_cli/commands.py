@@ -20,13 +20,16 @@ from keras_nern_cli.checks import (
     Model,
     Output,
     backup_of,
+    check_backup,
     data_source,
+    finite,
     no_overwriting,
 )
 
 MEASURES = ("relative", "absolute", "weightwise", "magnitude", "random")
 PRECISIONS = ("auto", "float32", "float16", *(f"int{bits}" for bits in range(2, 9)))
 AT_LEAST_ONE = click.IntRange(min=1)
+SEED = click.IntRange(0, 2**32 - 1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96})
@@ -94,6 +97,7 @@ def data_options(required: bool) -> Callable:
         click.option(
             "--scale",
             type=float,
+            callback=finite,
             default=1.0,
             show_default=True,
             help="Multiplies the pixels: 0.00392157 brings 0..255 to 0..1.",
@@ -106,7 +110,7 @@ def data_options(required: bool) -> Callable:
             show_default=True,
             help="Batches of noise in an epoch.",
         ),
-        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--seed", type=SEED, default=0, show_default=True),
     ]
     return _all(options)
 
@@ -219,7 +223,7 @@ def compress(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
     \b
     Examples:
       keras-nern compress nern.keras small.keras --bits 7 --data cifar10 --data-dir ~/tfds
-      keras-nern compress nern.keras small.keras --bits 5 --sparsity 0.2 --data images.npz
+      keras-nern compress nern.keras small.keras --bits 8 --sparsity 0.2 --data images.npz
       keras-nern compress nern.keras small.keras --bits 8 --epochs 0 --json
     """
     if options["bits"] is None and not options["sparsity"]:
@@ -330,7 +334,7 @@ def export(**options: Any) -> tuple[dict, str]:
 @verb
 @click.argument("model", type=Model(NERN))
 @click.option("--measure", type=click.Choice(MEASURES), default="relative", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random scores.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of random scores.")
 @click.option("--scores", type=Output(".npz"), help="Save all scores: an array for each layer.")
 @click.option("--plot", type=Output(".png", ".pdf", ".svg"), help="Save a map of each layer.")
 @click.option(
@@ -368,7 +372,7 @@ def importance(**options: Any) -> tuple[dict, str]:
 )
 @click.option("--reconstruction-steps", type=AT_LEAST_ONE, default=2000, show_default=True)
 @click.option("--distillation-epochs", type=AT_LEAST_ONE, default=10, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option(
     "--output",
     type=click.Path(file_okay=False, writable=True, path_type=pathlib.Path),
@@ -398,6 +402,7 @@ def check_training(options: dict, input: pathlib.Path) -> None:
     backup = backup_of(output)
     if options["resume"] and not backup.exists():
         raise click.UsageError(f"There is nothing to resume: {str(backup)!r} does not exist.")
+    check_backup(backup)
     if backup.exists() and not (options["resume"] or options["force"]):
         raise click.UsageError(
             f"{str(backup)!r} keeps a fit that was stopped: go on with --resume, or start over "

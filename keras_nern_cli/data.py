@@ -52,6 +52,8 @@ def load(
             images = (images * options["scale"]).astype("float32")
     else:
         images, labels = _from_tfds(options, options["split"] or split, for_training)
+    if isinstance(images, np.ndarray):
+        _check_images(images)
     inputs = getattr(base, "inputs", None)
     shapes = [tuple(one.shape[1:]) for one in inputs] if inputs else None
     keras_nern.inputs.examine(images, shapes, name="--data")
@@ -87,6 +89,18 @@ def _from_file(path: str) -> tuple[np.ndarray, np.ndarray | None]:
             f"Received: {path!r} with {loaded.files}"
         )
     return found["images"], found["labels"]
+
+
+def _check_images(images: np.ndarray) -> None:
+    if images.dtype.kind not in "biuf" or not np.isfinite(images).all():
+        raise ValueError(
+            "--data must have images of finite real numbers. Received: an array of "
+            f"{images.dtype}, {images.size - _count_finite(images):,} of whose numbers are not"
+        )
+
+
+def _count_finite(images: np.ndarray) -> int:
+    return int(np.isfinite(images).sum()) if images.dtype.kind in "biuf" else 0
 
 
 def one_of(images: Any) -> Any:

@@ -26,7 +26,7 @@ from keras_nern import plots
 from keras_nern.evaluation import ClassReader
 from keras_nern.files import whole_file
 from keras_nern_cli import data
-from keras_nern_cli.checks import COMPACT, NERN, backup_of, kind_of
+from keras_nern_cli.checks import COMPACT, NERN, SETTINGS, backup_of, kind_of
 
 BATCH_SIZE = 500  # of predictions
 UNIMPORTANT = ("resume", "force", "quiet", "backup_every")  # to which fit it is
@@ -44,7 +44,8 @@ class Stopped(KeyboardInterrupt):
 def fit(options: dict, command: str) -> tuple[dict, str]:
     """Represents a classifier; `command` is the command line, for the way to go on."""
     keras.utils.set_random_seed(options["seed"])
-    with refused():
+    _check_resumed(options)
+    with refused(), _resumable(options, command):
         base = _load_model(options["base"])
         images = _training_images(options, base)
         nern = keras_nern.NeRNModel(
@@ -71,7 +72,8 @@ def fit(options: dict, command: str) -> tuple[dict, str]:
 def compress(options: dict, command: str) -> tuple[dict, str]:
     """Compresses a NeRN's predictor and trains it on; `command` as for `fit`."""
     keras.utils.set_random_seed(options["seed"])
-    with refused():
+    _check_resumed(options)
+    with refused(), _resumable(options, command):
         nern = _load_model(options["model"])
         images = _training_images(options, nern.base)
         small = keras_nern.compress(nern, options["bits"], options["sparsity"])
@@ -108,10 +110,20 @@ def _train(nern: keras_nern.NeRNModel, images: Any, options: dict, command: str)
             batch_size = options["batch_size"] if isinstance(images, np.ndarray) else None
             given = {"x": images, "epochs": options["epochs"], "batch_size": batch_size}
         verbose = 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
-        with _stop_between_steps(keeping, backup, command) as stopping:
+        with (
+            _resumable(options, command),
+            _stop_between_steps(keeping, backup, command) as stopping,
+        ):
             logs = nern.fit(**given, verbose=verbose, callbacks=[keeping, stopping]).history
-            nern.save(output)
+            diverged = not np.isfinite(nern.relative_error())
+            if not diverged:
+                nern.save(output)
         shutil.rmtree(backup)
+        if diverged:
+            raise ValueError(
+                "Expected a fit that ends with finite weights. Received: some NaN or infinite, "
+                f"it diverged; {str(output)!r} was not written"
+            )
     else:
         nern.save(output)
     table = nern.summary_table()
@@ -206,7 +218,11 @@ def importance(options: dict) -> tuple[dict, str]:
     """Scores of all kernels; of each layer the middle one and how many are pruned."""
     with refused():
         nern = _load_model(options["model"])
-    scores = keras_nern.kernel_importance(nern, options["measure"], options["seed"])
+        scores = keras_nern.kernel_importance(nern, options["measure"], options["seed"])
+        if any(np.isnan(score).any() for score in scores.values()):
+            raise ValueError(
+                "Expected a NeRN with finite weights. Received: one whose errors are NaN"
+            )
     figure = None
     if options["plot"] is not None:
         with refused((ImportError,)):  # matplotlib may not be there: before anything is written
@@ -247,6 +263,8 @@ def demo(options: dict) -> tuple[dict, str]:
     """The demo of `keras_nern.demo`."""
     from keras_nern import demo
 
+    with refused():
+        options["output"].mkdir(parents=True, exist_ok=True)
     results = demo.main([f"--{name.replace('_', '-')}={value}" for name, value in options.items()])
     original, rebuilt = (results[name]["accuracy"] for name in ("original", "rebuilt"))
     return results, f"accuracy: {original:.3f} original, {rebuilt:.3f} rebuilt"
@@ -295,31 +313,59 @@ def _outputs(model: keras.Model, images: Any, options: dict) -> np.ndarray:
     return model.predict(images, batch_size=batch_size, verbose=verbose)
 
 
+def _check_resumed(options: dict) -> None:
+    """Sees that what is to go on is a fit like this one."""
+    if not options["resume"]:
+        return
+    backup = backup_of(options["output"])
+    kept = _settings(options)
+    try:
+        before = json.loads((backup / SETTINGS).read_text())
+        if not isinstance(before, dict):
+            raise ValueError(f"its {SETTINGS} is no object")
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"{str(backup)!r} holds no fit: {error}") from error
+    other = [name for name in kept if kept[name] != before.get(name)]
+    if other:
+        shown = ", ".join(f"{name}={before.get(name)!r}, now {kept[name]!r}" for name in other)
+        raise click.UsageError(
+            f"--resume goes on with the command that was stopped. Received: other options "
+            f"than its ({shown})"
+        )
+
+
 def _open_backup(backup: pathlib.Path, options: dict) -> None:
-    """Makes the folder, or sees that what is in it is of a fit like this one."""
-    settings = backup / "settings.json"
+    """Makes the folder that keeps a fit, unless one goes on."""
+    if options["resume"]:
+        return
+    shutil.rmtree(backup, ignore_errors=True)  # `commands` has seen to it that it may go
+    backup.mkdir()
+    with whole_file(backup / SETTINGS) as path:
+        pathlib.Path(path).write_text(json.dumps(_settings(options)))
+
+
+def _settings(options: dict) -> dict:
+    """What tells a fit from another."""
     kept = {name: value for name, value in options.items() if name not in UNIMPORTANT}
     # what is in the file, too, which may be another one by then
     with open(options.get("base") or options["model"], "rb") as file:
         kept["content"] = hashlib.file_digest(file, "sha256").hexdigest()
-    kept = json.loads(json.dumps(kept, default=lambda path: str(pathlib.Path(path).absolute())))
-    if options["resume"]:
-        try:
-            before = json.loads(settings.read_text())
-        except (OSError, ValueError) as error:
-            raise click.UsageError(f"{str(backup)!r} holds no fit: {error}") from error
-        other = [name for name in kept if kept[name] != before.get(name)]
-        if other:
-            shown = ", ".join(f"{name}={before.get(name)!r}, now {kept[name]!r}" for name in other)
-            raise click.UsageError(
-                f"--resume goes on with the command that was stopped. Received: other options "
-                f"than its ({shown})"
-            )
-        return
-    shutil.rmtree(backup, ignore_errors=True)  # `commands` has seen to it that it may go
-    backup.mkdir()
-    with whole_file(settings) as path:
-        pathlib.Path(path).write_text(json.dumps(kept))
+    return json.loads(json.dumps(kept, default=lambda path: str(pathlib.Path(path).absolute())))
+
+
+@contextlib.contextmanager
+def _resumable(options: dict, command: str) -> Iterator[None]:
+    """Where a fit goes on and is stopped before its first step: says how to go on again."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except KeyboardInterrupt as error:
+        if not options["resume"]:
+            raise
+        backup = backup_of(options["output"])
+        text = str(error) or f"Stopped. {backup} keeps the fit as it was; go on by\n  {command}"
+        raise Stopped(text, 130, command) from error
 
 
 class _StopBetweenSteps(keras.callbacks.Callback):

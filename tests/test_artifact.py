@@ -437,6 +437,10 @@ def test_refuses_a_config_that_builds_other_weights(path):
             {"kept_precision": "int8"},
             r"kept_precision must be one of .*Received: kept_precision='i",
         ),
+        (
+            {"format": "tf_saved_model", "precision": "int8"},
+            "precision and kept_precision go with format='nern'. Received: format='tf_saved_model'",
+        ),
         ({"verbose": 1}, r"no more than precision and kept_precision.*Received: \{'verbose': 1\}"),
     ],
 )
@@ -512,6 +516,55 @@ def changed(*changes):
 
 LAYERS = ("architecture", "config", "layers")
 HUGE_DENSE = {**LAYER, "class_name": "Dense", "config": {"units": 2**24}}
+RELU = {**LAYER, "class_name": "ReLU", "config": {}}
+ORTHOGONAL_DENSE = {
+    **LAYER,
+    "class_name": "Dense",
+    "config": {"units": 10_000, "kernel_initializer": "orthogonal"},
+}
+CALLED_ON_CONSTANT = {
+    "module": "keras.src.models.functional",
+    "class_name": "Functional",
+    "registered_name": "Functional",
+    "config": {
+        "name": "padded",
+        "layers": [
+            {
+                **LAYER,
+                "class_name": "ZeroPadding1D",
+                "config": {"name": "pad", "padding": 2**23},
+                "name": "pad",
+                "inbound_nodes": [
+                    {
+                        "args": [
+                            {
+                                "class_name": "__tensor__",
+                                "config": {"value": [[[1.0] * 16]], "dtype": "float32"},
+                            }
+                        ],
+                        "kwargs": {},
+                    }
+                ],
+            }
+        ],
+        "input_layers": [],
+        "output_layers": [["pad", 0, 0]],
+    },
+}
+
+
+def nested(depth):
+    """A Sequential of Sequentials, which is called twice as often at each depth."""
+    inner = RELU if depth == 0 else nested(depth - 1)
+    config = {"layers": [inner, RELU, RELU, RELU]}
+    return {
+        "module": "keras",
+        "class_name": "Sequential",
+        "registered_name": None,
+        "config": config,
+    }
+
+
 LAMBDA = {**LAYER, "class_name": "Lambda", "config": {"function": "relu"}}
 PICKLED = {"class_name": "__lambda__", "config": {"value": ["4wAAAAA=", None, None]}}
 ACTIVATION = (*LAYERS, 1, "config", "activation")
@@ -726,6 +779,31 @@ HOSTILE = {
     "no kernels": (changed(("kernels", [])), r"its kernels are the weights \[\]"),
     "a kernel of text": (changed(("kernels", 0, "c")), "one of its kernels is no object: 'c'"),
     "a kernel without sides": (changed(("kernels", 0, "shape", [2, 0, 1, 2])), "no shape and grid"),
+    "a layer called on a constant": (
+        changed(("architecture", CALLED_ON_CONSTANT)),
+        "it calls a layer on constants, or in a form of Keras 2",
+    ),
+    "a call in the form of Keras 2": (
+        changed(
+            ("architecture", CALLED_ON_CONSTANT),
+            (*LAYERS, 0, "inbound_nodes", [[["image", 0, 0, {}]]]),
+        ),
+        "it calls a layer on constants, or in a form of Keras 2",
+    ),
+    "a long Sequential": (
+        changed((*LAYERS, CONFIG["architecture"]["config"]["layers"] + [RELU] * 200)),
+        r"Keras calls layers 40,805 times to build it, more than 32,768",
+    ),
+    "many Sequentials, nested": (
+        changed((*LAYERS, CONFIG["architecture"]["config"]["layers"] + [nested(9)])),
+        r"Keras calls layers [\d,]+ times to build it",
+    ),
+    "orthogonal weights": (
+        changed(
+            (*LAYERS, CONFIG["architecture"]["config"]["layers"] + [ORTHOGONAL_DENSE] * 2),
+        ),
+        r"its initializers are orthogonal, which takes 1,000,[\d,]+ products",
+    ),
     "a list": ([CONFIG], "its config is no object"),
     "nothing": ({}, "its config has versions=None"),
 }
@@ -825,6 +903,45 @@ def test_max_bytes_can_be_chosen(nern, path):
     nern.export(path)
     with pytest.raises(ValueError, match=r"its classifier takes .* more than max_bytes=1,000"):
         keras_nern.load(path, max_bytes=1000)
+
+
+@pytest.mark.parametrize("max_bytes", [0, float("nan"), float("inf"), None, "1"])
+def test_max_bytes_is_an_integer(max_bytes, path):
+    path.write_bytes(assembled(LITERAL))
+    with pytest.raises(ValueError, match=r"max_bytes must be an integer of at least 1. Received"):
+        keras_nern.load(path, max_bytes=max_bytes)
+
+
+def test_custom_objects_are_a_dict(path):
+    path.write_bytes(assembled(LITERAL))
+    with pytest.raises(ValueError, match=r"custom_objects must be a dict .* Received: .*='x'"):
+        keras_nern.load(path, custom_objects="x")
+
+
+def test_a_file_larger_than_all_it_may_ask_for_is_not_read(path):
+    with open(path, "wb") as file:
+        file.truncate(400_000_000)  # on disk it takes next to nothing
+    with (
+        peaks.grows_by_at_most(64),
+        pytest.raises(ValueError, match="it has 400,000,000 bytes, more than 11,388,608"),
+    ):
+        keras_nern.load(path, max_bytes=10**6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_refuses_a_predictor_that_is_not_finite(nern, precision, path):
+    bias = nern.predictor.layers[-1].bias
+    bias.assign(np.full(bias.shape, np.nan))
+    with pytest.raises(ValueError, match=r"Expected a predictor with finite weights. Received"):
+        nern.export(path, precision=precision)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("place", "error"), [("", IsADirectoryError), ("no/a", OSError)])
+def test_a_place_where_no_file_can_be_is_refused_before_any_work(nern, place, error, monkeypatch):
+    monkeypatch.setattr("keras_nern.exporting._config", None)
+    with pytest.raises(error, match=f"Expected .*'{place}'"):
+        nern.export(place)
 
 
 def test_unsafe_mode_makes_no_difference(path):

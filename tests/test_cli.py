@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -333,7 +334,8 @@ def test_importance(folder):
     assert [line.split()[0] for line in out.splitlines()] == ["layer", *wanted]
 
 
-def test_demo_passes_its_options_on(monkeypatch):
+def test_demo_passes_its_options_on(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     seen = []
 
     def main(arguments):
@@ -439,8 +441,72 @@ REFUSED = {
         "compress few_bits.keras a.keras --bits 4 --epochs 0",
         "The predictor must not be compressed already",
     ),
+    "a scale of no number": (
+        "fit base.keras other.keras --data images.npy --scale nan",
+        "Expected a finite number. Received: nan",
+    ),
+    "images of no numbers": (
+        "evaluate nern.keras --data nan.npy",
+        "--data must have images of finite real numbers. Received: an array of float32, 64 of",
+    ),
+    "complex images": (
+        "evaluate nern.keras --data complex.npy",
+        "finite real numbers. Received: an array of complex64",
+    ),
+    "a negative seed": ("fit base.keras other.keras --seed -1", "-1 is not in the range 0<=x<="),
+    "a folder of one's own": (
+        "fit base.keras mine.keras --force",
+        "Expected a backup of keras-nern, or nothing. Received: 'mine.keras.backup', which has no "
+        "settings.json",
+    ),
+    "a file of one's own": (
+        "fit base.keras file.keras --force",
+        "Received: 'file.keras.backup', which has no settings.json",
+    ),
+    "a backup of other settings": (
+        "fit base.keras listed.keras --resume",
+        "'listed.keras.backup' holds no fit: its settings.json is no object",
+    ),
+    "a NeRN of NaN": (
+        "importance nan.keras --scores scores.npz",
+        "Expected a NeRN with finite weights. Received: one whose errors are NaN",
+    ),
+    "a NeRN of NaN to export": (
+        "export nan.keras nan.nern",
+        "Expected a predictor with finite weights. Received: some NaN or infinite",
+    ),
+    "a folder that cannot be made": (
+        "demo --output images.npy/demo",
+        "'images.npy/demo'",
+    ),
+    "packed in no known way": ("info method.keras", "'method.keras', which is neither"),
+    "encrypted": ("info encrypted.keras", "'encrypted.keras', which is neither"),
+    "a config that does not unpack": ("info inflated.keras", "'inflated.keras', which is neither"),
+    "a config nested deeply": ("info nested.keras", "'nested.keras', which is neither"),
+    "a config of blanks": ("info blank.keras", "'blank.keras', which is neither"),
     "a width of nothing": ("fit base.keras other.keras --hidden-size 0", "0 is not in the range"),
 }
+
+
+def _damaged_archives(folder):
+    """Keras files, but for what zipfile and json say to them."""
+    whole = (folder / "nern.keras").read_bytes()
+    entry = whole.index(b"PK\x01\x02")  # of the first file in the archive's directory
+    for name, field, value in (("method", 10, 99), ("encrypted", 8, 1)):
+        changed = whole
+        while entry >= 0:
+            place = entry + field
+            changed = changed[:place] + value.to_bytes(2, "little") + changed[place + 2 :]
+            entry = whole.find(b"PK\x01\x02", entry + 4)
+        entry = whole.index(b"PK\x01\x02")
+        (folder / f"{name}.keras").write_bytes(changed)
+    texts = {"inflated": json.dumps(list(range(3000))), "nested": "[" * 200_000}
+    for name, text in {**texts, "blank": "{" + " " * 2**26}.items():
+        with zipfile.ZipFile(folder / f"{name}.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("config.json", text)
+    content = bytearray((folder / "inflated.keras").read_bytes())
+    content[60:62] = bytes(255 - byte for byte in content[60:62])
+    (folder / "inflated.keras").write_bytes(content)
 
 
 def _other_head(classes):
@@ -454,8 +520,6 @@ def test_refuses_before_any_work(folder, case, monkeypatch):
     content = (folder / "small.nern").read_bytes()
     (folder / "damaged.nern").write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
     (folder / "cut.keras").write_bytes((folder / "nern.keras").read_bytes()[:1000])
-    import zipfile
-
     with zipfile.ZipFile(folder / "hollow.keras", "w") as archive:
         archive.writestr("config.json", '{"registered_name": "Functional"}')
     np.save("wide.npy", np.zeros((2, 9, 9, 1), "float32"))
@@ -469,6 +533,18 @@ def test_refuses_before_any_work(folder, case, monkeypatch):
     content[500] ^= 1  # within the first array
     (folder / "damaged.npz").write_bytes(content)
     _other_head(5).save("five.keras")
+    np.save("nan.npy", np.full((1, 8, 8, 1), np.nan, "float32"))
+    np.save("complex.npy", np.zeros((2, 8, 8, 1), "complex64"))
+    _damaged_archives(folder)
+    if not (folder / "nan.keras").exists():
+        broken = keras.models.load_model("nern.keras")
+        broken.predictor.layers[0].bias.assign(np.full(8, np.nan))
+        broken.save("nan.keras")
+        (folder / "mine.keras.backup").mkdir()
+        (folder / "mine.keras.backup" / "mine.txt").write_text("precious")
+        (folder / "file.keras.backup").write_text("precious")
+        (folder / "listed.keras.backup").mkdir()
+        (folder / "listed.keras.backup" / "settings.json").write_text("[]")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     line, message = REFUSED[case]
     code, out, err = run(*shlex.split(line), "--json")
@@ -603,6 +679,48 @@ def test_resume_refuses_another_file_of_the_name(folder, tmp_path):
     assert code == 2
     digest = hashlib.sha256(copy.read_bytes()).hexdigest()
     assert f"content='{'0' * 64}', now '{digest}'" in "".join(err.split("\n"))
+
+
+def test_force_deletes_backups_alone(folder, tmp_path):
+    small = ("--hidden-size", 4, "--steps", 2, "--epochs", 0, "--quiet", "--force")
+    output = tmp_path / "out.keras"
+    backup = tmp_path / "out.keras.backup"
+    backup.mkdir()
+    (backup / "partial.0123.settings.json").write_text("{")  # its writer was killed
+    code, _, err = run("fit", folder / "base.keras", output, *small)
+    assert code == 0, err
+    assert not backup.exists()
+
+
+def test_a_fit_that_diverges_fails(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras_nern.NeRNModel, "relative_error", lambda self: float("nan"))
+    output = tmp_path / "out.keras"
+    small = ("--hidden-size", 4, "--steps", 2, "--epochs", 0, "--quiet")
+    code, out, err = run("fit", folder / "base.keras", output, *small, "--json")
+    assert code == 1, err
+    assert "it diverged; " in json.loads(out)["error"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_fit_that_is_stopped_before_its_first_step_says_how_to_go_on(
+    folder, tmp_path, monkeypatch
+):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out.keras"
+    command = [
+        str(one) for one in ("fit", folder / "base.keras", output, "--steps", 2, "--epochs", 0)
+    ]
+    monkeypatch.setattr(keras_nern.NeRNModel, "fit", stop)
+    code, out, _ = run(*command, "--json")
+    assert code == 130
+    assert "resume" not in json.loads(out)  # as it stopped by itself, and not by a signal
+    code, out, err = run(*command, "--resume", "--json")
+    assert code == 130
+    document = json.loads(out)
+    assert shlex.split(document["resume"]) == ["keras-nern", *command, "--resume", "--json"]
+    assert f"{output}.backup keeps the fit as it was; go on by" in err
 
 
 def test_a_second_ctrl_c_does_not_wait(capsys):

@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from keras_nern.files import whole_file
+from keras_nern.files import whole_file, writable
 
 
 def test_takes_the_place_of_the_file_when_all_is_written(tmp_path):
@@ -57,3 +59,20 @@ def test_writers_are_not_in_each_others_way(tmp_path):
     assert path.read_text() == "slow, but whole"
     assert sorted(tmp_path.iterdir()) == [path, stranger]
     assert stranger.read_text() == "not ours"
+
+
+def test_nothing_but_files_is_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError, match=r"not of a device or pipe: '.*pipe'"):
+        writable(pipe)
+    with pytest.raises(FileExistsError), whole_file(pipe):
+        pass
+    assert pipe.is_fifo()
+    with pytest.raises(IsADirectoryError, match=r"Expected the path of a file: "):
+        writable(tmp_path)
+    with pytest.raises(IsADirectoryError):
+        writable("")  # the current folder
+    with pytest.raises(FileNotFoundError, match=r"in a folder that exists: '.*there/file'"):
+        writable(tmp_path / "there" / "file")
+    assert list(tmp_path.iterdir()) == [pipe]
