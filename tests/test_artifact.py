@@ -794,6 +794,12 @@ HOSTILE = {
         changed((*LAYERS, CONFIG["architecture"]["config"]["layers"] + [RELU] * 200)),
         r"Keras calls layers 40,805 times to build it, more than 32,768",
     ),
+    "a long Pipeline": (
+        changed(
+            (*LAYERS, 1, {**LAYER, "class_name": "Pipeline", "config": {"layers": [RELU] * 200}})
+        ),
+        r"Keras calls layers [\d,]+ times to build it",
+    ),
     "many Sequentials, nested": (
         changed((*LAYERS, CONFIG["architecture"]["config"]["layers"] + [nested(9)])),
         r"Keras calls layers [\d,]+ times to build it",
