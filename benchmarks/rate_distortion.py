@@ -30,7 +30,6 @@ import numpy as np
 import peers
 import tables
 
-BATCH_SIZE = 64
 DROP = 0.5
 HALVES = "float16"
 OURS = "NeRN"
@@ -219,7 +218,7 @@ class Measurement:
         return fit.made(self.base, self.images, options.fits)
 
     def _dataset(self, seed):
-        return cifar10.augmented(self.images, BATCH_SIZE, seed, mixup=True)
+        return cifar10.augmented(self.images, fits.BATCH_SIZE, seed, mixup=True)
 
     def _exported(self, nern, precision="auto"):
         """The classifier from an exported file, and the file's bytes by part."""

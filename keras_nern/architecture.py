@@ -143,7 +143,7 @@ def _may_be_called(config: dict[str, Any]) -> bool:
     return is_object and not _is_in(module, ARGUMENTS)
 
 
-def check_initializers(config: dict, shapes: "Shapes") -> None:
+def check_initializers(config: dict, shapes: Shapes) -> None:
     """Checks that to initialise weights takes no longer than their number suggests.
 
     Orthogonal ones are factored, in the cube of their size, and replaced by those of the file.

@@ -73,21 +73,15 @@ class KernelPredictor(keras.layers.Layer):
     ) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
-        for name, value, least in (
-            ("hidden_size", hidden_size, 1),
-            ("num_blocks", num_blocks, 2),
-            ("block_length", block_length, 1),
-        ):
-            checks.integer(name, value, least)
+        self.hidden_size = hidden_size = checks.integer("hidden_size", hidden_size, least=1)
+        self.num_blocks = num_blocks = checks.integer("num_blocks", num_blocks, least=2)
+        self.block_length = block_length = checks.integer("block_length", block_length, least=1)
         encoding = PositionalEncoding(name="encoding") if encoding is None else encoding
         if not isinstance(encoding, keras.layers.Layer):
             raise ValueError(
                 "encoding must be a Keras layer from coordinates (n, 3) to features, or None. "
                 f"Received: encoding={encoding!r}"
             )
-        self.hidden_size = hidden_size = int(hidden_size)
-        self.num_blocks = num_blocks = int(num_blocks)
-        self.block_length = block_length = int(block_length)
         self.encoding = encoding
         self.activation = keras.activations.get(activation)
         self.bits = bits

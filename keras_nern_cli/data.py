@@ -1,8 +1,6 @@
 """Images and labels, from a file or from TensorFlow Datasets."""
 
 import pathlib
-import zipfile
-import zlib
 from typing import Any
 
 import keras
@@ -10,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_nern
-from keras_nern_cli.checks import IMAGES
+from keras_nern_cli.checks import DAMAGED, IMAGES
 
 NAMES = {
     "images": ("images", "x"),
@@ -79,7 +77,7 @@ def _from_file(path: str) -> tuple[np.ndarray, np.ndarray | None]:
             for what, names in NAMES.items():
                 name = next((name for name in names if name in loaded.files), None)
                 found[what] = None if name is None else loaded[name]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (*DAMAGED, OSError) as error:
         raise ValueError(
             f"--data must be a file of arrays. Received: {path!r} ({error})"
         ) from error
@@ -92,15 +90,12 @@ def _from_file(path: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _check_images(images: np.ndarray) -> None:
-    if images.dtype.kind not in "biuf" or not np.isfinite(images).all():
+    finite = int(np.isfinite(images).sum()) if images.dtype.kind in "biuf" else 0
+    if finite < images.size:
         raise ValueError(
             "--data must have images of finite real numbers. Received: an array of "
-            f"{images.dtype}, {images.size - _count_finite(images):,} of whose numbers are not"
+            f"{images.dtype}, {images.size - finite:,} of whose numbers are not"
         )
-
-
-def _count_finite(images: np.ndarray) -> int:
-    return int(np.isfinite(images).sum()) if images.dtype.kind in "biuf" else 0
 
 
 def one_of(images: Any) -> Any:

@@ -5,6 +5,7 @@ Each function takes the options of its verb and returns `(results, text)`: what 
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import pathlib
@@ -14,7 +15,7 @@ import sys
 import time
 import types
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -41,11 +42,31 @@ class Stopped(KeyboardInterrupt):
         self.resume = resume
 
 
+def training(verb: Callable) -> Callable:
+    """A verb that trains: what is to go on is checked first, and said if it is stopped early."""
+
+    @functools.wraps(verb)
+    def run(options: dict, command: str) -> tuple[dict, str]:
+        keras.utils.set_random_seed(options["seed"])
+        _check_resumed(options)
+        try:
+            return verb(options, command)
+        except Stopped:
+            raise
+        except KeyboardInterrupt as error:  # before the first step, or the second Ctrl-C
+            backup = backup_of(options["output"])
+            if not (options["resume"] and backup.exists()):
+                raise
+            text = str(error) or f"Stopped. {backup} keeps the fit as it was; go on by\n  {command}"
+            raise Stopped(text, 130, command) from error
+
+    return run
+
+
+@training
 def fit(options: dict, command: str) -> tuple[dict, str]:
     """Represents a classifier; `command` is the command line, for the way to go on."""
-    keras.utils.set_random_seed(options["seed"])
-    _check_resumed(options)
-    with refused(), _resumable(options, command):
+    with refused():
         base = _load_model(options["base"])
         images = _training_images(options, base)
         nern = keras_nern.NeRNModel(
@@ -69,11 +90,10 @@ def fit(options: dict, command: str) -> tuple[dict, str]:
     return results, text
 
 
+@training
 def compress(options: dict, command: str) -> tuple[dict, str]:
     """Compresses a NeRN's predictor and trains it on; `command` as for `fit`."""
-    keras.utils.set_random_seed(options["seed"])
-    _check_resumed(options)
-    with refused(), _resumable(options, command):
+    with refused():
         nern = _load_model(options["model"])
         images = _training_images(options, nern.base)
         small = keras_nern.compress(nern, options["bits"], options["sparsity"])
@@ -110,31 +130,34 @@ def _train(nern: keras_nern.NeRNModel, images: Any, options: dict, command: str)
             batch_size = options["batch_size"] if isinstance(images, np.ndarray) else None
             given = {"x": images, "epochs": options["epochs"], "batch_size": batch_size}
         verbose = 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
-        with (
-            _resumable(options, command),
-            _stop_between_steps(keeping, backup, command) as stopping,
-        ):
+        with _stop_between_steps(keeping, backup, command) as stopping:
             logs = nern.fit(**given, verbose=verbose, callbacks=[keeping, stopping]).history
-            diverged = not np.isfinite(nern.relative_error())
-            if not diverged:
-                nern.save(output)
+            error = _save_if_finite(nern, output)
         shutil.rmtree(backup)
-        if diverged:
-            raise ValueError(
-                "Expected a fit that ends with finite weights. Received: some NaN or infinite, "
-                f"it diverged; {str(output)!r} was not written"
-            )
     else:
-        nern.save(output)
+        error = _save_if_finite(nern, output)
+    if not np.isfinite(error):
+        raise ValueError(
+            "Expected a fit that ends with finite weights. Received: some NaN or infinite, "
+            f"it diverged; {str(output)!r} was not written"
+        )
     table = nern.summary_table()
     return {
         "output": str(output),
         "seconds": time.perf_counter() - start,
-        "relative_error": nern.relative_error(),
+        "relative_error": error,
         "last_epoch": {name: float(values[-1]) for name, values in logs.items()},
         "predictor_parameters": table.predictor_parameters,
         "representation_bytes": table.representation_bytes,
     }
+
+
+def _save_if_finite(nern: keras_nern.NeRNModel, output: pathlib.Path) -> float:
+    """Saves a NeRN unless it diverged; returns its relative squared error."""
+    error = nern.relative_error()
+    if np.isfinite(error):
+        nern.save(output)
+    return error
 
 
 def info(options: dict) -> tuple[dict, str]:
@@ -351,21 +374,6 @@ def _settings(options: dict) -> dict:
     with open(options.get("base") or options["model"], "rb") as file:
         kept["content"] = hashlib.file_digest(file, "sha256").hexdigest()
     return json.loads(json.dumps(kept, default=lambda path: str(pathlib.Path(path).absolute())))
-
-
-@contextlib.contextmanager
-def _resumable(options: dict, command: str) -> Iterator[None]:
-    """Where a fit goes on and is stopped before its first step: says how to go on again."""
-    try:
-        yield
-    except Stopped:
-        raise
-    except KeyboardInterrupt as error:
-        if not options["resume"]:
-            raise
-        backup = backup_of(options["output"])
-        text = str(error) or f"Stopped. {backup} keeps the fit as it was; go on by\n  {command}"
-        raise Stopped(text, 130, command) from error
 
 
 class _StopBetweenSteps(keras.callbacks.Callback):

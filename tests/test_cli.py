@@ -410,6 +410,10 @@ REFUSED = {
         "evaluate nern.keras --data cut.npz",
         "--data must be a file of arrays. Received: 'cut.npz' (File is not a zip file)",
     ),
+    "an encrypted archive": (
+        "evaluate nern.keras --data encrypted.npz",
+        "--data must be a file of arrays. Received: 'encrypted.npz' (",
+    ),
     "labels of another classifier": (
         "evaluate nern.keras --data labels.npz",
         "--data must have labels from 0 to 2, as the classifier has 3 classes. Received: [3], ...",
@@ -488,18 +492,21 @@ REFUSED = {
 }
 
 
+def _patched(archive, field, value):
+    """An archive with another value in a field of every entry of its directory."""
+    entry = archive.find(b"PK\x01\x02")
+    while entry >= 0:
+        place = entry + field
+        archive = archive[:place] + value.to_bytes(2, "little") + archive[place + 2 :]
+        entry = archive.find(b"PK\x01\x02", entry + 4)
+    return archive
+
+
 def _damaged_archives(folder):
     """Keras files, but for what zipfile and json say to them."""
     whole = (folder / "nern.keras").read_bytes()
-    entry = whole.index(b"PK\x01\x02")  # of the first file in the archive's directory
     for name, field, value in (("method", 10, 99), ("encrypted", 8, 1)):
-        changed = whole
-        while entry >= 0:
-            place = entry + field
-            changed = changed[:place] + value.to_bytes(2, "little") + changed[place + 2 :]
-            entry = whole.find(b"PK\x01\x02", entry + 4)
-        entry = whole.index(b"PK\x01\x02")
-        (folder / f"{name}.keras").write_bytes(changed)
+        (folder / f"{name}.keras").write_bytes(_patched(whole, field, value))
     texts = {"inflated": json.dumps(list(range(3000))), "nested": "[" * 200_000}
     for name, text in {**texts, "blank": "{" + " " * 2**26}.items():
         with zipfile.ZipFile(folder / f"{name}.keras", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -514,38 +521,46 @@ def _other_head(classes):
     return keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3), *head])
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_refuses_before_any_work(folder, case, monkeypatch):
-    monkeypatch.chdir(folder)
+@pytest.fixture(scope="module")
+def spoilt(folder):
+    """The folder, with all that is not to be taken beside what is."""
     content = (folder / "small.nern").read_bytes()
     (folder / "damaged.nern").write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
     (folder / "cut.keras").write_bytes((folder / "nern.keras").read_bytes()[:1000])
     with zipfile.ZipFile(folder / "hollow.keras", "w") as archive:
         archive.writestr("config.json", '{"registered_name": "Functional"}')
-    np.save("wide.npy", np.zeros((2, 9, 9, 1), "float32"))
-    np.savez("few.npz", images=np.zeros((2, 8, 8, 1), "float32"), labels=np.zeros(1, int))
-    np.savez("names.npz", pixels=np.zeros((2, 8, 8, 1), "float32"))
-    np.save("objects.npy", np.array([{}]), allow_pickle=True)
-    np.savez("labels.npz", images=np.zeros((2, 8, 8, 1), "float32"), labels=np.full(2, 3))
-    np.savez("words.npz", images=np.zeros((2, 8, 8, 1), "float32"), labels=np.array(["cat"] * 2))
+    np.save(folder / "wide.npy", np.zeros((2, 9, 9, 1), "float32"))
+    np.savez(folder / "few.npz", images=np.zeros((2, 8, 8, 1), "float32"), labels=np.zeros(1, int))
+    np.savez(folder / "names.npz", pixels=np.zeros((2, 8, 8, 1), "float32"))
+    np.save(folder / "objects.npy", np.array([{}]), allow_pickle=True)
+    np.savez(folder / "labels.npz", images=np.zeros((2, 8, 8, 1), "float32"), labels=np.full(2, 3))
+    np.savez(
+        folder / "words.npz", images=np.zeros((2, 8, 8, 1), "float32"), labels=np.array(["cat"] * 2)
+    )
     content = bytearray((folder / "images.npz").read_bytes())
     (folder / "cut.npz").write_bytes(content[:500])
     content[500] ^= 1  # within the first array
     (folder / "damaged.npz").write_bytes(content)
-    _other_head(5).save("five.keras")
-    np.save("nan.npy", np.full((1, 8, 8, 1), np.nan, "float32"))
-    np.save("complex.npy", np.zeros((2, 8, 8, 1), "complex64"))
+    (folder / "encrypted.npz").write_bytes(_patched((folder / "images.npz").read_bytes(), 8, 1))
+    _other_head(5).save(folder / "five.keras")
+    np.save(folder / "nan.npy", np.full((1, 8, 8, 1), np.nan, "float32"))
+    np.save(folder / "complex.npy", np.zeros((2, 8, 8, 1), "complex64"))
     _damaged_archives(folder)
-    if not (folder / "nan.keras").exists():
-        broken = keras.models.load_model("nern.keras")
-        broken.predictor.layers[0].bias.assign(np.full(8, np.nan))
-        broken.save("nan.keras")
-        (folder / "mine.keras.backup").mkdir()
-        (folder / "mine.keras.backup" / "mine.txt").write_text("precious")
-        (folder / "file.keras.backup").write_text("precious")
-        (folder / "listed.keras.backup").mkdir()
-        (folder / "listed.keras.backup" / "settings.json").write_text("[]")
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    broken = keras.models.load_model(folder / "nern.keras")
+    broken.predictor.layers[0].bias.assign(np.full(8, np.nan))
+    broken.save(folder / "nan.keras")
+    (folder / "mine.keras.backup").mkdir()
+    (folder / "mine.keras.backup" / "mine.txt").write_text("precious")
+    (folder / "file.keras.backup").write_text("precious")
+    (folder / "listed.keras.backup").mkdir()
+    (folder / "listed.keras.backup" / "settings.json").write_text("[]")
+    return folder
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refuses_before_any_work(spoilt, case, monkeypatch):
+    monkeypatch.chdir(spoilt)
+    before = {path.name: path.stat().st_mtime_ns for path in spoilt.iterdir()}
     line, message = REFUSED[case]
     code, out, err = run(*shlex.split(line), "--json")
     assert code == 2, err
@@ -553,7 +568,7 @@ def test_refuses_before_any_work(folder, case, monkeypatch):
     assert document["exit_code"] == 2
     assert message in document["error"]
     assert message in " ".join(err.split())
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert {path.name: path.stat().st_mtime_ns for path in spoilt.iterdir()} == before
 
 
 def test_refuses_a_folder_that_cannot_be_written_to(folder, monkeypatch):
