@@ -7,7 +7,7 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
-    r'^__version__ = "(.+)"$', (ROOT / "keras_nern/__init__.py").read_text(), re.MULTILINE
+    r'^__version__ = "(.+)"$', (ROOT / "keras_nern/utils/version.py").read_text(), re.MULTILINE
 ).group(1)
 
 EXTRAS = {
@@ -80,9 +80,9 @@ setuptools.setup(
         "Typing :: Typed",
     ],
     project_urls={"Paper": "https://arxiv.org/abs/2212.13554"},
-    packages=setuptools.find_packages(include=["keras_nern", "keras_nern.*", "keras_nern_cli"]),
+    packages=setuptools.find_packages(include=["keras_nern", "keras_nern.*"]),
     package_data={"keras_nern": ["py.typed", "zoo/*.weights.h5"]},
-    entry_points={"console_scripts": ["keras-nern = keras_nern_cli:main"]},
+    entry_points={"console_scripts": ["keras-nern = keras_nern.cli.__main__:main"]},
     python_requires=">=3.11",
     # Keras 3.13 gave Muon rms_rate, the scale that the default learning rates are chosen for.
     install_requires=["tensorflow>=2.18", "keras>=3.13", "numpy>=1.26"],

@@ -17,10 +17,9 @@ def main(arguments):
     wanted = {
         str(path.relative_to(ROOT))
         for pattern in (
-            "keras_nern/*.py",
+            "keras_nern/**/*.py",
             "keras_nern/py.typed",
             "keras_nern/zoo/*",
-            "keras_nern_cli/*.py",
         )
         for path in ROOT.glob(pattern)
     }

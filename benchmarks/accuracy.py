@@ -41,7 +41,7 @@ class Row:
     zoo: str | None = None  # a network of `keras_nern.models.load`; None: from --weights
     method: str = "greedy"
     metric: str = "euclidean"
-    num_blocks: int = 5
+    num_layers: int = 5
     num_frequencies: int = 40
 
     @property
@@ -52,7 +52,7 @@ class Row:
 
 
 QUICK = (2_000, 300)
-DEEP = {"num_blocks": 7, "num_frequencies": 20, "method": "two_opt"}
+DEEP = {"num_layers": 7, "num_frequencies": 20, "method": "two_opt"}
 PLAIN, SMOOTH = "resnet20-cifar10", "resnet20-cifar10-smooth"
 
 ROWS = {
@@ -212,7 +212,7 @@ def run(cifar10, options, name, seed):
     nern = keras_nern.NeRNModel(
         base,
         row.hidden_size,
-        row.num_blocks,
+        row.num_layers,
         encoding=keras_nern.PositionalEncoding(row.num_frequencies),
         permutation=row.permutation,
         permutation_method=row.method,
@@ -257,7 +257,7 @@ def run(cifar10, options, name, seed):
     if options.fits and row.is_shared:
         options.fits.mkdir(parents=True, exist_ok=True)
         made = row.depth, row.hidden_size, row.steps, seed, row.permutation
-        nern.save(options.fits / fits.Fit(*made, row.num_blocks, row.num_frequencies).name)
+        nern.save(options.fits / fits.Fit(*made, row.num_layers, row.num_frequencies).name)
     base_classes = base.predict(test_images, batch_size=500, verbose=0).argmax(axis=1)
     accuracy, agreement = cifar10.accuracy_and_agreement(rebuilt, base_classes, test_images, labels)
     original = (base_classes == labels).mean()

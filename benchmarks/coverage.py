@@ -94,8 +94,8 @@ def run(options, name):
     rebuilt = nern.reconstruct()
     selection = {"view": options.view}
     pairs = zip(
-        keras_nern.blocks.Blocks(base, **selection).kernels,
-        keras_nern.blocks.Blocks(rebuilt, **selection).kernels,
+        keras_nern.network.blocks.Blocks(base, **selection).kernels,
+        keras_nern.network.blocks.Blocks(rebuilt, **selection).kernels,
         strict=True,
     )
     for kernel, copy in pairs:

@@ -3,7 +3,7 @@
     python benchmarks/file_size.py
 
 Represents a trained ResNet20 by reconstruction alone and exports it in every precision. Prints
-the bytes of each file by part (`keras_nern.artifact.inspect`), those of the permutation beside
+the bytes of each file by part (`inspect`), those of the permutation beside
 log2 n! of each layer's n blocks, and those of the levels beside the entropy of each kernel's
 levels by itself.
 """
@@ -36,6 +36,7 @@ def main():
     import keras
 
     import keras_nern
+    from keras_nern.artifact.info import inspect
 
     keras.utils.set_random_seed(options.seed)
     base = cifar10.resnet(20, options.weights)
@@ -46,14 +47,14 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "network.nern"
             nern.export(path, precision=precision, kept_precision=kept)
-            info = keras_nern.artifact.inspect(path)
+            info = inspect(path)
         sizes = [info.file_bytes, *(info.part_bytes[part] for part in PARTS)]
         tables.print_row([precision, kept, *(f"{size:,}" for size in sizes)])
     print(f"\nlog2 n! of the orders: {nern.kernel_permutation().bits / 8:,.1f} bytes\n")
     tables.print_header(["bits", "levels, bytes", "entropy, bytes", "excess, %"])
     for bits in (4, 5, 6, 8):
         levels = [one.levels for one in keras_nern.compress(nern, bits).predictor.quantized()]
-        size = len(keras_nern.coding.encode_levels(levels, bits))
+        size = len(keras_nern.artifact.codec.encode_levels(levels, bits))
         entropy = sum(_entropy(one) for one in levels) / 8
         excess = f"{100 * (size / entropy - 1):.2f}"
         tables.print_row([str(bits), f"{size:,}", f"{entropy:,.0f}", excess])

@@ -18,7 +18,7 @@ class Fit:
         steps: of reconstruction, and of distillation after it.
         seed: of predictor, batches and images.
         permutation: the kind of it.
-        num_blocks: the predictor's Dense layers.
+        num_layers: the predictor's Dense layers.
         frequencies: of the encoding, for each index.
         method: by which the order is found.
     """
@@ -28,7 +28,7 @@ class Fit:
     steps: tuple[int, int]
     seed: int
     permutation: str = "cross_filter"
-    num_blocks: int = 5
+    num_layers: int = 5
     frequencies: int = 40
     method: str = "two_opt"
 
@@ -36,7 +36,7 @@ class Fit:
     def name(self) -> str:
         """The name of its file."""
         first, second = self.steps
-        shape = f"{self.num_blocks}x{self.width}-{self.frequencies}"
+        shape = f"{self.num_layers}x{self.width}-{self.frequencies}"
         order = (
             self.permutation if self.method == "two_opt" else f"{self.permutation}-{self.method}"
         )
@@ -60,7 +60,7 @@ class Fit:
         nern = keras_nern.NeRNModel(
             base,
             self.width,
-            self.num_blocks,
+            self.num_layers,
             permutation=self.permutation,
             permutation_method=self.method,
             encoding=keras_nern.PositionalEncoding(self.frequencies),

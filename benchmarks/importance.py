@@ -103,7 +103,7 @@ def run(options, seed):
     note("rebuilt", 0.0, accuracy(nern.reconstruct()))
     if seed == options.seeds[0]:
         note("original", 0.0, accuracy(base), own_seed=None)
-    for measure in options.measures or keras_nern.importance.MEASURES:
+    for measure in options.measures or keras_nern.analysis.importance.MEASURES:
         if measure == "magnitude" and seed != options.seeds[0]:
             continue
         scores = keras_nern.kernel_importance(nern, measure, seed)

@@ -35,11 +35,11 @@ def float16(kernels):
 def integers(kernels, bits):
     """Integers of some bits, with a float16 step for each output channel.
 
-    Steps are chosen as for our own predictors (`keras_nern.quantization`), by the least
+    Steps are chosen as for our own predictors (`keras_nern.predictor.quantization`), by the least
     squared error. Levels are tried as bytes and, at 4 bits or fewer, as two to a byte;
     the smaller counts.
     """
-    from keras_nern.quantization import quantize
+    from keras_nern.predictor.quantization import quantize
 
     size, rounded = 0, {}
     for name, kernel in kernels.items():

@@ -79,23 +79,25 @@ def run(options, layer, kind, metric, method):
     import keras_nern
 
     if layer == LAYERS[0]:
-        blocks = keras_nern.blocks.Blocks(cifar10.resnet(20, options.weights)).kernel_blocks(-1)
+        blocks = keras_nern.network.blocks.Blocks(
+            cifar10.resnet(20, options.weights)
+        ).kernel_blocks(-1)
     else:
         rng = np.random.default_rng(0)
         blocks = rng.normal(0, (2 / (9 * 512)) ** 0.5, (512, 512, 9)).astype("float32")
-    keras_nern.orders.block_order(blocks[:4, :4], kind, "greedy", metric)  # loads all
+    keras_nern.permutations.orders.block_order(blocks[:4, :4], kind, "greedy", metric)  # loads all
     before = memory.peak_mb()
     start = time.perf_counter()
     if method == PLAIN:
         order, seconds = _plain_loop(blocks.reshape(-1, 9))
     else:
-        order = keras_nern.orders.block_order(blocks, kind, method, metric)
+        order = keras_nern.permutations.orders.block_order(blocks, kind, method, metric)
         seconds = time.perf_counter() - start
     growth = memory.peak_mb() - before
     if order is None:
         return seconds, growth, None
     kernel = np.moveaxis(blocks, (0, 1), (-1, -2))  # (9, channels, filters)
-    return seconds, growth, keras_nern.neighbour_cosines(kernel, order)[0]
+    return seconds, growth, neighbour_cosines(kernel, order)[0]
 
 
 def _plain_loop(blocks):

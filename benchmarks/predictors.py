@@ -19,7 +19,7 @@ import tables
 class Shape:
     """A predictor's Dense layers, their width, and the frequencies for each index."""
 
-    num_blocks: int
+    num_layers: int
     hidden_size: int
     num_frequencies: int
 
@@ -51,7 +51,7 @@ def main():
         errors = [nern.relative_error() for nern in nerns]
         tables.print_row(
             [
-                *(str(shape.num_blocks), str(shape.hidden_size), str(shape.num_frequencies)),
+                *(str(shape.num_layers), str(shape.hidden_size), str(shape.num_frequencies)),
                 *(f"{nerns[0].predictor.num_parameters:,}", str(len(errors))),
                 tables.spread(errors, 4),
             ]
@@ -67,7 +67,7 @@ def _fitted(options, shape, seed):
     nern = keras_nern.NeRNModel(
         cifar10.resnet(20, options.weights),
         shape.hidden_size,
-        shape.num_blocks,
+        shape.num_layers,
         permutation="cross_filter",
         encoding=keras_nern.PositionalEncoding(shape.num_frequencies),
     )

@@ -53,7 +53,7 @@ def main():
     cifar10.add_arguments(parser)
     parser.add_argument("--network", type=int, choices=(20, 56), default=20)
     parser.add_argument("--widths", type=int, nargs="+", default=[120, 140, 160, 180])
-    parser.add_argument("--num-blocks", type=int, default=5, help="Dense layers of the predictor")
+    parser.add_argument("--num-layers", type=int, default=5, help="Dense layers of the predictor")
     parser.add_argument("--frequencies", type=int, default=40, help="of the encoding")
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 5, 4])
     parser.add_argument("--steps", type=int, nargs=2, default=[10_000, 2_000])
@@ -169,7 +169,7 @@ class Measurement:
             "seed": seed,
         }
         shape = {
-            "layers": self.options.num_blocks,
+            "layers": self.options.num_layers,
             "width": width,
             "frequencies": self.options.frequencies,
         }
@@ -212,7 +212,7 @@ class Measurement:
             tuple(options.steps),
             seed,
             options.permutation,
-            options.num_blocks,
+            options.num_layers,
             options.frequencies,
         )
         return fit.made(self.base, self.images, options.fits)
@@ -223,11 +223,12 @@ class Measurement:
     def _exported(self, nern, precision="auto"):
         """The classifier from an exported file, and the file's bytes by part."""
         import keras_nern
+        from keras_nern.artifact.info import inspect
 
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "network.nern"
             nern.export(path, precision=precision, kept_precision=HALVES)
-            info = keras_nern.artifact.inspect(path)
+            info = inspect(path)
             return keras_nern.load(path), info.part_bytes
 
     def _accuracy(self, model):

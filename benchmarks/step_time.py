@@ -8,7 +8,7 @@ of steps in which the optimizers take turns (median and standard deviation over 
 the steps and seconds to each relative squared error; the error at the end of as many
 steps of a fit of its own, its rate falling to zero along a cosine; and what the
 process's memory gained between the first tenth of that fit and its end. All start from
-the same weights; *centred* is told in `keras_nern.centring`. The reference's optimizer,
+the same weights; *centred* is told in `keras_nern.predictor.centering`. The reference's optimizer,
 Ranger, is stood in for by AdamW with its betas (0.5, 0.999) and rate 5e-3. Last, the
 seconds of a distillation step at 64 images.
 """
@@ -29,7 +29,7 @@ def optimizers(steps):
     """Optimizers by name, and whether layers are centred, for a fit of so many steps."""
     import keras
 
-    from keras_nern.predictor import OUTPUT_LAYER
+    from keras_nern.predictor.predictor import OUTPUT_LAYER
 
     def cosine(rate):
         return keras.optimizers.schedules.CosineDecay(rate, steps)
@@ -67,10 +67,10 @@ def main():
 
     base = cifar10.resnet(20, options.weights)
 
-    def model(optimizer, centred="auto"):
+    def model(optimizer, centering="auto"):
         keras.utils.set_random_seed(options.seed)
         nern = keras_nern.NeRNModel(base, hidden_size=160, permutation="cross_filter")
-        nern.compile(optimizer=optimizer, centred=centred)
+        nern.compile(optimizer=optimizer, gradient_centering=centering)
         return nern
 
     models = {name: model(*chosen) for name, chosen in optimizers(options.steps).items()}

@@ -79,7 +79,7 @@ def train(options):
     model.fit(dataset, epochs=options.epochs, steps_per_epoch=steps, verbose=2)
     trained = keras_nern.models.resnet_cifar(20)  # without optimizer and regularizers
     trained.set_weights(model.get_weights())
-    with keras_nern.files.whole_file(options.output) as path:
+    with keras_nern.utils.files.atomic_write(options.output) as path:
         trained.save_weights(path)
     seconds = time.perf_counter() - start
     print(f"{seconds:.0f} s")

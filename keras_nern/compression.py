@@ -9,8 +9,8 @@ good, in which the predictor learns with its kernels as they are kept (`compress
 
 import numbers
 
-from keras_nern.gptq import compress_into
 from keras_nern.model import NeRNModel
+from keras_nern.predictor.gptq import compress_into
 
 
 def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) -> NeRNModel:

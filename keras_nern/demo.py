@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
-from keras_nern import models, plots
+from keras_nern import models
+from keras_nern.analysis import plots
 from keras_nern.model import NeRNModel
 from keras_nern.report import SummaryTable
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import keras
 from keras import ops
 
-from keras_nern.hints import Tensor
+from keras_nern.utils.types import Tensor
 
 # Below this, a norm or a mean square counts as zero.
 EPSILON = 1e-12

@@ -16,18 +16,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern import exporting
-from keras_nern.blocks import Blocks
-from keras_nern.centring import SAMPLE, centre
-from keras_nern.hints import Tensor
-from keras_nern.orders import validate_names
-from keras_nern.original import Original
-from keras_nern.permutations import Permutation
-from keras_nern.positional_encoding import PACKAGE
-from keras_nern.predictor import KernelPredictor
+from keras_nern.artifact import writer
+from keras_nern.network.blocks import Blocks
+from keras_nern.network.original import OriginalNetwork
+from keras_nern.network.selection import Choice
+from keras_nern.permutations.orders import validate_names
+from keras_nern.permutations.permutation import Permutation
+from keras_nern.predictor.centering import SAMPLE, centre
+from keras_nern.predictor.positional_encoding import PACKAGE
+from keras_nern.predictor.predictor import KernelPredictor
 from keras_nern.report import SummaryTable, summary_table
-from keras_nern.saving import RepresentationSaver
-from keras_nern.selection import Choice
+from keras_nern.training.state import RepresentationSaver
+from keras_nern.utils.types import Tensor
 
 # Coordinates predicted at once when all kernels are wanted and no gradient is.
 CHUNK = 65_536
@@ -44,7 +44,7 @@ class NeRNModel(RepresentationSaver):
         base: a built Keras classifier: functional, Sequential or subclassed, with any
             inputs, and one or several outputs whose last axis is that of classes.
         hidden_size: h, width of the predictor. Defaults to `160`.
-        num_blocks: Dense layers of the predictor, at least 2. Defaults to `5`.
+        num_layers: Dense layers of the predictor, at least 2. Defaults to `5`.
         permutation: order of the coordinates within a layer: `None`, `"in_filter"`
             or `"cross_filter"`, or a `Permutation` computed before. Defaults to `None`.
         encoding: a Keras layer from coordinates `(n, 3)` to features; `None` for
@@ -96,7 +96,7 @@ class NeRNModel(RepresentationSaver):
         self,
         base: keras.Model,
         hidden_size: int = 160,
-        num_blocks: int = 5,
+        num_layers: int = 5,
         permutation: str | Permutation | None = None,
         encoding: keras.layers.Layer | None = None,
         normalize: str | None = None,
@@ -128,7 +128,7 @@ class NeRNModel(RepresentationSaver):
                 f'normalize must be None or "layer". Received: normalize={normalize!r}'
             )
         selection = {"include": include, "exclude": exclude, "include_dense": include_dense}
-        self._original = Original(
+        self._original = OriginalNetwork(
             base, feature_maps, view, block_size, output_activation, **selection
         )
         blocks = self._original.blocks
@@ -140,7 +140,7 @@ class NeRNModel(RepresentationSaver):
         self.feature_maps = feature_maps
         self.output_activation = output_activation
         if not isinstance(permutation, Permutation):
-            permutation = Permutation.of(blocks, permutation, permutation_method, metric)
+            permutation = Permutation.from_model(blocks, permutation, permutation_method, metric)
         permutation.check(blocks.grids)
         self.permutation = permutation.kind
         self.permutation_method = permutation.method
@@ -149,7 +149,7 @@ class NeRNModel(RepresentationSaver):
         self.normalize = normalize
         self.predictor = KernelPredictor(
             hidden_size,
-            num_blocks,
+            num_layers,
             blocks.block_length,
             encoding,
             bits=bits,
@@ -159,7 +159,7 @@ class NeRNModel(RepresentationSaver):
         self.predictor.build((None, 3))
         self.predictor.compress()
         self.hidden_size = self.predictor.hidden_size
-        self.num_blocks = self.predictor.num_blocks
+        self.num_layers = self.predictor.num_layers
         self.bits = bits
         self.pruned = pruned
         self.positions: keras.Variable | None = None  # where blocks stand, if not where they are
@@ -245,7 +245,7 @@ class NeRNModel(RepresentationSaver):
         return [kernel * scales[index] for index, kernel in enumerate(kernels)]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self._original.classify(inputs, self._predicted_kernels())
+        return self._original.functional_call(inputs, self._predicted_kernels())
 
     def predict_kernels(self) -> dict[str, np.ndarray]:
         """Predicts all kernels.
@@ -291,7 +291,7 @@ class NeRNModel(RepresentationSaver):
 
     def _with_predictor(self, bits: int | None, pruned: bool) -> "NeRNModel":
         """This representation with another kind of kernels, which hold nothing yet."""
-        names = ["hidden_size", "num_blocks", "normalize", "feature_maps", "view", "block_size"]
+        names = ["hidden_size", "num_layers", "normalize", "feature_maps", "view", "block_size"]
         names += ["include", "exclude", "include_dense", "output_activation", "name"]
         encoding = keras.saving.serialize_keras_object(self.encoding)
         other = NeRNModel(
@@ -323,7 +323,7 @@ class NeRNModel(RepresentationSaver):
             **super().get_config(),
             "base": self._original.architecture(),
             "hidden_size": self.hidden_size,
-            "num_blocks": self.num_blocks,
+            "num_layers": self.num_layers,
             "permutation": self.permutation,
             "metric": self.metric,
             "permutation_method": self.permutation_method,
@@ -396,7 +396,7 @@ class NeRNModel(RepresentationSaver):
                     "Expected no more than precision and kept_precision for format='nern'. "
                     f"Received: {kwargs}"
                 )
-            exporting.write(self, filepath, precision, kept_precision)
+            writer.write(self, filepath, precision, kept_precision)
             return
         if (precision, kept_precision) != ("auto", "float32"):
             raise ValueError(

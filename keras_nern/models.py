@@ -20,8 +20,8 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_nern import checks
-from keras_nern.hints import Tensor
+from keras_nern.utils import checks
+from keras_nern.utils.types import Tensor
 
 # The usual per-channel statistics of CIFAR-10's training images, in 0..1.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)

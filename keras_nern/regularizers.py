@@ -27,11 +27,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_nern import checks
-from keras_nern.hints import Tensor
-from keras_nern.kernels import CONVOLUTIONS, walk_layers
-from keras_nern.positional_encoding import PACKAGE
-from keras_nern.selection import Choice, Selection
+from keras_nern.network.kernels import CONVOLUTIONS, walk_layers
+from keras_nern.network.selection import Choice, Selection
+from keras_nern.predictor.positional_encoding import PACKAGE
+from keras_nern.utils import checks
+from keras_nern.utils.types import Tensor
 
 REDUCTIONS = ("mean", "sum")
 DISTANCES = ("auto", "cosine", "l2")

@@ -17,8 +17,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from keras_nern.original import Original
-from keras_nern.predictor import KernelPredictor
+from keras_nern.network.original import OriginalNetwork
+from keras_nern.predictor.predictor import KernelPredictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SummaryTable:
 
     Attributes:
         layers: list of `LayerRow`.
-        kept: list of `selection.Kept`: layers that are not represented, and why.
+        skipped: list of `selection.SkippedLayer`: layers that are not represented, and why.
         predictor_parameters: weights of the predictor.
         predictor_bytes: what these take, see `predictor.KernelPredictor.num_bytes`.
         scales: layer scales that are kept beside it.
@@ -46,7 +46,7 @@ class SummaryTable:
     """
 
     layers: list
-    kept: list
+    skipped: list
     predictor_parameters: int
     predictor_bytes: float
     scales: int
@@ -85,17 +85,17 @@ class SummaryTable:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON has it."""
-        kept = [
+        skipped = [
             {"name": one.name, "kind": type(one.layer).__name__, "weights": one.num_weights}
             | {"reason": one.reason}
-            for one in self.kept
+            for one in self.skipped
         ]
         counts = ("predictor_parameters", "predictor_bytes", "scales", "kept_weights")
         totals = ("blocks", "weights", "permutation_bits", "representation_bytes")
         ratios = ("kernel_ratio", "network_ratio")
         return {
             "layers": [dataclasses.asdict(row) | {"shape": list(row.shape)} for row in self.layers],
-            "kept": kept,
+            "skipped": skipped,
             **{name: getattr(self, name) for name in (*counts, *totals, *ratios)},
         }
 
@@ -133,7 +133,7 @@ class SummaryTable:
             f"ratio of the network      {self.network_ratio:.2f}",
         ]
         kinds = collections.defaultdict(list)
-        for one in self.kept:
+        for one in self.skipped:
             kinds[type(one.layer).__name__, one.reason].append(one)
         lines += [""] * bool(kinds)
         for (kind, reason), kept in kinds.items():
@@ -144,12 +144,15 @@ class SummaryTable:
 
 
 def summary_table(
-    original: Original, predictor: KernelPredictor, permutation_bits: Sequence[float], scales: int
+    original: OriginalNetwork,
+    predictor: KernelPredictor,
+    permutation_bits: Sequence[float],
+    scales: int,
 ) -> SummaryTable:
     """Counts a representation.
 
     Args:
-        original: an `original.Original`.
+        original: an `original.OriginalNetwork`.
         predictor: a built `KernelPredictor`.
         permutation_bits: bits of each kernel's permutation.
         scales: number of layer scales that are kept.
@@ -166,7 +169,7 @@ def summary_table(
     represented = sum(row.weights for row in layers)
     return SummaryTable(
         layers=layers,
-        kept=original.blocks.kept,
+        skipped=original.blocks.skipped,
         predictor_parameters=predictor.num_parameters,
         predictor_bytes=predictor.num_bytes,
         scales=scales,

@@ -24,7 +24,7 @@ def results(nern, small, images):
     rebuilt = nern.reconstruct()
     teacher, student = nern.base(images, training=False), rebuilt(images, training=False)
     encoding = keras_nern.PositionalEncoding()
-    permutation = keras_nern.Permutation.of(nern.base, "cross_filter")
+    permutation = keras_nern.Permutation.from_model(nern.base, "cross_filter")
     regularizer = keras_nern.SmoothnessRegularizer(filters=0.1, channels=0.2)
     shape = (2, 3)
     arrays = {

@@ -17,8 +17,8 @@ from torch_states import torch_state
 import keras_nern
 import keras_nern.tuner
 from keras_nern.callbacks import EvaluateRebuilt
-from keras_nern.compilation import RepresentationCompiler
-from keras_nern.trainer import RepresentationTrainer
+from keras_nern.training.fit import RepresentationTrainer
+from keras_nern.training.settings import RepresentationCompiler
 
 STEPS = 2  # of either phase
 TRIALS = 2  # of a search

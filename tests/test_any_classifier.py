@@ -177,8 +177,8 @@ def test_is_wrapped_trained_and_rebuilt(make, view):
     assert set(nern.evaluate(inputs, verbose=0, return_dict=True)) >= {"agreement", "loss"}
     # and with the original kernels put back it is the base
     for kernel, copy in zip(
-        keras_nern.blocks.Blocks(base).kernels,
-        keras_nern.blocks.Blocks(rebuilt).kernels,
+        keras_nern.network.blocks.Blocks(base).kernels,
+        keras_nern.network.blocks.Blocks(rebuilt).kernels,
         strict=True,
     ):
         copy.variable.assign(kernel.variable)

@@ -4,8 +4,8 @@ import pytest
 from roundtrips import assert_config_round_trip
 
 import keras_nern
-from keras_nern.compressed_dense import CompressedDense
-from keras_nern.gptq import _layers_alike
+from keras_nern.predictor.compressed_dense import CompressedDense
+from keras_nern.predictor.gptq import _layers_alike
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_layer_against_the_formula(bits, pruned):
 def test_a_compressed_representation_saves_loads_and_rebuilds(nern, images, arguments, tmp_path):
     small = keras_nern.compress(nern, **arguments)
     for kernel in small.predictor.layers:
-        used = kernel.kernel_in_use.numpy()
+        used = kernel.effective_kernel.numpy()
         if "sparsity" in arguments:
             assert np.mean(used == 0) >= arguments["sparsity"] - 0.01
     small.fit(images, epochs=1, batch_size=8, verbose=0)

@@ -66,9 +66,9 @@ def test_imports_are_found_wherever_they_are(tmp_path, monkeypatch):
     (tmp_path / "keras_nern").mkdir()
     (tmp_path / "keras_nern" / "some.py").write_text(
         "from keras_nern import blocks, undefined\n"
-        "import keras_nern.files\n"
+        "import keras_nern.utils.files\n"
         "if typing.TYPE_CHECKING:\n    from keras_nern.model import NeRNModel\n"
-        "def f():\n    from keras_nern.tours import METHODS\n"
+        "def f():\n    from keras_nern.permutations.tours import METHODS\n"
     )
     monkeypatch.setattr("test_layout.ROOT", tmp_path)
     assert _imported("some") == {"blocks", "files", "tours"}

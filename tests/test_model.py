@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 import keras_nern
-from keras_nern.orders import block_order
-from keras_nern.permutations import Permutation
+from keras_nern.permutations.orders import block_order
+from keras_nern.permutations.permutation import Permutation
 
 
 def _assert_same(a, b):
@@ -57,7 +57,7 @@ def test_predicts_each_kernel_from_its_coordinate(base, permutation, normalize, 
 
 
 def test_takes_a_permutation_and_gives_it_back(base, tmp_path):
-    permutation = Permutation.of(base, "in_filter", "two_opt", "cosine")
+    permutation = Permutation.from_model(base, "in_filter", "two_opt", "cosine")
     nern = keras_nern.NeRNModel(base, 8, permutation=permutation)
     assert nern.permutation == "in_filter"
     assert nern.kernel_permutation() == permutation
@@ -71,7 +71,7 @@ def test_refuses_the_permutation_of_another_network(base):
     other = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3)])
     message = r"a permutation of the base's blocks.*\(4, 1\).*Received: .*\[\(2, 1\)\]"
     with pytest.raises(ValueError, match=message):
-        keras_nern.NeRNModel(base, 8, permutation=Permutation.of(other))
+        keras_nern.NeRNModel(base, 8, permutation=Permutation.from_model(other))
 
 
 def test_acts_as_the_rebuilt_classifier_in_every_way(nern, images, labels):
@@ -120,7 +120,7 @@ def test_only_the_predictor_is_trainable(nern):
 
 def test_a_perfect_predictor_rebuilds_the_base(base, images):
     # The encoding hands over the row number; the output layer holds the kernels.
-    nern = keras_nern.NeRNModel(base, 52, num_blocks=2, encoding=_OneHot(base))
+    nern = keras_nern.NeRNModel(base, 52, num_layers=2, encoding=_OneHot(base))
     nern.predictor.hidden[0].kernel.assign(np.eye(52))
     nern.predictor.hidden[0].bias.assign(np.zeros(52))
     blocks = nern._original.blocks
@@ -170,7 +170,7 @@ def test_reconstructs_what_only_this_process_knows():
     ("arguments", "message"),
     [
         ({"hidden_size": 0}, "hidden_size must be .* at least 1. Received: hidden_size=0"),
-        ({"num_blocks": 1}, "num_blocks must be .* at least 2. Received: num_blocks=1"),
+        ({"num_layers": 1}, "num_layers must be .* at least 2. Received: num_layers=1"),
         ({"permutation": "random"}, "permutation must be one of .*permutation='random'"),
         ({"metric": "angle"}, "metric must be one of .*metric='angle'"),
         ({"permutation_method": "exact"}, "permutation_method must be one of .*'exact'"),

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from roundtrips import assert_config_round_trip
 
-from keras_nern import SmoothnessRegularizer, SumOfRegularizers, add_regularizer
+from keras_nern.regularizers import SmoothnessRegularizer, SumOfRegularizers, add_regularizer
 
 RNG = np.random.default_rng(0)
 

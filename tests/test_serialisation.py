@@ -13,7 +13,7 @@ OBJECTS = {
     "all": keras_nern.AllKernels,
     "uniform": lambda: keras_nern.UniformSampling(17),
     "magnitude": lambda: keras_nern.MagnitudeSampling(17, 0.75),
-    "schedule": lambda: keras_nern.PlannedCosineDecay(0.5, 7),
+    "schedule": lambda: keras_nern.training.optimizer.PlannedCosineDecay(0.5, 7),
 }
 
 
@@ -32,7 +32,7 @@ def test_model_config_keeps_every_argument(base):
     nern = keras_nern.NeRNModel(
         base,
         hidden_size=6,
-        num_blocks=3,
+        num_layers=3,
         permutation="in_filter",
         encoding=keras_nern.PositionalEncoding(3, 1.5),
         normalize="layer",
@@ -42,7 +42,7 @@ def test_model_config_keeps_every_argument(base):
         name="mine",
     )
     copy = assert_config_round_trip(nern)
-    assert (copy.hidden_size, copy.num_blocks, copy.name) == (6, 3, "mine")
+    assert (copy.hidden_size, copy.num_layers, copy.name) == (6, 3, "mine")
     assert (copy.permutation, copy.normalize, copy.metric) == ("in_filter", "layer", "cosine")
     assert copy.permutation_method == "two_opt"
     assert copy.output_activation == "softmax"

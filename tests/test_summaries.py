@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_nern
-from keras_nern import mosaics
+from keras_nern.analysis import kernel_images
 
 pytest.importorskip("tensorboard", reason="install keras-nern[tensorboard]")
 
@@ -53,7 +53,7 @@ def test_errors_and_pictures_are_written_every_so_many_steps(nern, images, recor
             errors, kernels = record.seen[phase, step]
             for name, error in errors.items():
                 assert found[f"layer_error/{name}"][step] == pytest.approx(error, rel=1e-6)
-            expected = mosaics.kernel_image(originals["conv"], kernels["conv"], limit=5)
+            expected = kernel_images.kernel_image(originals["conv"], kernels["conv"], limit=5)
             np.testing.assert_array_equal(found["kernels/conv"][step], expected)
     losses = _read(tmp_path / "train")
     # steps of both phases are numbered through: 5 of reconstruction, 6 of distillation

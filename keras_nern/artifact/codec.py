@@ -1,0 +1,348 @@
+"""How floats become bytes, and in which types.
+
+Numbers are written in planes, the first bytes of all, then the second bytes and so on, and
+packed by zstandard, which sees that the last plane, of signs and exponents, repeats itself.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_nern.artifact.container import require
+from keras_nern.permutations.orders import invert
+from keras_nern.permutations.permutation import Permutation
+from keras_nern.predictor.quantization import BITS, largest_level
+
+LEVEL = 19  # of zstandard
+FLOATS = ("float32", "float16")
+PRECISIONS = (*FLOATS, *(f"int{bits}" for bits in BITS))
+WINDOW = 2**27  # bytes that a zstandard frame may refer back over
+
+
+def pack_floats(values: ArrayLike, dtype: str) -> bytes:
+    """Writes numbers of one type.
+
+    Args:
+        values: array.
+        dtype: NumPy's name of the type to write them in.
+
+    Returns:
+        bytes: a zstandard frame of the planes.
+
+    Raises:
+        ValueError: where a finite number is too large for the type.
+        ImportError: where zstandard is not installed.
+    """
+    lost = too_large(values, dtype)
+    if lost:
+        raise ValueError(f"Expected numbers that {dtype} can hold. Received: {lost} larger ones")
+    array = np.asarray(values).ravel().astype(np.dtype(dtype).newbyteorder("<"))
+    planes = array.view("uint8").reshape(-1, array.itemsize).T
+    return pack(planes.tobytes())
+
+
+def too_large(values: ArrayLike, dtype: str) -> int:
+    """How many finite numbers are too large for a type, of NumPy's name `dtype`."""
+    values = np.asarray(values)
+    with np.errstate(over="ignore"):
+        kept = np.isfinite(values.astype(dtype))
+    return int(np.isfinite(values.astype("float64")).sum() - kept.sum())
+
+
+def unpack_floats(data: bytes, count: int, dtype: str) -> np.ndarray:
+    """Reads what `pack_floats` wrote: an array `(count,)`.
+
+    Raises:
+        ValueError: where there are not as many.
+        ImportError: where zstandard is not installed.
+    """
+    kind = np.dtype(dtype).newbyteorder("<")
+    planes = unpack(data, count * kind.itemsize, exactly=True)
+    array = np.frombuffer(planes, "uint8").reshape(kind.itemsize, count).T
+    return np.ascontiguousarray(array).view(kind).ravel()
+
+
+def stored_type(dtype: str, precision: str) -> str:
+    """The type in which weights of a type are written.
+
+    Args:
+        dtype: Keras's name of the weights' type.
+        precision: `"float32"`, which changes no number, or `"float16"`.
+
+    Returns:
+        NumPy's name of a type.
+    """
+    if dtype == "bool":
+        return "uint8"
+    if precision == "float16" and dtype in ("bfloat16", "float32", "float64"):
+        return "float16"
+    return "float32" if dtype == "bfloat16" else dtype
+
+
+def bias_type(precision: str) -> str:
+    """The type in which a predictor's biases are written."""
+    return precision if precision in FLOATS else "float32"
+
+
+def pack(data: bytes) -> bytes:
+    """Packs bytes into a zstandard frame that says how many they are."""
+    return require("zstandard").ZstdCompressor(level=LEVEL).compress(data)
+
+
+def unpack(data: bytes, most: int, exactly: bool = False) -> bytes:
+    """Unpacks what `pack` packed, where it is at most, or exactly, so many bytes.
+
+    Raises:
+        ValueError: where it is not.
+        ImportError: where zstandard is not installed.
+    """
+    zstandard = require("zstandard")
+    try:
+        size = zstandard.frame_content_size(data)
+        if size < 0 or size > most or (exactly and size != most):
+            bound = "" if exactly else "at most "
+            raise ValueError(f"{size:,} packed bytes where {bound}{most:,} are expected")
+        decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW)
+        return decompressor.decompress(data, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"zstandard cannot read it: {error}") from error
+
+
+# How integers become bytes: the levels of quantised kernels, and orders.
+#
+# *Levels*, the integers of a quantised kernel, are written by a range coder, which spends
+# -log2(p) bits on a symbol of probability p. The probabilities are learned on the way, by writer
+# and reader alike: the levels of a kernel are coded in runs, each by the counts of those before
+# it, so that no table is kept (Cleary and Witten, "Data Compression Using Adaptive Coding and
+# Partial String Matching", IEEE Transactions on Communications, 1984).
+#
+# *Orders* of n blocks are written as the n - 1 swaps that make them of the identity, the i-th
+# being any of i + 1: every sequence of swaps is an order, and every order one such sequence
+# (Knuth, *The Art of Computer Programming*, volume 2, section 3.4.2, algorithm P). Together they
+# take log2(n!) bits.
+#
+# The range coder is constriction's (Bamler, "Understanding Entropy Coding With Asymmetric Numeral
+# Systems (ANS): a Statistician's Perspective", 2022, arXiv 2201.01741). docs/format.md says what
+# a reader without it has to do.
+
+Shape = tuple[int, ...]
+PRECISION = 24  # bits of a probability in the range coder
+FIRST_RUN = 64  # levels in the first runs; later ones are an eighth of all before them
+LARGEST_DIGIT = 2**20  # up to here a digit is coded at once, above in two parts
+LOW = 2**10  # the number of values of the lower part
+
+
+def encode_levels(kernels: Sequence[np.ndarray], bits: int) -> bytes:
+    """Writes the levels of quantised kernels.
+
+    Args:
+        kernels: list of integer arrays, entries in [-Q, Q], Q = 2^(bits - 1) - 1.
+        bits: 2 to 8.
+
+    Returns:
+        bytes.
+
+    Raises:
+        ValueError: for other bits, or levels beyond Q.
+        ImportError: where constriction is not installed.
+
+    Example:
+
+    >>> data = encode_levels([np.zeros((1000, 100), "int8")], bits=4)
+    >>> len(data)  # of 100,000 levels
+    44
+    """
+    stream = require("constriction").stream
+    encoder = stream.queue.RangeEncoder()
+    top = largest_level(bits)
+    for levels in kernels:
+        symbols = np.asarray(levels, "int32").ravel() + top
+        if symbols.size and not 0 <= symbols.min() <= symbols.max() <= 2 * top:
+            raise ValueError(f"Levels must be in [{-top}, {top}]. Received: {levels!r}")
+        counts = _Counts(2 * top + 1)
+        for start, stop in _runs(symbols.size):
+            run = symbols[start:stop]
+            encoder.encode(run, counts.model(stream))
+            counts.add(run)
+    return _bytes(encoder)
+
+
+def decode_levels(data: bytes, shapes: Sequence[Shape], bits: int) -> list[np.ndarray]:
+    """Reads what `encode_levels` wrote.
+
+    Args:
+        data: bytes.
+        shapes: of the kernels.
+        bits: 2 to 8.
+
+    Returns:
+        List of int8 arrays.
+
+    Raises:
+        ValueError: for other bits, or data that are no levels.
+        ImportError: where constriction is not installed.
+    """
+    stream = require("constriction").stream
+    decoder = stream.queue.RangeDecoder(_words(data))
+    top = largest_level(bits)
+    kernels = []
+    for shape in shapes:
+        symbols = np.empty(int(np.prod(shape)), "int32")
+        counts = _Counts(2 * top + 1)
+        for start, stop in _runs(symbols.size):
+            run = _decoded(decoder, counts.model(stream), stop - start)
+            symbols[start:stop] = run
+            counts.add(run)
+        kernels.append((symbols - top).reshape(shape).astype("int8"))
+    _check_end(decoder)
+    return kernels
+
+
+class _Counts:
+    """How often each symbol came, as the probabilities of the next ones."""
+
+    def __init__(self, size: int) -> None:
+        self.counts = np.ones(size, "int64")
+
+    def add(self, symbols: np.ndarray) -> None:
+        self.counts += 2 * np.bincount(symbols, minlength=len(self.counts))
+
+    def model(self, stream: Any) -> Any:
+        """Frequencies f of at least 1, which add up to 2^24, in proportion to the counts."""
+        free = 2**PRECISION - len(self.counts)
+        shares = self.counts * free // self.counts.sum()
+        shares[np.argmax(self.counts)] += free - shares.sum()
+        # The model gives each symbol 1 and shares out what is left, here without rounding.
+        return stream.model.Categorical(shares.astype("float64"), perfect=False)
+
+
+def _runs(size: int) -> Iterator[tuple[int, int]]:
+    start = 0
+    while start < size:
+        stop = min(size, start + max(FIRST_RUN, start // 8))
+        yield start, stop
+        start = stop
+
+
+def encode_orders(permutation: Permutation) -> bytes:
+    """Writes the orders of a permutation.
+
+    Args:
+        permutation: a `Permutation` that is not `None`'s kind.
+
+    Returns:
+        bytes, close to `permutation.bits` bits.
+
+    Raises:
+        ImportError: where constriction is not installed.
+    """
+    stream = require("constriction").stream
+    encoder = stream.queue.RangeEncoder()
+    for order, (filters, columns) in zip(permutation.orders, permutation.grids, strict=True):
+        if permutation.kind == "in_filter":
+            rows = order.reshape(filters, columns)
+            within, order = rows % columns, rows[:, 0] // columns
+            for row in within:
+                _encode_order(encoder, stream, row)
+        _encode_order(encoder, stream, order)
+    return _bytes(encoder)
+
+
+def decode_orders(data: bytes, grids: Sequence[Shape], kind: str) -> Permutation:
+    """Reads what `encode_orders` wrote.
+
+    Args:
+        data: bytes.
+        grids: for each layer `(filters, columns)`.
+        kind: `"in_filter"` or `"cross_filter"`.
+
+    Returns:
+        A `Permutation`.
+
+    Raises:
+        ValueError: for data that are no orders of such grids.
+        ImportError: where constriction is not installed.
+    """
+    stream = require("constriction").stream
+    words = _words(data)
+    blocks = sum(filters * columns for filters, columns in grids)
+    if blocks - len(grids) > 32 * len(words):  # no swap takes less than a bit
+        raise ValueError(f"{len(data):,} bytes are too few for the order of {blocks:,} blocks")
+    decoder = stream.queue.RangeDecoder(words)
+    orders = []
+    for filters, columns in grids:
+        if kind == "in_filter":
+            within = [_decode_order(decoder, stream, columns) for _ in range(filters)]
+            by_filter = _decode_order(decoder, stream, filters)
+            orders.append((by_filter[:, None] * columns + np.stack(within)).ravel())
+        else:
+            orders.append(_decode_order(decoder, stream, filters * columns))
+    _check_end(decoder)
+    return Permutation(grids, orders, kind)
+
+
+def _encode_order(encoder: Any, stream: Any, order: np.ndarray) -> None:
+    if len(order) < 2:
+        return
+    current, place = order.tolist(), invert(order).tolist()
+    swaps = [0] * len(current)
+    for i in range(len(current) - 1, 0, -1):  # brings i to its place i
+        swaps[i] = j = place[i]
+        moved = current[i]
+        current[j], place[moved] = moved, j
+    digits = np.array(swaps[1:], "int32")
+    highs, is_large = _ranges(len(order))
+    high = np.where(is_large, digits // LOW, digits).astype("int32")
+    encoder.encode(high, stream.model.Uniform(), highs)
+    if is_large.any():
+        low = (digits[is_large] % LOW).astype("int32")
+        encoder.encode(low, stream.model.Uniform(LOW))
+
+
+def _decode_order(decoder: Any, stream: Any, size: int) -> np.ndarray:
+    if size < 2:
+        return np.arange(size)
+    highs, is_large = _ranges(size)
+    digits = _decoded(decoder, stream.model.Uniform(), highs)
+    if is_large.any():
+        low = _decoded(decoder, stream.model.Uniform(LOW), int(is_large.sum()))
+        digits[is_large] = digits[is_large] * LOW + low
+        if (digits > np.arange(1, size)).any():
+            raise ValueError("a swap with a block that is not there")
+    order = list(range(size))
+    for i, j in enumerate(digits.tolist(), start=1):
+        order[i], order[j] = order[j], order[i]
+    return np.array(order)
+
+
+def _ranges(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of how many each swap of an order is one, as coded, and which are in two parts."""
+    if size > LOW * LARGEST_DIGIT:
+        raise ValueError(f"Expected at most {LOW * LARGEST_DIGIT:,} blocks. Received: {size:,}")
+    ranges = np.arange(2, size + 1, dtype="int32")
+    is_large = ranges > LARGEST_DIGIT
+    return np.where(is_large, -(-ranges // LOW), ranges).astype("int32"), is_large
+
+
+def _bytes(encoder: Any) -> bytes:
+    return encoder.get_compressed().astype("<u4").tobytes()
+
+
+def _words(data: bytes) -> np.ndarray:
+    if len(data) % 4:
+        raise ValueError(f"{len(data):,} bytes are no whole number of 4-byte words")
+    return np.frombuffer(data, "<u4").astype("uint32")
+
+
+def _decoded(decoder: Any, model: Any, amount: int | np.ndarray) -> np.ndarray:
+    try:
+        return decoder.decode(model, amount)
+    except AssertionError as error:  # constriction's
+        raise ValueError(f"the range coder cannot read it: {error}") from error
+
+
+def _check_end(decoder: Any) -> None:
+    if not decoder.maybe_exhausted():
+        raise ValueError("the range coder has words left over")

@@ -1,0 +1,65 @@
+"""The command `keras-nern`, also available as `python -m keras_nern.cli`.
+
+Exit codes: 0 for success; 1 if the work failed; 2 if the command line or a file it names cannot
+be used, in which case nothing was done; 130 and 143 after Ctrl-C (SIGINT) and SIGTERM.
+"""
+
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+from keras_nern.utils.optional import require
+
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command.
+
+    With `--json`, stdout holds one JSON document in every case; everything else goes to stderr.
+
+    Args:
+        arguments: the command line; `None` for `sys.argv[1:]`. Defaults to `None`.
+
+    Returns:
+        The exit code.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        click = require("click", "cli")
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        return REFUSED
+    from keras_nern.cli.commands import commands
+
+    try:
+        return commands.main(arguments, "keras-nern", standalone_mode=False, obj=arguments) or DONE
+    except click.ClickException as error:
+        error.show()  # on stderr
+        return _report(arguments, error.format_message(), error.exit_code)
+    except click.Abort as error:  # raised by click for a KeyboardInterrupt
+        stopped = error.__cause__
+        text = str(stopped or "") or "Stopped; nothing was changed."
+        print(text, file=sys.stderr)
+        resume = getattr(stopped, "resume", None)
+        more = {} if resume is None else {"resume": resume}
+        return _report(arguments, text, getattr(stopped, "code", INTERRUPTED), **more)
+    except (ValueError, OSError, ImportError) as error:  # the library's errors for bad input
+        print(f"Error: {error}", file=sys.stderr)
+        return _report(arguments, str(error), FAILED)
+    except Exception as error:
+        traceback.print_exc()
+        return _report(arguments, f"{type(error).__name__}: {error}", FAILED)
+
+
+def _report(arguments: list[str], text: str, code: int, **more: Any) -> int:
+    if "--json" in arguments:
+        print(json.dumps({"error": text, "exit_code": code, **more}))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

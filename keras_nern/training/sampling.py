@@ -1,0 +1,203 @@
+"""Which kernels get gradients at a step.
+
+A step's cost follows the number of coordinates it predicts, so a step takes a batch
+of kernels, drawn with replacement:
+
+* all: every kernel, no draw;
+* uniform: each kernel with the same probability 1 / N;
+* magnitude-weighted: for a share s of the steps, kernel i with the probability
+  |w_i| / sum_j |w_j|, which lowers the error where it weighs most; uniform otherwise
+  (Ashkenazi et al., ICLR 2023, section 3.3 and appendix).
+"""
+
+from typing import Any, Self
+
+import keras
+import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_nern.predictor.positional_encoding import PACKAGE
+from keras_nern.utils import checks
+from keras_nern.utils.types import Tensor
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class AllKernels:
+    """Every kernel at every step.
+
+    Example:
+
+    >>> AllKernels().sample(3, seed=keras.random.SeedGenerator(0))
+
+    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
+    """
+
+    by_magnitude = False  # whether `sample` is to be given `cumulative`
+
+    def sample(
+        self, count: int, seed: keras.random.SeedGenerator, cumulative: Tensor | None = None
+    ) -> Tensor | None:
+        """Returns `None`: take them all."""
+        return None
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class UniformSampling(AllKernels):
+    """A batch of kernels, each equally likely; all of them where they are no more.
+
+    Args:
+        batch_size: kernels per step, at least 1. Defaults to `4096`.
+
+    Raises:
+        ValueError: for a batch size below 1.
+
+    Example:
+
+    >>> sampling = UniformSampling(batch_size=2)
+    >>> sampling.sample(3, keras.random.SeedGenerator(0)).shape
+    TensorShape([2])
+
+    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
+    """
+
+    def __init__(self, batch_size: int = 4096) -> None:
+        self.batch_size = checks.integer("batch_size", batch_size, least=1)
+
+    def sample(
+        self, count: int, seed: keras.random.SeedGenerator, cumulative: Tensor | None = None
+    ) -> Tensor | None:
+        """Draws a batch.
+
+        Args:
+            count: kernels in all.
+            seed: a `keras.random.SeedGenerator`.
+            cumulative: not used here. Defaults to `None`.
+
+        Returns:
+            int32 indices `(batch_size,)`, or `None` for all.
+        """
+        if count <= self.batch_size:
+            return None
+        return self._uniform(count, seed)
+
+    def _uniform(self, count: int, seed: keras.random.SeedGenerator) -> Tensor:
+        return keras.random.randint((self.batch_size,), 0, count, seed=seed)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size}
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class MagnitudeSampling(UniformSampling):
+    """A batch of kernels, drawn by their norm for a share of the steps.
+
+    Args:
+        batch_size: kernels per step, at least 1. Defaults to `4096`.
+        share: share of the steps, 0 to 1, that draw by norm. Defaults to `0.2`.
+
+    Raises:
+        ValueError: for a batch size below 1 or a share outside 0 to 1.
+
+    Example:
+
+    >>> sampling = MagnitudeSampling(batch_size=2, share=1.0)
+    >>> only_first = cumulative_magnitude(np.array([1.0, 0.0]))
+    >>> sampling.sample(2, keras.random.SeedGenerator(0), only_first).numpy()
+    array([0, 0], dtype=int32)
+
+    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
+    """
+
+    def __init__(self, batch_size: int = 4096, share: float = 0.2) -> None:
+        super().__init__(batch_size)
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must be between 0 and 1. Received: share={share!r}")
+        self.share = share
+
+    by_magnitude = True
+
+    def sample(
+        self, count: int, seed: keras.random.SeedGenerator, cumulative: Tensor | None = None
+    ) -> Tensor:
+        """Draws a batch.
+
+        Args:
+            count: kernels in all.
+            seed: a `keras.random.SeedGenerator`.
+            cumulative: float32 `(kernels,)`, from `cumulative_magnitude`. Defaults to `None`,
+                which only sampling that is not by magnitude takes.
+
+        Returns:
+            int32 indices `(batch_size,)`.
+
+        Raises:
+            ValueError: where `cumulative` is `None`.
+        """
+        if cumulative is None:
+            raise ValueError(
+                "MagnitudeSampling needs cumulative, as of cumulative_magnitude(norms). "
+                "Received: cumulative=None"
+            )
+        uniform = self._uniform(count, seed)
+        # side="right" steps over kernels of norm 0, whose interval is empty; a draw
+        # that rounding puts past the end goes to the last kernel.
+        draws = keras.random.uniform((self.batch_size,), seed=seed)
+        weighted = keras.ops.searchsorted(cumulative, draws, side="right")
+        weighted = keras.ops.minimum(keras.ops.cast(weighted, "int32"), count - 1)
+        by_norm = keras.random.uniform((), seed=seed) < self.share
+        return keras.ops.where(by_norm, weighted, uniform)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "share": self.share}
+
+
+def cumulative_magnitude(norms: ArrayLike) -> np.ndarray:
+    """The distribution function that `MagnitudeSampling` draws from.
+
+    Args:
+        norms: array `(kernels,)`, |w_i|.
+
+    Returns:
+        float32 array `(kernels,)`: entry i is (|w_0| + ... + |w_i|) / sum_j |w_j|.
+        Kernels that are all zero are equally likely.
+    """
+    norms = np.asarray(norms, "float64")
+    total = np.cumsum(norms if norms.any() else np.ones_like(norms))
+    return (total / total[-1]).astype("float32")
+
+
+_BY_NAME = {"all": AllKernels, "uniform": UniformSampling, "magnitude": MagnitudeSampling}
+
+
+def get(identifier: Any) -> Any:
+    """Turns a name or a config into a sampling.
+
+    Args:
+        identifier: `"all"`, `"uniform"`, `"magnitude"`, a serialised sampling, or an
+            object with `sample(count, seed, cumulative)`, or its class.
+
+    Returns:
+        The sampling.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(identifier, dict):
+        return keras.saving.deserialize_keras_object(identifier)
+    if isinstance(identifier, str) and identifier in _BY_NAME:
+        return _BY_NAME[identifier]()
+    if isinstance(identifier, type) and hasattr(identifier, "sample"):
+        return identifier()
+    if hasattr(identifier, "sample"):
+        return identifier
+    raise ValueError(
+        f"sampling must be one of {sorted(_BY_NAME)} or have a method "
+        f"sample(count, seed, cumulative). Received: sampling={identifier!r}"
+    )

@@ -1,0 +1,113 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from keras_nern import Permutation, smoothness_report
+from keras_nern.analysis.smoothness import neighbour_cosines
+
+RNG = np.random.default_rng(0)
+
+
+def _cosine(u, v):
+    norms = np.linalg.norm(u) * np.linalg.norm(v)
+    return float(u.ravel() @ v.ravel()) / norms if norms > 0 else 0.0
+
+
+def test_neighbour_cosines_match_the_definition():
+    kernel = RNG.normal(size=(3, 2, 4, 5))
+    kernel[:, :, 1, 2] = 0
+    channels = [
+        _cosine(kernel[:, :, c, f], kernel[:, :, c + 1, f]) for f in range(5) for c in range(3)
+    ]
+    filters = [
+        _cosine(kernel[:, :, c, f], kernel[:, :, c, f + 1]) for f in range(4) for c in range(4)
+    ]
+    expected = np.mean(channels), np.mean(filters)
+    assert neighbour_cosines(kernel) == pytest.approx(expected)
+
+
+def test_neighbours_are_those_of_the_order():
+    kernel = np.zeros((1, 2, 2, 2))
+    right, up = [1.0, 0.0], [0.0, 1.0]
+    for (c, f), vector in {(0, 0): right, (1, 0): up, (0, 1): up, (1, 1): right}.items():
+        kernel[0, :, c, f] = vector
+    assert neighbour_cosines(kernel) == (0.0, 0.0)
+    assert neighbour_cosines(kernel, [0, 3, 1, 2]) == pytest.approx((1.0, 0.0))
+    assert neighbour_cosines(kernel, [0, 1, 3, 2]) == pytest.approx((0.0, 1.0))
+
+
+def test_an_axis_of_one_has_no_neighbours():
+    channels, filters = neighbour_cosines(RNG.normal(size=(3, 3, 1, 4)))
+    assert math.isnan(channels)
+    assert not math.isnan(filters)
+
+
+def test_report(base):
+    report = smoothness_report(base, methods=("greedy", "two_opt"))
+    assert list(report.cosines) == [
+        "as trained",
+        *("in_filter, greedy", "in_filter, two_opt"),
+        *("cross_filter, greedy", "cross_filter, two_opt"),
+    ]
+    permutation = Permutation.from_model(base, "in_filter", "two_opt", "euclidean")
+    assert report.permutations["in_filter, two_opt"] == permutation
+    for index, name in enumerate(report.layers):
+        kernel = base.get_layer(name).kernel.numpy()
+        assert report.shapes[index] == kernel.shape
+        np.testing.assert_allclose(
+            report.cosines["in_filter, two_opt"][index],
+            neighbour_cosines(kernel, permutation.orders[index]),
+        )
+        np.testing.assert_allclose(report.cosines["as trained"][index], neighbour_cosines(kernel))
+    assert report.bits["as trained"] == 0
+    assert report.bits["in_filter, two_opt"] == permutation.bits
+    assert report.mean("cross_filter, greedy")[0] > report.mean("as trained")[0]
+
+
+def test_report_measures_a_permutation_that_is_there(base):
+    found = Permutation.from_model(base, "cross_filter", "greedy", "cosine")
+    report = smoothness_report(base, kinds=["cross_filter", found, found.inverse()])
+    assert list(report.cosines) == [
+        *("as trained", "cross_filter, given", "cross_filter, given (2)"),
+        "cross_filter, greedy",
+    ]
+    assert report.permutations["cross_filter, given"] is found
+    expected = smoothness_report(base, "cross_filter", metric="cosine")
+    np.testing.assert_array_equal(
+        report.cosines["cross_filter, given"], expected.cosines["cross_filter, greedy"]
+    )
+    with pytest.raises(ValueError, match="Expected a permutation of the base's blocks"):
+        smoothness_report(base, Permutation([(2, 2)]))
+
+
+def test_report_prints_a_row_per_layer(base):
+    report = smoothness_report(base, kinds=("cross_filter",))
+    lines = str(report).splitlines()
+    assert "along channels / along filters; orders by euclidean" in lines[0]
+    for name, (channels, filters) in zip(
+        report.layers, report.cosines["cross_filter, greedy"], strict=True
+    ):
+        row = next(line for line in lines if line.startswith(name + " "))
+        assert row.endswith(f"{channels:.3f} / {filters:.3f}")
+    assert f"cross_filter, greedy: {report.bits['cross_filter, greedy']:,.0f}" in lines[-1]
+
+
+def test_report_draws_every_order(base):
+    figure = smoothness_report(base).plot()
+    (axes,) = figure.axes
+    labels = [line.get_label() for line in axes.lines]
+    assert labels == ["as trained", "in_filter, greedy", "cross_filter, greedy"]
+    report = smoothness_report(base)
+    np.testing.assert_array_equal(axes.lines[1].get_ydata(), report.cosines[labels[1]][:, 0])
+
+
+def test_report_refuses_before_it_computes(base, monkeypatch):
+    monkeypatch.setattr(Permutation, "of", None)
+    with pytest.raises(ValueError, match=r"permutation must be one of .*'smooth'"):
+        smoothness_report(base, kinds=("cross_filter", "smooth"))
+    with pytest.raises(ValueError, match=r"whose kernel can be represented. Received: 'dense'"):
+        smoothness_report(
+            keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)], name="dense")
+        )

@@ -1,0 +1,167 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_nern
+from keras_nern import NoiseDataset
+from keras_nern.data.noise import coloured_noise, match_statistics
+
+
+def test_an_epoch_is_fixed_by_its_seed_and_differs_from_the_next(base):
+    first, second = NoiseDataset(base, steps=3, seed=5), NoiseDataset(base, steps=3, seed=5)
+    assert len(first) == 3
+    batches = [first[index] for index in range(3)]
+    for index, batch in enumerate(batches):
+        assert batch.shape == (64, 8, 8, 1)
+        assert batch.dtype == "float32"
+        np.testing.assert_array_equal(batch, second[index])
+    assert np.abs(batches[0] - batches[1]).min() > 0
+    first.on_epoch_end()
+    assert np.abs(batches[0] - first[0]).min() > 0
+    assert np.abs(batches[0] - NoiseDataset(base, seed=6)[0]).min() > 0
+
+
+def test_uniform_and_gaussian_noise_have_the_numbers_that_were_asked_for():
+    base = keras.Sequential(
+        [keras.Input((16, 16, 2)), keras.layers.Conv2D(2, 3), keras.layers.Flatten()]
+    )
+    uniform = NoiseDataset(base, "uniform", limits=(-2.0, 6.0), batch_size=200)[0]
+    assert uniform.min() > -2
+    assert uniform.max() < 6
+    np.testing.assert_allclose(uniform.mean(axis=(0, 1, 2)), 2.0, atol=0.1)
+    np.testing.assert_allclose(uniform.var(axis=(0, 1, 2)), 64 / 12, rtol=0.05)
+    gaussian = NoiseDataset(base, "gaussian", mean=(1.0, 5.0), stddev=(0.5, 2.0), batch_size=200)
+    np.testing.assert_allclose(gaussian[0].mean(axis=(0, 1, 2)), (1, 5), atol=0.05)
+    np.testing.assert_allclose(gaussian[0].std(axis=(0, 1, 2)), (0.5, 2), rtol=0.05)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 1.5])
+@pytest.mark.parametrize("size", [(32, 32), (16, 15)])
+def test_coloured_noise_has_its_spectrum_and_variance_one(exponent, size):
+    noise = coloured_noise(np.random.default_rng(0), (2000, *size, 1), exponent)
+    assert noise.shape == (2000, *size, 1)
+    assert noise.mean() == pytest.approx(0, abs=0.05)
+    assert noise.var() == pytest.approx(1, rel=0.05)
+    # the power at twice the frequency is 2^(-2 e) times as much, in both directions
+    power = np.mean(np.abs(np.fft.fft2(noise[..., 0])) ** 2, axis=0)
+    for at_two, at_four in ((power[2, 0], power[4, 0]), (power[0, 2], power[0, 4])):
+        assert at_four / at_two == pytest.approx(2 ** (-2 * exponent), rel=0.15)
+
+
+def test_noise_is_found_that_the_first_normalisation_remembers():
+    """The statistics come from known noise; it has to be found again from them alone."""
+    rng = np.random.default_rng(1)
+    mean = np.array([3.0, -1.0, 0.5])
+    root = np.array([[2.0, 0.0, 0.0], [1.0, 1.0, 0.0], [-0.5, 0.5, 0.7]])
+    images = mean + coloured_noise(rng, (3000, 16, 16, 3), 1.0) @ root.T
+    base = keras.Sequential(
+        [
+            keras.Input((16, 16, 3)),
+            keras.layers.Rescaling(0.5, offset=-0.25),
+            keras.layers.Conv2D(24, 3, padding="same"),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(2),
+        ]
+    )
+    seen = base.layers[1](base.layers[0](images)).numpy()
+    base.layers[2].moving_mean.assign(seen.mean(axis=(0, 1, 2)))
+    base.layers[2].moving_variance.assign(seen.var(axis=(0, 1, 2)))
+    found, mixing, exponent = match_statistics(base, (16, 16, 3))
+    assert exponent == 1.0
+    np.testing.assert_allclose(found, mean, atol=0.15)
+    covariance = root @ root.T
+    np.testing.assert_allclose(mixing @ mixing.T, covariance, atol=0.12 * covariance.max())
+    noise = NoiseDataset(base, batch_size=1000)[0]
+    answer = base.layers[1](base.layers[0](noise)).numpy()
+    np.testing.assert_allclose(answer.std(axis=(0, 1, 2)), seen.std(axis=(0, 1, 2)), rtol=0.1)
+
+
+def test_a_filter_that_never_answered_is_left_out(base):
+    stem, bn = base.get_layer("stem"), base.get_layer("stem_bn")
+    kernel = stem.kernel.numpy()
+    kernel[..., 0] = 0
+    stem.kernel.assign(kernel)
+    bn.moving_variance.assign([0.0, 1.0, 1.0, 1.0])
+    noise = NoiseDataset(base)
+    assert np.isfinite(noise[0]).all()
+    assert noise[0].std() > 0
+
+
+def test_fits_without_data_and_validates_with_what_there_is(nern, base, images, labels):
+    history = nern.fit(
+        NoiseDataset(base, steps=3, batch_size=4),
+        epochs=2,
+        validation_data=(images, labels),
+        verbose=0,
+    )
+    assert len(history.history["loss"]) == len(history.history["val_agreement"]) == 2
+    assert int(nern.phase_iterations) == 6
+
+
+def test_distils_from_noise(base, images):
+    nern = keras_nern.NeRNModel(base, hidden_size=32)
+    nern.compile(reconstruction_steps=20, logits_weight=1.0, feature_map_weight=0.1)
+    before = nern.evaluate(images, verbose=0, return_dict=True)
+    nern.fit(NoiseDataset(base, steps=200), verbose=0)
+    after = nern.evaluate(images, verbose=0, return_dict=True)
+    assert after["feature_map_loss"] < 0.5 * before["feature_map_loss"]
+
+
+def test_a_base_of_any_size_needs_one():
+    base = keras.Sequential(
+        [
+            keras.Input((None, None, 2)),
+            keras.layers.Conv2D(3, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    assert NoiseDataset(base, image_size=(9, 7))[0].shape == (64, 9, 7, 2)
+    with pytest.raises(ValueError, match=r"Expected image_size=\(height, width\).*=None"):
+        NoiseDataset(base)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "pink"}, "kind must be one of .* Received: kind='pink'"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1. Received: batch_size=0"),
+        ({"steps": 0}, "steps must be an integer of at least 1. Received: steps=0"),
+        ({"steps": 2.5}, "steps must be an integer of at least 1. Received: steps=2.5"),
+        ({"limits": (1, 0)}, r"limits must be \(lowest, highest\). Received: limits=\(1, 0\)"),
+        ({"stddev": -1.0}, "stddev must not be negative. Received: stddev=-1.0"),
+    ],
+)
+def test_refuses(base, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        NoiseDataset(base, **arguments)
+
+
+def test_refuses_to_match_what_is_not_there():
+    base = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3), keras.layers.Flatten()]
+    )
+    with pytest.raises(ValueError, match="Expected a base with a BatchNormalization layer"):
+        NoiseDataset(base)
+
+
+def test_refuses_channels_first():
+    base = keras.Sequential(
+        [
+            keras.Input((3, 6, 5)),
+            keras.layers.Flatten(),
+            keras.layers.Reshape((3, 6, 5)),
+            keras.layers.BatchNormalization(axis=1),
+            keras.layers.MaxPooling2D(2, data_format="channels_first", name="pool"),
+        ]
+    )
+    with pytest.raises(ValueError, match=r"channels last.*'pool' has data_format='channels_first'"):
+        NoiseDataset(base, "uniform")
+
+
+def test_refuses_a_normalisation_that_remembers_no_variance(base):
+    base.get_layer("stem_bn").moving_variance.assign(np.zeros(4))
+    with pytest.raises(ValueError, match=r"variances above 0.* Received: none among 4 filters"):
+        NoiseDataset(base)

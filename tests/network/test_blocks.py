@@ -1,0 +1,142 @@
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+from keras_nern.network.blocks import Blocks
+
+RNG = np.random.default_rng(0)
+
+
+def _model(*layers, shape=(16, 16, 4)):
+    return keras.Sequential([keras.Input(shape), *layers])
+
+
+MODELS = {
+    "3x3": lambda: _model(keras.layers.Conv2D(5, 3), keras.layers.Conv2D(6, 3)),
+    "many sizes": lambda: _model(
+        keras.layers.Conv2D(5, 7),
+        keras.layers.Conv2D(20, 1),
+        keras.layers.Conv2D(3, (1, 5), groups=1),
+        keras.layers.Conv2D(4, 2),
+        keras.layers.DepthwiseConv2D(3, depth_multiplier=2),
+        keras.layers.SeparableConv2D(3, 2),
+        keras.layers.Conv2DTranspose(2, 3),
+    ),
+    "1-D": lambda: _model(keras.layers.Conv1D(5, 3), keras.layers.Conv1D(3, 5), shape=(16, 4)),
+    "3-D": lambda: _model(
+        keras.layers.Conv3D(5, 3), keras.layers.Conv3D(2, (1, 2, 3)), shape=(8, 8, 8, 2)
+    ),
+}
+
+
+def _slow_blocks(kernel, values, view, side, rank):
+    """Blocks and mask by their definition, one weight at a time."""
+    blocks, masks = [], []
+    for row in kernel.rows(values):
+        if view == "block":
+            for start in range(0, len(row), side * side):
+                run = row[start : start + side * side]
+                blocks.append(np.pad(run, (0, side * side - len(run))))
+                masks.append(np.arange(side * side) < len(run))
+            continue
+        for channel in row.reshape(kernel.channels, -1):
+            spatial = (1,) * (rank - len(kernel.spatial)) + kernel.spatial
+            block, mask = np.zeros((side,) * rank), np.zeros((side,) * rank, bool)
+            for place, weight in zip(np.ndindex(spatial), channel, strict=True):
+                index = tuple((side - n) // 2 + i for n, i in zip(spatial, place, strict=True))
+                block[index], mask[index] = weight, True
+            blocks.append(block.ravel())
+            masks.append(mask.ravel())
+    return np.array(blocks), np.array(masks)
+
+
+VIEWS = [("crop", None), ("block", None), ("block", 2), ("block", 5)]
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(("view", "size"), VIEWS)
+def test_blocks_match_the_definition_and_invert(make, view, size):
+    model = make()
+    blocks = Blocks(model, view, size)
+    sides = [max(kernel.spatial) for kernel in blocks.kernels]
+    side = max(sides) if view == "crop" else size or 3
+    rank = max(len(kernel.spatial) for kernel in blocks.kernels)
+    expected = []
+    for index, kernel in enumerate(blocks.kernels):
+        wanted, mask = _slow_blocks(kernel, kernel.variable.numpy(), view, side, rank)
+        expected.append((wanted, mask))
+        got = blocks.kernel_blocks(index)
+        assert got.shape[:2] == blocks.grids[index]
+        np.testing.assert_array_equal(got.reshape(wanted.shape), wanted.astype("float32"))
+        noisy = wanted + 7.0 * ~mask  # what stands in the unused entries does not matter
+        np.testing.assert_array_equal(blocks.kernel(index, noisy), kernel.variable.numpy())
+    everything, masks = (np.concatenate(parts) for parts in zip(*expected, strict=True))
+    assert (blocks.num_blocks, blocks.block_length) == everything.shape
+    assert blocks.num_weights == masks.sum() == sum(k.num_weights for k in blocks.kernels)
+    np.testing.assert_allclose(blocks.norms(), np.linalg.norm(everything, axis=1), rtol=1e-6)
+
+    indices = RNG.integers(0, blocks.num_blocks, 200)
+    taken, mask = blocks.take(blocks.weights(), indices)
+    np.testing.assert_array_equal(taken, everything[indices].astype("float32"))
+    np.testing.assert_array_equal(mask, masks[indices])
+
+    for kernel, value in zip(blocks.kernels, blocks.split(everything), strict=True):
+        np.testing.assert_array_equal(value, kernel.variable.numpy())
+
+
+@pytest.mark.parametrize("view", ["crop", "block"])
+def test_coordinates_name_layer_filter_and_column(view):
+    blocks = Blocks(MODELS["many sizes"](), view)
+    expected = [
+        (layer, filter_, column)
+        for layer, (filters, columns) in enumerate(blocks.grids)
+        for filter_ in range(filters)
+        for column in range(columns)
+    ]
+    np.testing.assert_array_equal(blocks.coordinates(np.arange(blocks.num_blocks)), expected)
+    positions = np.concatenate(
+        [RNG.permutation(stop - start) for start, stop in itertools.pairwise(blocks.offsets)]
+    )
+    moved = [
+        expected[blocks.offsets[row[0]] + p] for row, p in zip(expected, positions, strict=True)
+    ]
+    indices = RNG.permutation(blocks.num_blocks)
+    np.testing.assert_array_equal(blocks.coordinates(indices, positions), np.array(moved)[indices])
+
+
+def test_the_views_are_one_where_all_kernels_have_the_size():
+    model = MODELS["3x3"]()
+    crop, block = Blocks(model, "crop"), Blocks(model, "block")
+    assert crop.grids == block.grids
+    for index in range(2):
+        np.testing.assert_array_equal(crop.kernel_blocks(index), block.kernel_blocks(index))
+
+
+def test_the_block_view_wastes_nothing_on_1x1_kernels():
+    model = _model(keras.layers.Conv2D(8, 3), keras.layers.Conv2D(90, 1), keras.layers.Conv2D(5, 1))
+    assert Blocks(model, "crop").grids == [(8, 4), (90, 8), (5, 90)]
+    assert Blocks(model, "block").grids == [(8, 4), (90, 1), (5, 10)]
+
+
+def test_dense_layers_join():
+    model = _model(keras.layers.Conv2D(2, 3), keras.layers.Flatten(), keras.layers.Dense(3))
+    blocks = Blocks(model, "block", include_dense=True)
+    assert [kernel.shape for kernel in blocks.kernels] == [(3, 3, 4, 2), (392, 3)]
+    assert blocks.grids == [(2, 4), (3, 44)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"view": "tile"}, r"view must be one of .*view='tile'"),
+        ({"view": "block", "block_size": 0}, r"block_size must be .* at least 1.*block_size=0"),
+        ({"view": "block", "block_size": 2.5}, "block_size must be an integer.*block_size=2.5"),
+        ({"block_size": 3}, r"goes with view='block'. Received: block_size=3, view='crop'"),
+        ({"exclude": lambda layer: True}, r"every layer is kept: in exclude"),
+    ],
+)
+def test_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Blocks(MODELS["3x3"](), **arguments)

@@ -1,0 +1,38 @@
+"""Bytes of a predictor that is not built."""
+
+import pytest
+
+import keras_nern
+from keras_nern.predictor.size import max_width, predictor_bytes
+
+
+def test_bytes_by_hand():
+    # Dense(6, 10), Dense(10, 10), Dense(10, 9): 60 + 100 + 90 weights, 10 + 10 + 9 units
+    assert predictor_bytes(10, 3, 9, 6) == 4 * 250 + 4 * 29
+    assert predictor_bytes(10, 3, 9, 6, bits=5) == 250 * 5 / 8 + (4 + 2) * 29
+
+
+@pytest.mark.parametrize("bits", [None, 2, 7])
+@pytest.mark.parametrize("num_layers", [2, 5])
+def test_bytes_are_those_of_a_predictor_that_is_built(num_layers, bits):
+    predictor = keras_nern.KernelPredictor(7, num_layers, block_length=4, bits=bits)
+    predictor.build((None, 3))
+    assert predictor_bytes(7, num_layers, 4, 240, bits) == predictor.num_bytes
+
+
+@pytest.mark.parametrize("bits", [None, 5])
+def test_widest_is_the_last_that_fits(bits):
+    for budget in (150, 1234.5, 98_765, 10**7):
+        width = max_width(budget, 4, 9, 12, bits)
+        assert width > 0
+        assert predictor_bytes(width, 4, 9, 12, bits) <= budget
+        assert predictor_bytes(width + 1, 4, 9, 12, bits) > budget
+
+
+def test_a_budget_that_a_width_takes_to_the_byte():
+    assert max_width(predictor_bytes(160, 5, 9, 240), 5, 9, 240) == 160
+    assert max_width(predictor_bytes(160, 5, 9, 240) - 1, 5, 9, 240) == 159
+
+
+def test_no_width_fits_a_budget_that_is_too_small():
+    assert [max_width(budget, 5, 9, 240) for budget in (-5, 0, 1, 1000)] == [0, 0, 0, 0]

@@ -1,0 +1,74 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_nern import NeRNModel
+from keras_nern.training.evaluation import ClassReader
+
+
+def classifier(*head):
+    return keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3), *head])
+
+
+HEADS = {
+    # outputs, and the classes they stand for
+    "logits": (keras.layers.Dense(3), [[0.0, 2.0, 1.0], [0.5, -1.0, 0.0]], [1, 0]),
+    "softmax": (keras.layers.Dense(2, "softmax"), [[0.4, 0.6], [0.9, 0.1]], [1, 0]),
+    "a sigmoid": (keras.layers.Dense(1, "sigmoid"), [[0.6], [0.4]], [1, 0]),
+    "a logit": (keras.layers.Dense(1), [[0.4], [-0.1]], [1, 0]),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_outputs_become_classes(head):
+    layer, outputs, classes = HEADS[head]
+    model = classifier(keras.layers.Flatten(), layer)
+    reader = ClassReader(model, np.zeros((1, 4, 4, 1)))
+    assert reader(np.array(outputs)).tolist() == classes
+    assert reader.num_classes == max(2, len(outputs[0]))
+
+
+def test_refuses_what_is_no_classifier():
+    with pytest.raises(ValueError, match=r"one output \(batch, classes\).*\[\(1, 2, 2, 2\)\]"):
+        ClassReader(classifier(), np.zeros((1, 4, 4, 1)))
+
+
+# answers of a network: a column for each class, or a single one; a class for every pixel, or one
+BY_PIXEL = np.array([[[[0.9], [0.2]]], [[[0.7], [0.6]]]], "float32")  # (2 images, 1 x 2 pixels)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "activation", "labels", "accuracy"),
+    [
+        (BY_PIXEL, "sigmoid", [[[1, 0]], [[1, 0]]], 3 / 4),
+        (BY_PIXEL, "sigmoid", [[[[1], [0]]], [[[1], [0]]]], 3 / 4),
+        (np.concatenate([1 - BY_PIXEL, BY_PIXEL], -1), "softmax", [[[1, 1]], [[1, 1]]], 3 / 4),
+        # several labels at once, each yes or no
+        ([[0.9, 0.2, 0.6], [0.4, 0.7, 0.1]], "sigmoid", [[1, 0, 0], [1, 1, 0]], 4 / 6),
+        ([[0.2, 0.7, 0.1], [0.5, 0.3, 0.2]], "softmax", [[0, 1, 0], [0, 0, 1]], 1 / 2),
+        ([[0.2, 0.7, 0.1], [0.5, 0.3, 0.2]], "softmax", [1, 2], 1 / 2),
+    ],
+)
+def test_accuracy_of_every_kind_of_output(outputs, activation, labels, accuracy):
+    """The network's answers are the images: its kernels are 1, and nothing else is learnt."""
+    outputs = np.array(outputs, "float32")
+    probabilities = np.maximum(outputs, 1e-6)
+    images = np.log(probabilities)
+    if activation == "sigmoid":
+        images = images - np.log(1 - probabilities)
+    images = images.reshape(len(images), -1, 1)
+    base = keras.Sequential(
+        [
+            keras.Input(images.shape[1:]),
+            keras.layers.Conv1D(1, 1, kernel_initializer="ones"),
+            keras.layers.Reshape(outputs.shape[1:]),
+            keras.layers.Activation(activation),
+        ]
+    )
+    nern = NeRNModel(base, hidden_size=4)
+    last = nern.predictor.layers[-1]
+    last.kernel.assign(np.zeros(last.kernel.shape))
+    last.bias.assign(np.ones(last.bias.shape))
+    found = nern.evaluate(images, np.array(labels), verbose=0, return_dict=True)
+    assert found["accuracy"] == pytest.approx(accuracy)
+    assert found["agreement"] == 1

@@ -1,0 +1,593 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_nern
+from keras_nern import losses
+
+TRAINED = {
+    "loss",
+    "reconstruction_loss",
+    "relative_error",
+    "logits_loss",
+    "feature_map_loss",
+}
+
+
+def test_fits_with_no_compile_arguments_at_all(base, images):
+    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    assert isinstance(nern.optimizer, keras.optimizers.Muon)
+    nern.reconstruction_steps = 3  # only so that the test is short
+    history = nern.fit(images, verbose=0)
+    assert set(history.history) == TRAINED
+    assert set(history.reconstruction) == {"loss", "reconstruction_loss", "relative_error"}
+    assert int(nern.reconstruction_iterations) == 3
+    assert int(nern.optimizer.iterations) == 1
+
+
+def _as_generator(images, labels):
+    while True:
+        yield images[:6], labels[:6]
+
+
+DATA = {
+    "images": lambda x, y: {"x": x},
+    "images and labels": lambda x, y: {"x": x, "y": y},
+    "a pair": lambda x, y: {"x": (x, y)},
+    "tensor": lambda x, y: {"x": tf.constant(x)},
+    "dataset of images": lambda x, y: {"x": tf.data.Dataset.from_tensor_slices(x).batch(6)},
+    "dataset of pairs": lambda x, y: {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(6)},
+    "dataset of triples": lambda x, y: {
+        "x": tf.data.Dataset.from_tensor_slices((x, y, np.ones(12))).batch(6)
+    },
+    "bytes": lambda x, y: {"x": (10 * np.abs(x)).astype("uint8")},
+    "generator": lambda x, y: {"x": _as_generator(x, y), "steps_per_epoch": 2},
+    "generator of images": lambda x, y: {"x": (x[:6] for _ in range(4)), "steps_per_epoch": 2},
+    "a list": lambda x, y: {"x": [x, y]},
+}
+
+
+@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+def test_takes_data_in_every_form(nern, images, labels, data):
+    history = nern.fit(**data(images, labels), epochs=2, verbose=0)
+    assert len(history.history["loss"]) == 2
+    assert set(history.history) == TRAINED
+
+
+def test_without_images_it_reconstructs_only(nern):
+    history = nern.fit(steps_per_epoch=4, epochs=3, verbose=0)
+    assert set(history.history) == {"loss", "reconstruction_loss", "relative_error"}
+    assert len(history.history["loss"]) == 3
+    assert int(nern.reconstruction_iterations) == 12
+
+
+def test_reconstruction_brings_the_error_down(base):
+    nern = keras_nern.NeRNModel(base, hidden_size=64)
+    history = nern.fit(steps_per_epoch=150, epochs=2, verbose=0)
+    assert nern.fit(steps_per_epoch=1, verbose=0).history["relative_error"][0] < 0.05
+    assert history.history["relative_error"][1] < history.history["relative_error"][0]
+
+
+def test_distillation_brings_its_losses_down(base, images, labels):
+    nern = keras_nern.NeRNModel(base, hidden_size=32)
+    nern.compile(reconstruction_steps=20, logits_weight=1.0, feature_map_weight=0.1)
+    nern.fit(images, epochs=1, verbose=0)
+    before = nern.evaluate(images, verbose=0, return_dict=True)
+    nern.fit(images, epochs=300, verbose=0)
+    after = nern.evaluate(images, verbose=0, return_dict=True)
+    assert after["logits_loss"] < 0.5 * before["logits_loss"]
+    assert after["feature_map_loss"] < before["feature_map_loss"]
+
+
+def test_the_second_fit_only_distils(nern, images):
+    first = nern.fit(images, epochs=1, verbose=0)
+    second = nern.fit(images, epochs=1, verbose=0)
+    assert len(first.reconstruction["loss"]) == 1
+    assert second.reconstruction == {}
+    assert int(nern.reconstruction_iterations) == 5
+
+
+def test_the_default_schedule_is_laid_out_over_the_fit(nern, images):
+    rates = []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: rates.append(float(nern.optimizer.learning_rate))
+    )
+    nern.fit(images, epochs=2, batch_size=6, verbose=0, callbacks=[record])
+    before = (1 + np.cos(np.pi * np.arange(5) / 5)) / 2
+    cosine = (1 + np.cos(np.pi * np.arange(4) / 4)) / 2
+    np.testing.assert_allclose(rates, [*(1e-2 * before), *(2.5e-4 * cosine)], rtol=1e-5)
+    rates.clear()  # another fit starts again
+    nern.fit(images, epochs=2, batch_size=6, verbose=0, callbacks=[record])
+    np.testing.assert_allclose(rates, 2.5e-4 * cosine, rtol=1e-5)
+    rates.clear()  # the second half of a fit that is resumed without its plan
+    nern.fit(images, epochs=4, initial_epoch=2, batch_size=6, verbose=0, callbacks=[record])
+    np.testing.assert_allclose(rates, 2.5e-4 * cosine, rtol=1e-5)
+    rates.clear()  # an epoch of unknown length
+    untold = tf.data.Dataset.from_tensor_slices(images).batch(6).filter(lambda _: True)
+    with pytest.warns(UserWarning, match="ran out of data"):  # Keras's own
+        nern.fit(untold, epochs=2, verbose=0, callbacks=[record])
+    np.testing.assert_allclose(rates, 2.5e-4, rtol=1e-5)
+    rates.clear()
+    nern.fit(steps_per_epoch=2, epochs=2, verbose=0, callbacks=[record])
+    np.testing.assert_allclose(rates, 1e-2 * cosine, rtol=1e-5)
+
+
+def test_a_new_compile_or_a_longer_fit_never_trains_at_rate_zero(nern, images):
+    rates = []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: rates.append(float(nern.optimizer.learning_rate))
+    )
+    nern.fit(images, epochs=2, verbose=0)
+    nern.compile()
+    nern.reconstruction_steps = 5
+    nern.fit(images, epochs=4, initial_epoch=2, verbose=0, callbacks=[record])
+    nern.fit(images, epochs=8, initial_epoch=4, verbose=0, callbacks=[record])
+    assert len(rates) == 6
+    assert min(rates) > 0
+
+
+def test_an_optimizer_of_ones_own_starts_afresh_with_the_phase_only(nern, images):
+    nern.compile(keras.optimizers.SGD(0.125, momentum=0.5), reconstruction_steps=2)
+    nern.fit(images, epochs=1, verbose=0)
+    assert float(nern.optimizer.learning_rate) == 0.125
+    assert nern.optimizer.momentum == 0.5
+    assert int(nern.optimizer.iterations) == 1
+    nern.fit(images, epochs=1, verbose=0)
+    assert int(nern.optimizer.iterations) == 2
+
+
+def test_an_optimizer_that_was_used_before_starts_afresh_with_the_phase(nern, images):
+    optimizer = keras.optimizers.Adam(1e-2)
+    nern.compile(optimizer, reconstruction_steps=4)
+    nern.fit(steps_per_epoch=4, verbose=0)
+    assert int(optimizer.iterations) == 4
+    nern.compile(optimizer, reconstruction_steps=0)
+    states = []
+
+    def on_epoch_begin(epoch, logs):
+        states.extend(np.abs(variable).max() for variable in optimizer.variables)
+
+    look = keras.callbacks.LambdaCallback(on_epoch_begin=on_epoch_begin)
+    nern.fit(images, verbose=0, callbacks=[look])
+    assert int(optimizer.iterations) == 1
+    assert sorted(states)[-2:] == [0, pytest.approx(1e-2)]  # all but the rate
+
+
+def test_fit_leaves_a_split_that_keras_leaves(nern, images):
+    nern.compile(reconstruction_steps=1)
+    data = tf.data.Dataset.from_tensors(images)
+    given = {"validation_data": data, "validation_split": 0.5, "validation_freq": np.int64(1)}
+    history = nern.fit(data, verbose=0, **given).history
+    assert "val_agreement" in history
+    nern.fit(images, validation_split=None, verbose=0)
+    weights = np.ones(len(images))  # by place, as Keras has them
+    nern.evaluate(images, None, len(images), 0, weights)
+
+
+def test_an_optimizer_of_ones_own_keeps_what_was_set_on_it(nern, images):
+    optimizer = keras.optimizers.SGD(0.125, weight_decay=0.5, momentum=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["kernel", "bias"])
+    nern.compile(optimizer, reconstruction_steps=3, reconstruction_weight=0.0)
+    before = [variable.numpy() for variable in nern.trainable_variables]
+
+    def on_epoch_begin(epoch, logs):
+        optimizer.learning_rate = 0.0625
+
+    lower = keras.callbacks.LambdaCallback(on_epoch_begin=on_epoch_begin)
+    nern.fit(steps_per_epoch=3, verbose=0)
+    for variable, value in zip(nern.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)  # nothing decays
+    nern.fit(images, verbose=0, callbacks=[lower])
+    assert nern.optimizer is optimizer
+    assert float(nern.optimizer.learning_rate) == 0.0625
+    assert int(optimizer.iterations) == 1
+
+
+def test_a_fit_of_no_epochs_begins_no_phase(nern, images):
+    nern.compile(keras.optimizers.Adam(1e-2), reconstruction_steps=3)
+    nern.fit(images, epochs=0, verbose=0)
+    assert int(nern.reconstruction_iterations) == 3
+    assert nern.phase == "reconstruction"
+    nern.fit(images, epochs=1, verbose=0)
+    assert int(nern.optimizer.iterations) == 1
+
+
+def test_a_frozen_layer_stays_as_it_is_and_the_others_learn(nern, images):
+    frozen, other = nern.predictor.layers[1:3]
+    frozen.trainable = False
+    nern.compile(reconstruction_steps=3)
+    before = [layer.kernel.numpy() for layer in (frozen, other)]
+    bias = frozen.bias.numpy()
+    nern.fit(images, verbose=0)
+    np.testing.assert_array_equal(frozen.kernel, before[0])
+    np.testing.assert_array_equal(frozen.bias, bias)
+    assert np.abs(other.kernel - before[1]).max() > 0
+
+
+def test_train_on_batch_is_refused(nern, images):
+    with pytest.raises(NotImplementedError, match="trained by fit, which plans phases"):
+        nern.train_on_batch(images)
+
+
+def test_the_losses_of_an_epoch_are_means_over_images(nern, images):
+    nern.compile(keras.optimizers.SGD(0.0), reconstruction_steps=1)
+    images = images * np.linspace(0.1, 3.0, len(images))[:, None, None, None]
+    history = nern.fit(images, batch_size=len(images) - 1, shuffle=False, verbose=0).history
+    expected = nern.evaluate(images, batch_size=len(images), verbose=0, return_dict=True)
+    parts = [nern.evaluate(x, verbose=0, return_dict=True) for x in (images[:-1], images[-1:])]
+    name = "feature_map_loss"
+    assert history[name][0] == pytest.approx(expected[name], rel=1e-4)
+    assert history[name][0] != pytest.approx((parts[0][name] + parts[1][name]) / 2, rel=1e-2)
+
+
+def test_a_pair_of_arrays_is_images_and_labels_wherever_it_is_given(nern, images, labels):
+    apart = nern.evaluate(images, labels, verbose=0, return_dict=True)
+    assert "accuracy" in apart
+    assert nern.evaluate((images, labels), verbose=0, return_dict=True) == pytest.approx(apart)
+    watch = keras_nern.callbacks.EvaluateRebuilt((images, labels), frequency=2)
+    nern.compile(reconstruction_steps=2)
+    nern.fit(images, verbose=0, callbacks=[watch])
+    assert "accuracy" in watch.history[0]
+
+
+def test_the_default_optimizer_starts_afresh_with_the_phase(base, images):
+    """What the phase before left in the optimizer must not show in the first step."""
+
+    def change(before):
+        keras.utils.set_random_seed(5)
+        nern = keras_nern.NeRNModel(base, hidden_size=8)
+        nern.compile(reconstruction_steps=before)
+        if before:
+            start = nern.predictor.get_weights()
+            nern.fit(steps_per_epoch=before, verbose=0)
+            nern.predictor.set_weights(start)
+        weights = [weight.numpy() for weight in nern.trainable_variables]
+        nern.fit(images, batch_size=12, epochs=1, verbose=0)
+        return [a - b.numpy() for a, b in zip(weights, nern.trainable_variables, strict=True)]
+
+    for a, b in zip(change(0), change(40), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+
+
+def test_muon_moves_the_hidden_layers_and_adamw_the_rest(nern):
+    by_adamw = {
+        variable.path
+        for variable, velocity in zip(
+            nern.trainable_variables, nern.optimizer.adam_velocities, strict=True
+        )
+        if velocity is not None
+    }
+    kernels = {layer.kernel.path for layer in nern.predictor.hidden}
+    assert by_adamw == {v.path for v in nern.trainable_variables} - kernels
+
+
+@pytest.mark.parametrize("normalize", [None, "layer"])
+def test_evaluate_reports_every_term(base, images, labels, normalize):
+    nern = keras_nern.NeRNModel(base, hidden_size=16, normalize=normalize)
+    nern.compile(reconstruction_steps=5)
+    nern.fit(images, epochs=1, verbose=0)
+    metrics = nern.evaluate(images, labels, batch_size=5, verbose=0, return_dict=True)
+    rebuilt, base = nern.reconstruct(), nern.base
+    student, teacher = rebuilt(images).numpy(), base(images).numpy()
+    assert metrics["accuracy"] == pytest.approx(np.mean(student.argmax(1) == labels))
+    agreement = np.mean(student.argmax(1) == teacher.argmax(1))
+    assert metrics["agreement"] == pytest.approx(agreement)
+    logits = float(losses.logits_distillation_loss(teacher, student))
+    assert metrics["logits_loss"] == pytest.approx(logits, rel=1e-4)
+    original = [layer.kernel.numpy() for layer in (base.layers[1], *_convs(base)[1:])]
+    predicted = nern.predict_kernels().values()
+    error = sum(np.sum((a - b) ** 2) for a, b in zip(original, predicted, strict=True))
+    total = sum(np.sum(a**2) for a in original)
+    assert metrics["relative_error"] == pytest.approx(error / total, rel=1e-4)
+    # the loss is in units of the scales, the error in those of the weights
+    scales = [np.std(a) if normalize else 1.0 for a in original]
+    error = sum(
+        np.sum((a - b) ** 2) / scale**2
+        for a, b, scale in zip(original, predicted, scales, strict=True)
+    )
+    count = sum(a.size for a in original)
+    assert metrics["reconstruction_loss"] == pytest.approx(np.sqrt(error / count), rel=1e-4)
+    weighted = (
+        metrics["reconstruction_loss"]
+        + 1e-2 * metrics["logits_loss"]
+        + 2e-2 * metrics["feature_map_loss"]
+    )
+    assert metrics["loss"] == pytest.approx(weighted, rel=1e-5)
+    assert "accuracy" not in nern.evaluate(images, verbose=0, return_dict=True)
+
+
+def _convs(base):
+    return [layer for layer in base.layers if isinstance(layer, keras.layers.Conv2D)]
+
+
+@pytest.mark.parametrize("shape", ["classes", "column", "one-hot"])
+def test_accuracy_takes_labels_in_every_form(nern, images, labels, shape):
+    forms = {"classes": labels, "column": labels[:, None], "one-hot": np.eye(3)[labels]}
+    metrics = nern.evaluate(images, forms[shape], verbose=0, return_dict=True)
+    expected = np.mean(nern.predict(images, verbose=0).argmax(1) == labels)
+    assert metrics["accuracy"] == pytest.approx(expected)
+
+
+def test_validation_and_compiled_metrics_show_in_the_history(nern, images, labels):
+    nern.compile(
+        reconstruction_steps=2,
+        metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")],
+    )
+    history = nern.fit(images, epochs=2, validation_data=(images, labels), verbose=0).history
+    for name in ("val_accuracy", "val_agreement", "val_relative_error", "val_loss", "val_top2"):
+        assert len(history[name]) == 2
+    assert history["val_accuracy"][-1] == pytest.approx(
+        np.mean(nern.predict(images, verbose=0).argmax(1) == labels)
+    )
+
+
+@pytest.mark.parametrize(
+    "sampling", ["all", keras_nern.UniformSampling(16), keras_nern.MagnitudeSampling(16, 0.5)]
+)
+def test_sampled_gradients_reach_the_predictor_in_both_phases(base, images, sampling):
+    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    nern.compile(kernel_sampling=sampling, distillation_sampling=sampling, reconstruction_steps=2)
+    before = [weight.numpy() for weight in nern.trainable_variables]
+    nern.fit(images, epochs=1, verbose=0)
+    for a, b in zip(before, nern.trainable_variables, strict=True):
+        assert np.abs(a - b.numpy()).max() > 0
+
+
+class _Drawn(keras_nern.AllKernels):
+    """Always these kernels, two of them more than once."""
+
+    indices = np.array([3, 9, 3, 30, 9, 3], "int32")
+
+    def sample(self, count, seed, cumulative=None):
+        return keras.ops.convert_to_tensor(self.indices)
+
+
+def test_a_kernel_drawn_twice_gets_its_gradient_once(base, images):
+    def change(sampling):
+        keras.utils.set_random_seed(2)
+        nern = keras_nern.NeRNModel(base, hidden_size=8)
+        nern.compile(
+            optimizer=keras.optimizers.SGD(1.0),
+            reconstruction_steps=0,
+            reconstruction_weight=0.0,
+            distillation_sampling=sampling,
+        )
+        before = [weight.numpy() for weight in nern.trainable_variables]
+        nern.fit(images, batch_size=12, verbose=0)
+        return [a - b.numpy() for a, b in zip(before, nern.trainable_variables, strict=True)]
+
+    once = _Drawn()
+    once.indices = np.unique(_Drawn.indices)
+    for a, b in zip(change(_Drawn()), change(once), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
+
+
+def test_a_distillation_step_is_the_gradient_of_its_loss(base, images):
+    """One step of SGD against the gradient of the formula, with kernels put in by hand."""
+    nern = keras_nern.NeRNModel(base, hidden_size=8, permutation="cross_filter")
+    nern.compile(
+        optimizer=keras.optimizers.SGD(1.0),
+        reconstruction_steps=0,
+        logits_weight=0.5,
+        feature_map_weight=0.25,
+        temperature=2.0,
+    )
+    original = nern._original
+    with tf.GradientTape() as tape:
+        kernels = original.blocks.split(nern.predictor(nern.coordinates()))
+        teacher, student = original.observe(images), original.observe(images, kernels)
+        error = [
+            tf.reduce_sum((kernel - own.variable) ** 2)
+            for kernel, own in zip(kernels, original.blocks.kernels, strict=True)
+        ]
+        loss = (
+            tf.sqrt(tf.add_n(error) / 276)
+            + 0.5 * losses.logits_distillation_loss(teacher.outputs, student.outputs, 2.0)
+            + 0.25 * losses.feature_map_distillation_loss(teacher.maps, student.maps)
+        )
+    variables = nern.trainable_variables
+    gradients = tape.gradient(loss, variables)
+    expected = [v.numpy() - g.numpy() for v, g in zip(variables, gradients, strict=True)]
+    history = nern.fit(images, batch_size=12, verbose=0).history
+    assert history["loss"][0] == pytest.approx(float(loss), rel=1e-5)
+    for a, b in zip(expected, variables, strict=True):
+        np.testing.assert_allclose(a, b.numpy(), atol=2e-5)
+
+
+def test_the_seed_fixes_the_result(base, images):
+    def kernels():
+        keras.utils.set_random_seed(3)
+        nern = keras_nern.NeRNModel(base, hidden_size=8)
+        nern.compile(reconstruction_steps=4, kernel_sampling=keras_nern.MagnitudeSampling(16))
+        nern.fit(images, epochs=2, batch_size=4, verbose=0)
+        return nern.predict_kernels()
+
+    first, second = kernels(), kernels()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_targets_follow_a_base_that_is_trained_on(base, images):
+    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    nern.fit(steps_per_epoch=2, verbose=0)
+    for layer in _convs(base):
+        layer.kernel.assign(0 * layer.kernel)
+    squares = sum(np.sum(kernel**2) for kernel in nern.predict_kernels().values())
+    expected = pytest.approx(np.sqrt(squares / 276), rel=1e-4)
+    evaluated = nern.evaluate(images, verbose=0, return_dict=True)
+    assert evaluated["reconstruction_loss"] == expected
+    for layer in _convs(base):
+        layer.kernel.assign(layer.kernel + 1)
+    squares = sum(np.sum((kernel - 1) ** 2) for kernel in nern.predict_kernels().values())
+    expected = pytest.approx(np.sqrt(squares / 276), rel=1e-4)
+    # all 52 kernels are in the batch of the one step
+    assert nern.fit(steps_per_epoch=1, verbose=0).history["reconstruction_loss"][0] == expected
+
+
+def test_another_fit_does_not_trace_the_step_again(nern, images):
+    nern.fit(images, epochs=1, verbose=0)
+    function = nern.train_function
+    nern.fit(images, epochs=1, verbose=0)
+    assert nern.train_function is function
+
+
+def test_callbacks_and_early_stopping_work(nern, images, tmp_path):
+    csv, best = tmp_path / "log.csv", tmp_path / "best.keras"
+    history = nern.fit(
+        images,
+        epochs=4,
+        validation_data=(images,),
+        verbose=0,
+        callbacks=[
+            keras.callbacks.CSVLogger(csv),
+            keras.callbacks.ModelCheckpoint(best, monitor="val_loss"),
+            keras.callbacks.EarlyStopping(monitor="val_loss", min_delta=1e9, patience=1),
+            keras.callbacks.TerminateOnNaN(),
+        ],
+    )
+    assert len(history.history["loss"]) == 2
+    assert len(csv.read_text().splitlines()) == 3
+    loaded = keras.models.load_model(best)
+    np.testing.assert_allclose(
+        loaded.predict(images, verbose=0), nern.predict(images, verbose=0), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"logits_weight": -1.0}, "logits_weight must not be negative. Received: .*=-1.0"),
+        ({"reconstruction_steps": float("nan")}, "reconstruction_steps must not be negative"),
+        ({"temperature": 0}, "temperature must be positive. Received: temperature=0"),
+        ({"kernel_sampling": "most"}, "sampling must be one of .*'most'"),
+        ({"loss": "mse"}, "NeRNModel has its own losses.*loss='mse'"),
+        ({"loss_weights": [1.0]}, r"NeRNModel has its own losses.*loss_weights=\[1.0\]"),
+        ({"reconstruction_steps": 2.5}, "reconstruction_steps must be an integer. Received: .*2.5"),
+        (
+            {"gradient_centering": "off"},
+            "gradient_centering must be True, False or \"auto\". Received: gradient_centering='off'",
+        ),
+        ({"optimizer": None}, 'optimizer must be a Keras optimizer, its name or "auto"'),
+    ],
+)
+def test_compile_refuses(nern, arguments, message):
+    before = nern.get_compile_config()
+    with pytest.raises(ValueError, match=message):
+        nern.compile(reconstruction_weight=7.0, **arguments)
+    assert nern.get_compile_config() == before
+
+
+IMAGES = np.zeros((2, 8, 8, 1), "float32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "fit needs steps_per_epoch where x is None, .*Received: x=None"),
+        (
+            {"x": tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 1))).repeat()},
+            "fit needs steps_per_epoch where .* never ends. Received: x=<_RepeatDataset",
+        ),
+        (
+            {"x": np.zeros((2, 8, 8, 1)), "callbacks": [keras.callbacks.ReduceLROnPlateau()]},
+            "compile with an optimizer of your own .*Received: ReduceLROnPlateau",
+        ),
+        (
+            {
+                "x": np.zeros((2, 8, 8, 1)),
+                "callbacks": [[keras.callbacks.LearningRateScheduler(lambda epoch: 0.1)]],
+            },
+            "compile with an optimizer of your own .*Received: LearningRateScheduler",
+        ),
+        (
+            {"x": tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 1))), "validation_split": 0.5},
+            r"validation_split go with arrays only.*validation_split=0.5",
+        ),
+        (
+            {"x": tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 1))), "y": np.zeros(2)},
+            "validation_split go with arrays only.*y=labels",
+        ),
+        (
+            {"x": tf.data.Dataset.from_tensors(IMAGES), "sample_weight": np.ones(2)},
+            "validation_split go with arrays only.*sample_weight=weights",
+        ),
+        ({"x": IMAGES, "y": np.zeros(3)}, r"x must have as many labels as images.*2 im.*\(3,\)"),
+        ({"x": IMAGES, "sample_weight": np.zeros(1)}, "x must have as many sample weights as im"),
+        (
+            {"x": IMAGES, "validation_data": (IMAGES, np.zeros(3))},
+            "validation_data must have as many labels as images",
+        ),
+        (
+            {"x": IMAGES, "validation_data": (IMAGES, np.array(["cat", "dog"]))},
+            "validation_data must have labels that are numbers. Received: str",
+        ),
+        (
+            {"x": IMAGES, "validation_data": tf.data.Dataset.from_tensors(IMAGES).repeat()},
+            "fit needs validation_steps where validation_data never ends",
+        ),
+        ({"x": "images/"}, "x must be arrays, a tf.data.Dataset.*Received: x of type str"),
+        ({"x": iter([IMAGES])}, "x must be arrays, .*Received: x of type list_iterator"),
+        ({"x": IMAGES, "validation_split": 1.0}, "validation_split must be at least 0 and below 1"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be at least 1"),
+        (
+            {"x": IMAGES, "callbacks": [keras_nern.callbacks.EvaluateRebuilt(IMAGES, np.ones(3))]},
+            "x must have as many labels as images",
+        ),
+        ({"x": np.zeros((0, 8, 8, 1))}, "x must give at least one batch of images"),
+        ({"x": np.zeros((2, 9, 8, 1))}, r"x must give images of shape \(batch, 8, 8, 1\)"),
+        (
+            {"x": np.zeros((2, 8, 8, 1)), "validation_data": (np.zeros((2, 8, 8, 3)),)},
+            r"validation_data must give images of shape .*Received: \(2, 8, 8, 3\)",
+        ),
+    ],
+)
+def test_fit_refuses_before_it_trains(nern, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        nern.fit(**arguments, verbose=0)
+    assert int(nern.optimizer.iterations) == int(nern.reconstruction_iterations) == 0
+
+
+def test_weights_that_do_not_count_do_no_harm(nern, images):
+    nern.compile(reconstruction_steps=1)
+    nern.fit(images, class_weight={0: 2.0}, sample_weight=np.ones(len(images)), verbose=0)
+    assert int(nern.phase_iterations) == 1
+
+
+def test_fit_refuses_unknown_arguments_before_it_trains(nern, images):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'validation_frequency'"):
+        nern.fit(images, validation_frequency=2)
+    assert int(nern.reconstruction_iterations) == 0
+
+
+def test_compiled_metrics_take_weighted_validation_data(nern, images, labels):
+    metric = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")
+    nern.compile(reconstruction_steps=2, weighted_metrics=[metric])
+    weights = np.where(labels == 0, 1.0, 0.0)
+    history = nern.fit(
+        images, epochs=1, validation_data=(images, labels, weights), verbose=0
+    ).history
+    top = np.argsort(nern.predict(images, verbose=0), axis=1)[:, -2:]
+    expected = np.mean([0 in row for row in top[labels == 0]])
+    assert history["val_top2"][0] == pytest.approx(expected)
+
+
+def test_a_stop_at_the_last_step_of_the_reconstruction_is_a_stop(nern, images):
+    def stop(batch, logs):
+        nern.stop_training = nern.phase == "reconstruction" and batch == 4
+
+    record = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+    history = nern.fit(images, verbose=0, callbacks=[record])
+    assert int(nern.reconstruction_iterations) == 5
+    assert nern.phase == "reconstruction"
+    assert history.history == {}
+    assert len(history.reconstruction["loss"]) == 1
+    assert nern.history is history
+
+
+def test_a_stop_before_the_first_step_is_a_stop(nern, images):
+    stop = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: setattr(nern, "stop_training", True)
+    )
+    assert nern.fit(images, verbose=0, callbacks=[stop]).history == {}
+    assert int(nern.reconstruction_iterations) == 0
