@@ -1,4 +1,4 @@
-"""CIFAR-10 and its trained networks, for the benchmarks."""
+"""CIFAR-10 and the ResNets trained on it."""
 
 import os
 import pathlib
@@ -6,36 +6,37 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+import keras_nern
+
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 PADDING = 4
 
 
 def add_arguments(parser):
-    """Adds the places of data and weights to an argument parser."""
+    """Adds the options `--data-dir` and `--weights` to an argument parser."""
     parser.add_argument(
         "--data-dir",
         type=pathlib.Path,
         default=os.environ.get("KERAS_NERN_TFDS", SHARED / "data" / "tfds"),
-        help="TFDS data_dir; CIFAR-10 is downloaded into it where it is missing",
+        help="TFDS data_dir; CIFAR-10 is downloaded into it if it is missing",
     )
     parser.add_argument(
         "--weights",
         type=pathlib.Path,
         default=os.environ.get("KERAS_NERN_WEIGHTS", SHARED / "weights"),
-        help="folder of cifar10_resnet{20,56}.npz",
+        help="folder with cifar10_resnet20.npz and cifar10_resnet56.npz",
     )
 
 
 def load(data_dir, split):
-    """A split as (images, labels) arrays, uint8 `(n, 32, 32, 3)` and int64 `(n,)`."""
+    """Loads a split as `(images, labels)`: uint8 `(n, 32, 32, 3)` and int64 `(n,)`."""
     import tensorflow_datasets as tfds
 
-    download = not (pathlib.Path(data_dir) / "cifar10").exists()
     images, labels = tfds.load(
         "cifar10",
         split=split,
         data_dir=data_dir,
-        download=download,
+        download=not (pathlib.Path(data_dir) / "cifar10").exists(),
         batch_size=-1,
         as_supervised=True,
     )
@@ -43,28 +44,26 @@ def load(data_dir, split):
 
 
 def resnet(depth, weights):
-    """The trained ResNet of that depth, from the folder of `--weights`."""
-    import keras_nern
-
+    """Loads the trained ResNet of the given depth from the folder `weights`."""
     network = keras_nern.models.resnet_cifar(depth)
     path = pathlib.Path(weights) / f"cifar10_resnet{depth}.npz"
     return keras_nern.models.load_torch_weights(network, path)
 
 
 def augmented(images, batch_size, seed, mixup=False, labels=None):
-    """An endless dataset of flipped and shifted images, as ResNets are trained on.
+    """Makes an endless dataset of randomly flipped and shifted images.
 
     Args:
         images: uint8 `(n, 32, 32, 3)`.
         batch_size: images per batch.
-        seed: fixes order and augmentation.
-        mixup: blend each image with another of its batch, by a share drawn uniformly
-            (Zhang et al., "mixup", ICLR 2018); no label is needed for distillation.
-        labels: int `(n,)`, to go with the images, which are then not to be mixed up;
-            `None` for images alone.
+        seed: seed of the order and the augmentation.
+        mixup: whether to blend each image with another one of its batch, by a share drawn
+            uniformly from [0, 1) (Zhang et al., "mixup: Beyond Empirical Risk Minimization",
+            ICLR 2018). Use it for distillation only, which needs no labels. Defaults to `False`.
+        labels: int `(n,)`, or `None` for a dataset of images alone. Defaults to `None`.
 
     Returns:
-        A `tf.data.Dataset` of float32 `(batch_size, 32, 32, 3)` in 0..255, or of
+        A `tf.data.Dataset` of float32 images `(batch_size, 32, 32, 3)` in 0..255, or of pairs
         `(images, labels)`.
     """
     rng = tf.random.Generator.from_seed(seed)
@@ -77,8 +76,8 @@ def augmented(images, batch_size, seed, mixup=False, labels=None):
         batch = tf.where(flip, batch[:, :, ::-1], batch)
         batch = tf.pad(batch, [[0, 0], [PADDING, PADDING], [PADDING, PADDING], [0, 0]])
         shift = rng.uniform((n, 2), 0, 2 * PADDING + 1, dtype=tf.int32)
-        rows = shift[:, :1] + tf.range(height)
-        columns = shift[:, 1:] + tf.range(width)
+        rows = shift[:, :1] + tf.range(height)  # (n, height)
+        columns = shift[:, 1:] + tf.range(width)  # (n, width)
         batch = tf.gather(batch, rows, axis=1, batch_dims=1)
         batch = tf.gather(batch, columns, axis=2, batch_dims=1)
         if mixup:
@@ -86,20 +85,29 @@ def augmented(images, batch_size, seed, mixup=False, labels=None):
             batch = share * batch + (1 - share) * batch[::-1]
         return tf.ensure_shape(batch, (None, height, width, channels))
 
-    numbers = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=seed)
-    batches = numbers.repeat().batch(batch_size)
+    indices = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=seed)
+    batches = indices.repeat().batch(batch_size)
     images = tf.constant(images)
     if labels is None:
-        batches = batches.map(lambda batch: augment(tf.gather(images, batch)))
+        batches = batches.map(lambda index: augment(tf.gather(images, index)))
     else:
         labels = tf.constant(labels)
         batches = batches.map(
-            lambda batch: (augment(tf.gather(images, batch)), tf.gather(labels, batch))
+            lambda index: (augment(tf.gather(images, index)), tf.gather(labels, index))
         )
     return batches.prefetch(2)
 
 
-def accuracy_and_agreement(model, base_classes, images, labels):
-    """Shares of images classified rightly, and as `base_classes` has them."""
-    classes = model.predict(images, batch_size=500, verbose=0).argmax(axis=1)
-    return np.mean(classes == labels), np.mean(classes == base_classes)
+def predict_classes(model, images):
+    """The classes that `model` predicts for `images`, int64 `(n,)`."""
+    return model.predict(images, batch_size=500, verbose=0).argmax(axis=1)
+
+
+def accuracy(model, images, labels):
+    """The percentage of `images` that `model` classifies correctly."""
+    return percent_equal(predict_classes(model, images), labels)
+
+
+def percent_equal(classes, others):
+    """The percentage of entries in which two arrays of classes are equal."""
+    return 100 * float(np.mean(classes == others))

@@ -1,70 +1,76 @@
-"""Fitted representations that several benchmarks use, kept by how they were made."""
+"""Representations that several benchmarks share, cached in a folder."""
 
 import dataclasses
-import pathlib
 
 import cifar10
+import keras
+
+import keras_nern
 
 BATCH_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How a representation is made, as in `accuracy.py`'s first rows: on mixed-up images.
+    """How to fit a representation: reconstruction, then distillation on mixed-up images.
 
     Args:
-        network: the ResNet's depth.
-        width: the predictor's hidden size.
-        steps: of reconstruction, and of distillation after it.
-        seed: of predictor, batches and images.
-        permutation: the kind of it.
-        num_layers: the predictor's Dense layers.
-        frequencies: of the encoding, for each index.
-        method: by which the order is found.
+        depth: depth of the ResNet, 20 or 56.
+        hidden_size: width of the predictor.
+        steps: number of reconstruction and of distillation steps.
+        seed: seed of the predictor, the batches and the images.
+        permutation: kind of permutation. Defaults to `"cross_filter"`.
+        num_layers: number of Dense layers of the predictor. Defaults to `5`.
+        num_frequencies: number of frequencies that encode each index. Defaults to `40`.
+        permutation_method: how the permutation is found. Defaults to `"two_opt"`.
     """
 
-    network: int
-    width: int
+    depth: int
+    hidden_size: int
     steps: tuple[int, int]
     seed: int
-    permutation: str = "cross_filter"
+    permutation: str | None = "cross_filter"
     num_layers: int = 5
-    frequencies: int = 40
-    method: str = "two_opt"
+    num_frequencies: int = 40
+    permutation_method: str = "two_opt"
 
     @property
-    def name(self) -> str:
-        """The name of its file."""
+    def name(self):
+        """The file name in the cache."""
+        order = str(self.permutation)
+        if self.permutation_method != "two_opt":
+            order += f"-{self.permutation_method}"
+        shape = f"{self.num_layers}x{self.hidden_size}-{self.num_frequencies}"
         first, second = self.steps
-        shape = f"{self.num_layers}x{self.width}-{self.frequencies}"
-        order = (
-            self.permutation if self.method == "two_opt" else f"{self.permutation}-{self.method}"
-        )
-        return f"resnet{self.network}-{order}-{shape}-{first}-{second}-{self.seed}.keras"
+        return f"resnet{self.depth}-{order}-{shape}-{first}-{second}-{self.seed}.keras"
 
-    def made(self, base, images, folder: pathlib.Path | None = None):
-        """The `NeRNModel`: from `folder` where it is there, else fitted and kept there.
+    def build(self, base, metric="euclidean"):
+        """Builds the `NeRNModel` of `base`, not yet fitted."""
+        return keras_nern.NeRNModel(
+            base,
+            self.hidden_size,
+            self.num_layers,
+            permutation=self.permutation,
+            permutation_method=self.permutation_method,
+            metric=metric,
+            encoding=keras_nern.PositionalEncoding(self.num_frequencies),
+        )
+
+    def load_or_fit(self, base, images, folder=None):
+        """Loads the `NeRNModel` from the cache, or fits and caches it.
 
         Args:
-            base: the network.
-            images: uint8 `(n, 32, 32, 3)`, not used without steps of distillation.
-            folder: `None` to keep it nowhere.
+            base: the ResNet to represent.
+            images: uint8 `(n, 32, 32, 3)`; unused without distillation steps.
+            folder: the cache; `None` for none. Defaults to `None`.
+
+        Returns:
+            A fitted `NeRNModel`.
         """
-        import keras
-
-        import keras_nern
-
         if folder and (folder / self.name).exists():
             return keras.models.load_model(folder / self.name)
         keras.utils.set_random_seed(self.seed)
-        nern = keras_nern.NeRNModel(
-            base,
-            self.width,
-            self.num_layers,
-            permutation=self.permutation,
-            permutation_method=self.method,
-            encoding=keras_nern.PositionalEncoding(self.frequencies),
-        )
+        nern = self.build(base)
         first, second = self.steps
         nern.compile(reconstruction_steps=first)
         if second:
@@ -73,6 +79,10 @@ class Fit:
         else:
             nern.fit(steps_per_epoch=first, verbose=0)
         if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            nern.save(folder / self.name)
+            self.save(nern, folder)
         return nern
+
+    def save(self, nern, folder):
+        """Writes a fitted `NeRNModel` to the cache."""
+        folder.mkdir(parents=True, exist_ok=True)
+        nern.save(folder / self.name)

@@ -1,154 +1,158 @@
-"""Does the reconstruction error tell which kernels a network can do without?
+"""Does the reconstruction error show which kernels a network can do without?
 
     python benchmarks/importance.py
 
-Represents a ResNet20, scores its kernels by each measure of `keras_nern.kernel_importance`,
-sets the lowest to zero and prints the accuracy of what is left on all 10,000 CIFAR-10 test
-images: a row for each measure, a column for each share of the weights pruned. Nothing is
-trained after the pruning. Mean and standard deviation over seeds; the magnitude has no seed.
-No fit sees a test image.
+Represents a ResNet, scores its kernels with each measure of `keras_nern.kernel_importance`, sets
+the kernels with the lowest scores to zero and evaluates the network on all 10,000 CIFAR-10 test
+images. Nothing is trained after pruning, and no fit sees a test image. Prints one row per measure
+and one column per share of pruned weights, with mean and standard deviation over seeds; magnitude
+does not depend on the seed.
 """
 
-import argparse
-import json
 import pathlib
 
 import cifar10
 import fits
+import numpy as np
+import runs
 import tables
 
+import keras_nern
+from keras_nern.analysis.importance import MEASURES
+
 SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.4)
-KEY = ("measure", "sparsity", "seed")
+# The options that identify a setting in the results.
+SETTING = ("depth", "hidden_size", "steps", "distillation_steps", "permutation_method", "per_layer")
 
 
 def main():
-    """Fits and prunes for every seed, then prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    """Fits and prunes with every seed, then prints the table."""
+    parser = runs.parser(__doc__)
     cifar10.add_arguments(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--depth", type=int, default=20, help="of the ResNet: 20 or 56")
-    parser.add_argument("--hidden-size", type=int, default=160, help="predictor width")
-    parser.add_argument("--steps", type=int, default=6000, help="of reconstruction")
+    parser.add_argument("--depth", type=int, default=20, help="depth of the ResNet: 20 or 56")
+    parser.add_argument("--hidden-size", type=int, default=160, help="width of the predictor")
+    parser.add_argument("--steps", type=int, default=6000, help="reconstruction steps")
     parser.add_argument("--distillation-steps", type=int, default=0)
     parser.add_argument(
-        "--permutation-method", default="two_opt", help="by which the cross-filter order is found"
+        "--permutation-method", default="two_opt", help="method of the cross-filter permutation"
     )
-    parser.add_argument("--fits", type=pathlib.Path, help="folder to keep fitted NeRNs in")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=MEASURES)
     parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
-    parser.add_argument("--per-layer", action="store_true", help="the same share of every layer")
-    parser.add_argument("--measures", nargs="+", help="default: all of them")
     parser.add_argument(
-        "--results", type=pathlib.Path, help="append each accuracy to this JSON lines file"
+        "--per-layer", action="store_true", help="prune the same share of every layer"
+    )
+    parser.add_argument("--fits", type=pathlib.Path, help="folder that caches fitted NeRNs")
+    parser.add_argument(
+        "--results", type=pathlib.Path, help="JSON lines file to append each accuracy to"
     )
     parser.add_argument(
-        "--print", action="store_true", help="only print the table of what is in --results"
+        "--print", action="store_true", help="measure nothing, print the table of --results"
     )
-    parser.add_argument("--plot", type=pathlib.Path, help="save a plot of the table")
+    parser.add_argument("--plot", type=pathlib.Path, help="image file to draw the table in")
     options = parser.parse_args()
     if options.print and not options.results:
         parser.error("--print needs --results")
     if options.print:
-        results = [json.loads(line) for line in options.results.read_text().splitlines()]
+        results = runs.read_results(options.results)
     else:
         results = [one for seed in options.seeds for one in run(options, seed)]
-    setting = _setting(options)
-    results = [one for one in results if one["setting"] == setting]
-    results = [one for one in results if one["seed"] in (None, *options.seeds)]
-    # what has no seed may have been measured with each
-    results = list({json.dumps([*map(one.get, KEY)]): one for one in results}.values())
-    table(results, options.sparsities)
+    results = _select(results, options)
+    print_table(results, options.sparsities)
     if options.plot:
         plot(results, options.sparsities, options.plot)
 
 
 def run(options, seed):
-    """The accuracies of one seed's scores, noted as they come."""
-    import keras_nern
-
+    """Fits with one seed, prunes by every measure, and returns (and stores) the accuracies."""
     images, labels = cifar10.load(options.data_dir, "test")
     base = cifar10.resnet(options.depth, options.weights)
-    train_images = (
-        cifar10.load(options.data_dir, "train")[0] if options.distillation_steps else None
-    )
     steps = (options.steps, options.distillation_steps)
-    method = options.permutation_method
-    fit = fits.Fit(options.depth, options.hidden_size, steps, seed, method=method)
-    nern = fit.made(base, train_images, options.fits)
-
+    train_images = cifar10.load(options.data_dir, "train")[0] if steps[1] else None
+    fit = fits.Fit(
+        options.depth,
+        options.hidden_size,
+        steps,
+        seed,
+        permutation_method=options.permutation_method,
+    )
+    nern = fit.load_or_fit(base, train_images, options.fits)
     relative_error = nern.relative_error()
-    judge = nern.reconstruct()  # one network for all weights: it is traced but once
+    judge = nern.reconstruct()  # evaluates all weights, so that one graph is traced
+    results = []
 
-    def accuracy(model):
+    def evaluate(measure, sparsity, model, seed):
         judge.set_weights(model.get_weights())
-        classes = judge.predict(images, batch_size=500, verbose=0).argmax(axis=1)
-        return 100 * float((classes == labels).mean())
-
-    def note(measure, sparsity, value, own_seed=seed):
         result = {
             "setting": _setting(options),
             "measure": measure,
             "sparsity": sparsity,
-            "seed": own_seed,
+            "seed": seed,
             "relative_error": relative_error,
-            "accuracy": value,
+            "accuracy": cifar10.accuracy(judge, images, labels),
         }
         results.append(result)
-        if options.results:
-            with options.results.open("a") as file:
-                file.write(json.dumps(result) + "\n")
+        runs.append_result(options.results, result)
 
-    results = []
-    note("rebuilt", 0.0, accuracy(nern.reconstruct()))
-    if seed == options.seeds[0]:
-        note("original", 0.0, accuracy(base), own_seed=None)
-    for measure in options.measures or keras_nern.analysis.importance.MEASURES:
-        if measure == "magnitude" and seed != options.seeds[0]:
+    is_first = seed == options.seeds[0]
+    evaluate("rebuilt", 0.0, nern.reconstruct(), seed)
+    if is_first:
+        evaluate("original", 0.0, base, None)
+    for measure in options.measures:
+        if measure == "magnitude" and not is_first:
             continue
         scores = keras_nern.kernel_importance(nern, measure, seed)
         for sparsity in options.sparsities:
             pruned = keras_nern.prune(base, scores, sparsity, options.per_layer)
-            own_seed = None if measure == "magnitude" else seed
-            note(measure, sparsity, accuracy(pruned), own_seed)
+            evaluate(measure, sparsity, pruned, None if measure == "magnitude" else seed)
     return results
 
 
-def table(results, sparsities):
-    """Prints the accuracies: measures downwards, shares of weights pruned to the right."""
+def _setting(options):
+    return {name: getattr(options, name) for name in SETTING}
+
+
+def _select(results, options):
+    """The results of this setting and these seeds, the latest one of each measurement."""
+    setting = _setting(options)
+    selected = {}
+    for one in results:
+        if one["setting"] == setting and one["seed"] in (None, *options.seeds):
+            selected[one["measure"], one["sparsity"], one["seed"]] = one
+    return list(selected.values())
+
+
+def print_table(results, sparsities):
+    """Prints the accuracies: a row per measure, a column per share of pruned weights."""
     for name in ("original", "rebuilt"):
-        values = [one["accuracy"] for one in results if one["measure"] == name]
+        values = _accuracies(results, name, 0.0)
         if values:
-            print(f"{name}: {tables.spread(values, 2)} %, n={len(values)}")
+            print(f"accuracy, {name}: {tables.spread(values, 2)} %, n={len(values)}")
     errors = [one["relative_error"] for one in results if one["measure"] == "rebuilt"]
     if errors:
         print(f"relative squared error of the weights: {tables.spread(errors, 4)}\n")
-    tables.print_header(["pruned by", "n", *(f"{100 * share:g} %" for share in sparsities)])
+    columns = [f"{100 * sparsity:g} % pruned" for sparsity in sparsities]
+    tables.print_header(["pruned by", "n", *columns])
     for measure in _measures(results):
-        columns = [_accuracies(results, measure, share) for share in sparsities]
-        count = str(len(columns[0]))
-        cells = [tables.spread(column, 2) if column else "" for column in columns]
-        tables.print_row([measure, count, *cells])
+        accuracies = [_accuracies(results, measure, sparsity) for sparsity in sparsities]
+        cells = [tables.spread(values, 2) if values else "" for values in accuracies]
+        tables.print_row([measure, len(accuracies[0]), *cells])
 
 
 def plot(results, sparsities, path):
-    """Draws the table: accuracy against the share pruned, a line for each measure."""
-    import numpy as np
+    """Draws accuracy against the share of pruned weights, one line per measure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     original = _accuracies(results, "original", 0.0)
     for measure in _measures(results):
-        columns = [
-            *([original] if original else []),
-            *(_accuracies(results, measure, s) for s in sparsities),
-        ]
-        shares = [*([0.0] if original else []), *sparsities]
+        points = [(0.0, original)] if original else []
+        points += [(share, _accuracies(results, measure, share)) for share in sparsities]
         axes.errorbar(
-            100 * np.array(shares),
-            [np.mean(column) for column in columns],
-            [np.std(column, ddof=1) if len(column) > 1 else 0 for column in columns],
+            [100 * share for share, _ in points],
+            [np.mean(values) for _, values in points],
+            [np.std(values, ddof=1) if len(values) > 1 else 0 for _, values in points],
             marker="o",
             capsize=3,
             label=measure,
@@ -158,18 +162,6 @@ def plot(results, sparsities, path):
     axes.grid(alpha=0.3)
     axes.legend(title="pruned by")
     figure.savefig(path)
-
-
-def _setting(options):
-    names = (
-        "depth",
-        "hidden_size",
-        "steps",
-        "distillation_steps",
-        "permutation_method",
-        "per_layer",
-    )
-    return {name: getattr(options, name) for name in names}
 
 
 def _measures(results):

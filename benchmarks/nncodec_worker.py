@@ -1,10 +1,10 @@
-"""Codes kernels by the reference codec of the NNC standard, for `peers.py`.
+"""Codes kernels with the reference codec of the NNC standard; run by `peers.nncodec`.
 
     python nncodec_worker.py FOLDER QP
 
-Run in an environment that has the package `nncodec` (tried: 2.1.3), which `peers.nncodec`
-does. Reads FOLDER/kernels.npz; writes size.json, the bytes of the bit stream, and
-decoded.npz, the kernels decoded from it.
+Needs an environment with the package `nncodec` (tested with 2.1.3). Reads FOLDER/kernels.npz,
+writes the size of the bit stream in bytes to FOLDER/size.json and the decoded kernels to
+FOLDER/decoded.npz.
 """
 
 import json
@@ -15,14 +15,13 @@ import numpy as np
 from nncodec.nn import decode, encode
 
 
-def main(folder, parameter):
-    """Codes and decodes."""
+def main(folder, qp):
+    """Encodes and decodes the kernels."""
     with np.load(folder / "kernels.npz") as kernels:
         model = {name: kernels[name].astype("float32") for name in kernels.files}
-    arguments = {"qp": parameter, "use_dq": True, "results": str(folder), "verbose": False}
+    arguments = {"qp": qp, "use_dq": True, "results": str(folder), "verbose": False}
     stream = encode(model, arguments)
-    decoded = decode(stream)
-    np.savez(folder / "decoded.npz", **decoded)
+    np.savez(folder / "decoded.npz", **decode(stream))
     (folder / "size.json").write_text(json.dumps(len(stream)))
 
 

@@ -1,52 +1,49 @@
-"""What does an order of the kernels do to the error of the fit?
+"""How much does each permutation lower the reconstruction error?
 
     python benchmarks/orders.py
 
-Fits the kernels of a real ResNet20 by reconstruction alone, under every permutation
-and metric, for the same number of steps, and prints the relative squared error of the
-weights that is left. Mean and standard deviation over seeds.
+Fits the kernels of a trained ResNet20 by reconstruction alone, with every permutation and metric
+and a fixed number of steps. Prints the relative squared error of the weights, with mean and
+standard deviation over seeds.
 """
 
-import argparse
-
 import cifar10
+import keras
+import runs
 import tables
 
-ORDERS = [
-    (None, "cosine"),
+import keras_nern
+
+PERMUTATIONS = (  # kind, metric
+    (None, None),
     ("in_filter", "cosine"),
     ("in_filter", "euclidean"),
     ("cross_filter", "cosine"),
     ("cross_filter", "euclidean"),
-]
+)
 
 
 def main():
-    """Prints one row per order."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    """Prints one row per permutation."""
+    parser = runs.parser(__doc__)
     cifar10.add_arguments(parser)
-    parser.add_argument("--hidden-size", type=int, default=160)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--hidden-size", type=int, default=160, help="width of the predictor")
+    parser.add_argument("--steps", type=int, default=800, help="reconstruction steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     tables.print_header(["permutation", "metric", "n", "relative squared error"])
-    for permutation, metric in ORDERS:
-        errors = [_error(options, permutation, metric, seed) for seed in options.seeds]
-        name = metric if permutation else ""
-        tables.print_row([str(permutation), name, str(len(errors)), tables.spread(errors, 4)])
+    for kind, metric in PERMUTATIONS:
+        errors = [_error(options, kind, metric, seed) for seed in options.seeds]
+        tables.print_row([kind or "none", metric or "", len(errors), tables.spread(errors, 4)])
 
 
 def _error(options, permutation, metric, seed):
-    import keras
-
-    import keras_nern
-
     keras.utils.set_random_seed(seed)
-    base = cifar10.resnet(20, options.weights)
     nern = keras_nern.NeRNModel(
-        base, hidden_size=options.hidden_size, permutation=permutation, metric=metric
+        cifar10.resnet(20, options.weights),
+        options.hidden_size,
+        permutation=permutation,
+        metric=metric or "euclidean",
     )
     nern.fit(steps_per_epoch=options.steps, verbose=0)
     return nern.relative_error()

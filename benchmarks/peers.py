@@ -1,9 +1,9 @@
-"""What a user would do instead to make a network's kernels small, for the benchmarks.
+"""Other ways to compress the kernels of a network, for `rate_distortion.py`.
 
-Each codec takes float32 kernels `{layer: (kh, kw, cin, cout)}` and gives back the bytes
-that it takes to keep them and the kernels that come out of these. Whatever it writes goes
-through Zstandard at its highest level. That all layers' names and shapes are known from
-the architecture is taken for granted, and counted for none.
+Every codec takes float32 kernels `{layer: (kh, kw, cin, cout)}` and returns `(size, decoded)`: the
+bytes of the compressed kernels, and the float32 kernels that a decoder would get. All output is
+compressed with Zstandard at its highest level. Names and shapes of the layers are known from the
+architecture and count no bytes.
 """
 
 import json
@@ -13,45 +13,47 @@ import tempfile
 
 import numpy as np
 
-LEVEL = 22  # Zstandard's highest
+from keras_nern.predictor.quantization import quantize
+
+ZSTANDARD_LEVEL = 22  # the highest
 NNCODEC = pathlib.Path(__file__).with_name("nncodec_worker.py")
 
 
 def compressed(*arrays):
-    """Bytes of arrays after Zstandard, each on its own, as a safetensors file has them."""
+    """The bytes of arrays after Zstandard, each compressed by itself."""
     import zstandard
 
-    compressor = zstandard.ZstdCompressor(level=LEVEL)
+    compressor = zstandard.ZstdCompressor(level=ZSTANDARD_LEVEL)
     return sum(len(compressor.compress(np.ascontiguousarray(a).tobytes())) for a in arrays)
 
 
 def float16(kernels):
-    """Halves."""
+    """Rounds the weights to float16."""
     halves = {name: kernel.astype("float16") for name, kernel in kernels.items()}
-    rounded = {name: half.astype("float32") for name, half in halves.items()}
-    return compressed(*halves.values()), rounded
+    return compressed(*halves.values()), _to_float32(halves)
 
 
 def integers(kernels, bits):
-    """Integers of some bits, with a float16 step for each output channel.
+    """Rounds the weights to integers, with a float16 step size per output channel.
 
-    Steps are chosen as for our own predictors (`keras_nern.predictor.quantization`), by the least
-    squared error. Levels are tried as bytes and, at 4 bits or fewer, as two to a byte;
-    the smaller counts.
+    Step sizes minimize the squared error, as for our predictors
+    (`keras_nern.predictor.quantization`). Integers are stored as bytes or, up to 4 bits, as two
+    per byte, whichever is smaller.
     """
-    from keras_nern.predictor.quantization import quantize
-
-    size, rounded = 0, {}
+    size, decoded = 0, {}
     for name, kernel in kernels.items():
-        flat = kernel.reshape(-1, kernel.shape[-1])
-        quantized = quantize(flat, bits)
-        size += _levels_bytes(quantized.levels, bits) + compressed(quantized.steps)
-        rounded[name] = quantized.values().reshape(kernel.shape)
-    return size, rounded
+        quantized = quantize(kernel.reshape(-1, kernel.shape[-1]), bits)
+        size += _integers_size(quantized.levels, bits) + compressed(quantized.step_sizes)
+        decoded[name] = quantized.values().reshape(kernel.shape)
+    return size, decoded
 
 
 def pruned(kernels, sparsity, bits=None):
-    """The smallest weights of the whole network set to zero, the others halves or integers."""
+    """Sets the smallest weights of the whole network to zero.
+
+    The others become integers of `bits` bits, or float16 if `bits` is `None`. Zeros are stored
+    like other weights or in a bitmap, whichever is smaller.
+    """
     magnitudes = np.concatenate([np.abs(kernel).ravel() for kernel in kernels.values()])
     threshold = np.quantile(magnitudes, sparsity)
     sparse = {
@@ -60,61 +62,67 @@ def pruned(kernels, sparsity, bits=None):
     }
     if bits is not None:
         return integers(sparse, bits)
+    halves = {name: kernel.astype("float16") for name, kernel in sparse.items()}
     size = 0
-    for kernel in sparse.values():
-        bitmap = np.packbits(kernel != 0)
-        whole = compressed(kernel.astype("float16"))
-        size += min(whole, compressed(bitmap, kernel[kernel != 0].astype("float16")))
-    return size, {
-        name: kernel.astype("float16").astype("float32") for name, kernel in sparse.items()
-    }
+    for name, kernel in sparse.items():
+        nonzero = kernel != 0
+        with_bitmap = compressed(np.packbits(nonzero), halves[name][nonzero])
+        size += min(compressed(halves[name]), with_bitmap)
+    return size, _to_float32(halves)
 
 
 def clustered(kernels, clusters):
-    """Each layer's weights as numbers of a float16 codebook that k-means finds for it."""
+    """Replaces the weights of each layer by the entries of a float16 codebook from k-means."""
     from sklearn.cluster import KMeans
 
-    size, rounded = 0, {}
+    bits = int(np.ceil(np.log2(clusters)))
+    size, decoded = 0, {}
     for name, kernel in kernels.items():
         weights = kernel.reshape(-1, 1)
-        # evenly spread over the sorted weights: always the same codebook
+        # starts at evenly spaced quantiles, so that the codebook is always the same
         start = np.quantile(weights, (np.arange(clusters) + 0.5) / clusters)[:, None]
         means = KMeans(clusters, init=start, n_init=1, max_iter=100).fit(weights)
         codebook = means.cluster_centers_.astype("float16")
-        numbers = means.labels_.astype("uint8")
-        bits = int(np.ceil(np.log2(clusters)))
-        size += _levels_bytes(numbers, bits) + compressed(codebook)
-        rounded[name] = codebook.astype("float32")[numbers].reshape(kernel.shape)
-    return size, rounded
+        indices = means.labels_.astype("uint8")
+        size += _integers_size(indices, bits) + compressed(codebook)
+        decoded[name] = codebook.astype("float32")[indices].reshape(kernel.shape)
+    return size, decoded
 
 
 def nncodec(kernels, parameter, python):
-    """The reference codec of the NNC standard (ISO/IEC 15938-17), in an environment of its own.
+    """Runs the reference codec of the NNC standard (ISO/IEC 15938-17).
 
     Args:
-        kernels: as for all.
-        parameter: its quantisation parameter, `qp`; -38 is its own default.
-        python: interpreter of an environment that has the package `nncodec`.
+        kernels: float32 arrays `(kh, kw, cin, cout)` by name.
+        parameter: the codec's quantization parameter `qp`; its own default is -38.
+        python: Python interpreter of an environment with the package `nncodec`.
+
+    Returns:
+        `(size, decoded)`.
     """
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        # its layout is PyTorch's: output channels first
+        # PyTorch's layout: output channels first
         oihw = {name: kernel.transpose(3, 2, 0, 1) for name, kernel in kernels.items()}
         np.savez(folder / "kernels.npz", **oihw)
         subprocess.run(
             [python, NNCODEC, folder, str(parameter)], check=True, stdout=subprocess.DEVNULL
         )
         size = json.loads((folder / "size.json").read_text())
-        with np.load(folder / "decoded.npz") as decoded:
-            rounded = {name: decoded[name].transpose(2, 3, 1, 0) for name in kernels}
-    return size, rounded
+        with np.load(folder / "decoded.npz") as arrays:
+            decoded = {name: arrays[name].transpose(2, 3, 1, 0) for name in kernels}
+    return size, decoded
 
 
-def _levels_bytes(levels, bits):
-    """Small integers after Zstandard: as bytes, or two to a byte where that is smaller."""
-    levels = levels.astype("uint8").ravel()
-    size = compressed(levels)
+def _to_float32(halves):
+    return {name: half.astype("float32") for name, half in halves.items()}
+
+
+def _integers_size(integers, bits):
+    """The bytes of small integers, stored as bytes or, if smaller, as two per byte."""
+    integers = integers.astype("uint8").ravel()
+    size = compressed(integers)
     if bits <= 4:
-        nibbles = np.append(levels, np.zeros(len(levels) % 2, "uint8")) & 0xF
+        nibbles = np.append(integers, np.zeros(len(integers) % 2, "uint8")) & 0xF
         size = min(size, compressed(nibbles[::2] << 4 | nibbles[1::2]))
     return size

@@ -1,23 +1,26 @@
-"""What shape of predictor fits best at about one size?
+"""Which shape of predictor fits best at about the same size?
 
     python benchmarks/predictors.py
 
-Fits the kernels of a real ResNet20 by reconstruction alone (cross-filter order, greedy, the same
-number of steps), with predictors that differ in depth, width and frequencies of the encoding, and
-prints the relative squared error of the weights that is left. The first row is the paper's.
-Mean and standard deviation over seeds.
+Fits the kernels of a trained ResNet20 by reconstruction alone, with a greedy cross-filter
+permutation and a fixed number of steps, using predictors of different depth, width and encoding.
+The first row is the shape of the paper. Prints the relative squared error of the weights, with
+mean and standard deviation over seeds.
 """
 
-import argparse
 import dataclasses
 
 import cifar10
+import keras
+import runs
 import tables
+
+import keras_nern
 
 
 @dataclasses.dataclass
 class Shape:
-    """A predictor's Dense layers, their width, and the frequencies for each index."""
+    """A predictor: number of Dense layers, their width, and frequencies that encode each index."""
 
     num_layers: int
     hidden_size: int
@@ -33,36 +36,30 @@ SHAPES = (
     Shape(7, 142, 20),
     Shape(10, 116, 20),
 )
+COLUMNS = (
+    *("Dense layers", "hidden size", "frequencies per index", "predictor parameters", "n"),
+    "relative squared error",
+)
 
 
 def main():
     """Prints one row per shape."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = runs.parser(__doc__)
     cifar10.add_arguments(parser)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1000, help="reconstruction steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    names = ("Dense layers", "width", "frequencies", "parameters", "n", "relative squared error")
-    tables.print_header(names)
+    tables.print_header(COLUMNS)
     for shape in SHAPES:
         nerns = [_fitted(options, shape, seed) for seed in options.seeds]
         errors = [nern.relative_error() for nern in nerns]
+        parameters = f"{nerns[0].predictor.num_parameters:,}"
         tables.print_row(
-            [
-                *(str(shape.num_layers), str(shape.hidden_size), str(shape.num_frequencies)),
-                *(f"{nerns[0].predictor.num_parameters:,}", str(len(errors))),
-                tables.spread(errors, 4),
-            ]
+            [*dataclasses.astuple(shape), parameters, len(errors), tables.spread(errors, 4)]
         )
 
 
 def _fitted(options, shape, seed):
-    import keras
-
-    import keras_nern
-
     keras.utils.set_random_seed(seed)
     nern = keras_nern.NeRNModel(
         cifar10.resnet(20, options.weights),

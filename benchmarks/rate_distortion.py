@@ -1,79 +1,107 @@
-"""How many bytes for what accuracy, and against what a user would do instead?
+"""How many bytes does a network need for a given accuracy, compared with other codecs?
 
     python benchmarks/rate_distortion.py --network 20 --results FILE --plot FILE.png
 
-One file of a NeRN, at several widths and bit depths, against usual ways to make the same
-trained kernels small (`peers.py`): halves, integers with a step per channel, magnitude
-pruning and weight clustering, all with Zstandard, and with `--nncodec PYTHON` the reference
-codec of the NNC standard. Everything but the kernels (batch normalisation, Dense layer,
-architecture) is kept by all in the same way, as halves in our file, and counted for all.
+Compares compact files of NeRNs, at several widths and bit depths, with usual ways to compress the
+kernels of the same trained network (`peers.py`): float16, integers with a step size per channel,
+magnitude pruning and weight clustering, all followed by Zstandard, and with --nncodec the
+reference codec of the NNC standard. Weights other than the represented kernels (batch
+normalization, Dense layer) and the architecture are stored alike for every method, in float16 as
+in our file, and count for every method.
 
-A NeRN is fitted as in `accuracy.py` (2-opt; cross-filter unless `--permutation` says otherwise),
-then compressed to each bit depth (`keras_nern.compress`), and reconstructs and distils for the
-steps of `--tune` with its rounded kernels; its bytes are those of the exported file, its accuracy
-that of the classifier loaded from it. The others see the images too: each is also measured after
-its batch normalisations' statistics were taken anew from 5,000 training images, and its better
-accuracy counts. No fit sees a test image. Accuracies are of all 10,000 test images of CIFAR-10.
+NeRNs are fitted as in `accuracy.py` (2-opt; cross-filter unless --permutation is given) and
+compressed to each bit depth (`keras_nern.compress`). The quantized predictor is then tuned for the
+steps of --tune. Bytes are those of the exported file, accuracy is that of the network loaded from
+it. The other methods may use images, too: they are evaluated as they are and with batch
+normalization statistics recomputed from 5,000 training images, and the better accuracy counts. No
+fit sees a test image. Accuracies are measured on all 10,000 CIFAR-10 test images.
 
-Prints a row per point, then for each method the fewest bytes that keep the drop to 0.5
-points. Points that `--results` has already are not measured again.
+Prints one row per setting, then the smallest size of each method at a drop of at most 0.5 points.
+Settings that --results contains are not measured again.
 """
 
-import argparse
-import json
 import pathlib
 import tempfile
 
 import cifar10
 import fits
+import keras
 import numpy as np
 import peers
+import runs
 import tables
 
-DROP = 0.5
-HALVES = "float16"
+import keras_nern
+from keras_nern.artifact.info import inspect
+
+MAX_DROP = 0.5  # points
 OURS = "NeRN"
-UNTUNED = "0 + 0"
-SHARES = (0.3, 0.5, 0.6)  # of the weights pruned
-PEERS = {  # the codec, and the arguments that it is tried with
+SPARSITIES = (0.3, 0.5, 0.6)  # shares of pruned weights
+# Method: its codec, and the arguments to try. Names and arguments are stored in the results.
+PEERS = {
     "float16 + zstd": (peers.float16, [{}]),
     "integers + zstd": (peers.integers, [{"bits": bits} for bits in (8, 6, 5, 4, 3)]),
-    "pruning + float16 + zstd": (peers.pruned, [{"sparsity": share} for share in SHARES]),
-    "pruning + int8 + zstd": (peers.pruned, [{"sparsity": share, "bits": 8} for share in SHARES]),
+    "pruning + float16 + zstd": (peers.pruned, [{"sparsity": share} for share in SPARSITIES]),
+    "pruning + int8 + zstd": (
+        peers.pruned,
+        [{"sparsity": share, "bits": 8} for share in SPARSITIES],
+    ),
     "clustering + zstd": (peers.clustered, [{"clusters": count} for count in (64, 32, 16, 8)]),
-    "nncodec": (peers.nncodec, [{"parameter": number} for number in (-38, -35, -32, -26, -20)]),
+    "nncodec": (peers.nncodec, [{"parameter": qp} for qp in (-38, -35, -32, -26, -20)]),
 }
 
 
 def main():
-    """Measures what is missing, prints, plots."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    """Measures what is missing, prints the tables and draws the plot."""
+    parser = runs.parser(__doc__)
     cifar10.add_arguments(parser)
-    parser.add_argument("--network", type=int, choices=(20, 56), default=20)
-    parser.add_argument("--widths", type=int, nargs="+", default=[120, 140, 160, 180])
+    parser.add_argument(
+        "--network", type=int, choices=(20, 56), default=20, help="depth of the ResNet"
+    )
+    parser.add_argument("--methods", nargs="+", choices=[*PEERS, OURS], default=[*PEERS, OURS])
+    parser.add_argument(
+        "--nncodec", metavar="PYTHON", help="Python interpreter that can import nncodec"
+    )
+    parser.add_argument(
+        "--widths",
+        type=int,
+        nargs="+",
+        default=[120, 140, 160, 180],
+        help="widths of the predictor",
+    )
     parser.add_argument("--num-layers", type=int, default=5, help="Dense layers of the predictor")
-    parser.add_argument("--frequencies", type=int, default=40, help="of the encoding")
-    parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 5, 4])
-    parser.add_argument("--steps", type=int, nargs=2, default=[10_000, 2_000])
+    parser.add_argument(
+        "--frequencies", type=int, default=40, help="frequencies that encode each index"
+    )
     parser.add_argument(
         "--permutation", choices=("in_filter", "cross_filter"), default="cross_filter"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs=2,
+        default=[10_000, 2_000],
+        help="reconstruction and distillation steps of the fit",
+    )
+    parser.add_argument(
+        "--bits", type=int, nargs="+", default=[8, 6, 5, 4], help="bits of the predictor's kernels"
     )
     parser.add_argument(
         "--tune",
         type=int,
         nargs=2,
         default=[0, 300],
-        help="steps of the two phases after compression; 0 0 for none",
+        help="reconstruction and distillation steps after compression; 0 0 for none",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--methods", nargs="+", choices=[*PEERS, OURS], default=[*PEERS, OURS])
-    parser.add_argument("--nncodec", metavar="PYTHON", help="interpreter that has nncodec")
-    parser.add_argument("--fits", type=pathlib.Path, help="folder to keep fitted NeRNs in")
-    parser.add_argument("--results", type=pathlib.Path, help="JSON lines file to add to")
-    parser.add_argument("--plot", type=pathlib.Path, help="picture to write")
-    parser.add_argument("--print", action="store_true", help="only show what --results has")
+    parser.add_argument("--fits", type=pathlib.Path, help="folder that caches fitted NeRNs")
+    parser.add_argument(
+        "--results", type=pathlib.Path, help="JSON lines file to read and append points"
+    )
+    parser.add_argument("--plot", type=pathlib.Path, help="image file to draw")
+    parser.add_argument(
+        "--print", action="store_true", help="measure nothing, show the points of --results"
+    )
     options = parser.parse_args()
     if options.print and not options.results:
         parser.error("--print needs --results")
@@ -82,36 +110,31 @@ def main():
     results = Results(options.results)
     if not options.print:
         Measurement(options, results).run()
-    points = [p for p in results.points if p["network"] == options.network]
-    show(points)
+    points = [point for point in results.points if point["network"] == options.network]
+    print_tables(points)
     if options.plot:
         plot(points, options.plot)
 
 
 class Results:
-    """The points there are, in memory and in the file."""
+    """The measured points, in memory and in a JSON lines file."""
 
     def __init__(self, path):
         self.path = path
-        self.points = []
-        if path and path.exists():
-            self.points = [json.loads(line) for line in path.read_text().splitlines()]
+        self.points = runs.read_results(path) if path and path.exists() else []
 
-    def missing(self, **key):
-        """Whether no point has these values."""
+    def is_missing(self, key):
+        """Whether no point has all values of the dict `key`."""
         return not any(key.items() <= point.items() for point in self.points)
 
     def add(self, point):
-        """Keeps a point, once it is measured."""
+        """Stores a point."""
         self.points.append(point)
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps(point) + "\n")
+        runs.append_result(self.path, point)
 
 
 class Measurement:
-    """The network, its images, and the points measured on them."""
+    """A trained network, its images, and the points measured on them."""
 
     def __init__(self, options, results):
         self.options, self.results = options, results
@@ -119,93 +142,58 @@ class Measurement:
         self.images, _ = cifar10.load(options.data_dir, "train")
         self.test_images, self.labels = cifar10.load(options.data_dir, "test")
         self.original = self._accuracy(self.base)
-        self.rest = None  # bytes of all but the kernels
+        untrained = keras_nern.NeRNModel(self.base, 16, permutation=None)
+        self.kernels = untrained.original_kernels()
+        parts = self._export(untrained)[1]
+        # bytes of all but the kernels
+        self.other_bytes = sum(size for part, size in parts.items() if part != "predictor")
 
     def run(self):
-        """Measures every point that is missing."""
-        import keras_nern
-
-        untrained = keras_nern.NeRNModel(self.base, 16, permutation=None)
-        names = list(untrained.predict_kernels())
-        kernels = {name: np.asarray(self.base.get_layer(name).kernel) for name in names}
-        parts = self._exported(untrained)[1]
-        self.rest = sum(size for part, size in parts.items() if part != "predictor")
+        """Measures every missing point."""
         for method in self.options.methods:
             if method == OURS:
                 for width in self.options.widths:
                     for seed in self.options.seeds:
-                        self._ours(width, seed)
+                        self._measure_nern(width, seed)
             else:
                 codec, settings = PEERS[method]
                 for arguments in settings:
-                    self._peer(method, codec, arguments, kernels)
+                    self._measure_peer(method, codec, arguments)
 
-    def _peer(self, method, codec, arguments, kernels):
+    def _measure_peer(self, method, codec, arguments):
         key = {"network": self.options.network, "method": method, "arguments": arguments}
-        if not self.results.missing(**key):
+        if not self.results.is_missing(key):
             return
-        more = {"python": self.options.nncodec} if method == "nncodec" else {}
-        size, rounded = codec(kernels, **arguments, **more)
-        import keras
-
+        interpreter = {"python": self.options.nncodec} if method == "nncodec" else {}
+        size, decoded = codec(self.kernels, **arguments, **interpreter)
         model = keras.models.clone_model(self.base)
         model.set_weights(self.base.get_weights())
-        for name, kernel in rounded.items():
+        for name, kernel in decoded.items():
             model.get_layer(name).kernel.assign(kernel)
-        plain = self._accuracy(model)
-        statistics_anew(model, self.images[:5_000])
-        accuracy = max(plain, self._accuracy(model))
-        self._add(key, size + self.rest, accuracy, accuracy_without_images=plain)
+        without_images = self._accuracy(model)
+        recompute_statistics(model, self.images[:5_000])
+        accuracy = max(without_images, self._accuracy(model))
+        self._add(key, size + self.other_bytes, accuracy, accuracy_without_images=without_images)
 
-    def _ours(self, width, seed):
-        import keras
-
-        import keras_nern
-
+    def _measure_nern(self, width, seed):
+        options = self.options
         key = {
-            "network": self.options.network,
-            "method": f"{OURS}, {self.options.permutation}",
-            "steps": self.options.steps,
+            "network": options.network,
+            "method": f"{OURS}, {options.permutation}",
+            "steps": options.steps,
             "seed": seed,
         }
-        shape = {
-            "layers": self.options.num_layers,
-            "width": width,
-            "frequencies": self.options.frequencies,
-        }
-        tune = " + ".join(map(str, self.options.tune))
-        settings = {None: shape} | {
-            bits: {**shape, "bits": bits, "tune": tune} for bits in self.options.bits
-        }
-        todo = [
-            bits
+        shape = {"layers": options.num_layers, "width": width, "frequencies": options.frequencies}
+        tune = "{} + {}".format(*options.tune)
+        settings = {None: shape}  # None: not compressed
+        settings |= {bits: {**shape, "bits": bits, "tune": tune} for bits in options.bits}
+        missing = {
+            bits: arguments
             for bits, arguments in settings.items()
-            if self.results.missing(**key, arguments=arguments)
-        ]
-        if not todo:
+            if self.results.is_missing(key | {"arguments": arguments})
+        }
+        if not missing:
             return
-        nern = self._fitted(width, seed)
-        for bits in todo:
-            small = nern
-            if bits is not None:
-                keras.utils.set_random_seed(seed)
-                small = keras_nern.compress(nern, bits=bits)
-                first, second = self.options.tune
-                if first:
-                    small.fit(steps_per_epoch=first, verbose=0)
-                if second:
-                    small.fit(self._dataset(seed + 1), steps_per_epoch=second, verbose=0)
-            model, parts = self._exported(small, HALVES if bits is None else "auto")
-            self._add(
-                key | {"arguments": settings[bits]},
-                sum(parts.values()),
-                self._accuracy(model),
-                parts=parts,
-                relative_error=small.relative_error(),
-            )
-
-    def _fitted(self, width, seed):
-        options = self.options
         fit = fits.Fit(
             options.network,
             width,
@@ -215,93 +203,109 @@ class Measurement:
             options.num_layers,
             options.frequencies,
         )
-        return fit.made(self.base, self.images, options.fits)
+        nern = fit.load_or_fit(self.base, self.images, options.fits)
+        for bits, arguments in missing.items():
+            small = nern if bits is None else self._compress(nern, bits, seed)
+            model, parts = self._export(small, "float16" if bits is None else "auto")
+            self._add(
+                key | {"arguments": arguments},
+                sum(parts.values()),
+                self._accuracy(model),
+                parts=parts,
+                relative_error=small.relative_error(),
+            )
 
-    def _dataset(self, seed):
-        return cifar10.augmented(self.images, fits.BATCH_SIZE, seed, mixup=True)
+    def _compress(self, nern, bits, seed):
+        """Quantizes the predictor and trains it for the steps of `--tune`."""
+        keras.utils.set_random_seed(seed)
+        small = keras_nern.compress(nern, bits=bits)
+        first, second = self.options.tune
+        if first:
+            small.fit(steps_per_epoch=first, verbose=0)
+        if second:
+            dataset = cifar10.augmented(self.images, fits.BATCH_SIZE, seed + 1, mixup=True)
+            small.fit(dataset, steps_per_epoch=second, verbose=0)
+        return small
 
-    def _exported(self, nern, precision="auto"):
-        """The classifier from an exported file, and the file's bytes by part."""
-        import keras_nern
-        from keras_nern.artifact.info import inspect
-
+    def _export(self, nern, precision="auto"):
+        """Exports; returns the network loaded from the file, and the file's bytes by part."""
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "network.nern"
-            nern.export(path, precision=precision, kept_precision=HALVES)
-            info = inspect(path)
-            return keras_nern.load(path), info.part_bytes
+            nern.export(path, precision=precision, kept_precision="float16")
+            return keras_nern.load(path), inspect(path).part_bytes
 
     def _accuracy(self, model):
-        classes = model.predict(self.test_images, batch_size=500, verbose=0).argmax(axis=1)
-        return 100 * float((classes == self.labels).mean())
+        return cifar10.accuracy(model, self.test_images, self.labels)
 
     def _add(self, key, size, accuracy, **more):
         figures = {"bytes": int(size), "accuracy": accuracy, "drop": self.original - accuracy}
         self.results.add({**key, **figures, **more})
 
 
-def statistics_anew(model, images, batch_size=500):
-    """Sets every batch normalisation's mean and variance to those of the images."""
-    import keras
-
+def recompute_statistics(model, images, batch_size=500):
+    """Sets mean and variance of every batch normalization to those of `images`."""
     layers = [one for one in model.layers if isinstance(one, keras.layers.BatchNormalization)]
     momenta = [layer.momentum for layer in layers]
     for number, start in enumerate(range(0, len(images), batch_size)):
         for layer in layers:
-            layer.momentum = number / (number + 1)  # the mean of all batches so far
+            layer.momentum = number / (number + 1)  # gives the mean over all batches so far
         model(images[start : start + batch_size].astype("float32"), training=True)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
 
 
-def show(points):
-    """Prints a row per point, smallest first in each method, and the summary."""
-    tables.print_header(["method", "setting", "n", "bytes", "accuracy, %", "drop, points"])
-    best = {}
+def print_tables(points):
+    """Prints a row per setting, largest first in each method, and the smallest sizes."""
+    tables.print_header(
+        ["method", "setting", "n", "bytes", "accuracy, %", "drop in accuracy, points"]
+    )
+    best = {}  # method: (bytes, setting, drop)
     for (method, setting), group in _grouped(points).items():
-        drops = [point["drop"] for point in group]
-        sizes = [point["bytes"] for point in group]
+        size, drop = _mean(group, "bytes"), _mean(group, "drop")
         tables.print_row(
             [
-                method,
-                setting,
-                str(len(group)),
-                f"{np.mean(sizes):,.0f}",
+                *(method, setting, len(group), f"{size:,.0f}"),
                 tables.spread([point["accuracy"] for point in group], 2),
-                tables.spread(drops, 2),
+                tables.spread([point["drop"] for point in group], 2),
             ]
         )
-        if np.mean(drops) <= DROP and np.mean(sizes) < best.get(method, (np.inf,))[0]:
-            best[method] = (np.mean(sizes), setting, np.mean(drops))
+        if drop <= MAX_DROP and size < best.get(method, (np.inf,))[0]:
+            best[method] = (size, setting, drop)
     print()
-    tables.print_header(["method", f"fewest bytes at a drop of at most {DROP}", "setting", "drop"])
+    tables.print_header(
+        [
+            "method",
+            f"fewest bytes at a drop of at most {MAX_DROP} points",
+            "setting",
+            "drop in accuracy, points",
+        ]
+    )
     for method in dict.fromkeys(point["method"] for point in points):
-        size, setting, drop = best.get(method, (None, "", None))
-        cells = ["none", "", ""] if size is None else [f"{size:,.0f}", setting, f"{drop:.2f}"]
+        cells = ["none", "", ""]
+        if method in best:
+            size, setting, drop = best[method]
+            cells = [f"{size:,.0f}", setting, f"{drop:.2f}"]
         tables.print_row([method, *cells])
 
 
 def plot(points, path):
-    """Draws the drop against bytes, a line per method, of ours one per shape of predictor."""
+    """Draws drop against bytes: a line per method, for NeRNs one per predictor and recipe."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     lines = {}
     for (method, _), group in _grouped(points).items():
-        arguments = group[0]["arguments"]
         name = method
-        if "width" in arguments:
-            name += ", {layers} x {width}, {frequencies} frequencies".format(**arguments)
-            name += ", {} + {} steps".format(*group[0]["steps"])
-            if arguments.get("tune") == UNTUNED:
+        if method.startswith(OURS):
+            name += f", {_predictor(group[0])}"
+            if group[0]["arguments"].get("tune") == "0 + 0":
                 name += ", not tuned"
-        place = np.mean([one["bytes"] for one in group]), np.mean([one["drop"] for one in group])
-        lines.setdefault(name, []).append(place)
+        lines.setdefault(name, []).append((_mean(group, "bytes"), _mean(group, "drop")))
     for name, places in lines.items():
         style = "-o" if name.startswith(OURS) else "--s"
         axes.plot(*zip(*sorted(places), strict=True), style, markersize=4, label=name)
-    axes.axhline(DROP, color="grey", linewidth=0.8)
+    axes.axhline(MAX_DROP, color="grey", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xlabel("bytes of the whole network")
     axes.set_ylabel("drop in test accuracy, points")
@@ -312,18 +316,35 @@ def plot(points, path):
 
 
 def _grouped(points):
-    """Points by method and setting, in order of method, then bytes."""
+    """Points by (method, setting): peers in the order of PEERS, then ours; largest first."""
+    order = {name: place for place, name in enumerate(PEERS)}
     groups = {}
-    order = {name: place for place, name in enumerate(PEERS)}  # ours come last
     for point in sorted(
         points, key=lambda one: (order.get(one["method"], len(order)), one["method"], -one["bytes"])
     ):
-        values = {name: value for name, value in point["arguments"].items() if value is not None}
-        setting = ", ".join(f"{name} {value}" for name, value in values.items())
-        if "steps" in point:  # of ours, those of the fit
-            setting += ", steps {} + {}".format(*point["steps"])
-        groups.setdefault((point["method"], setting), []).append(point)
+        groups.setdefault((point["method"], _setting(point)), []).append(point)
     return groups
+
+
+def _setting(point):
+    """The setting of a point as a table shows it."""
+    arguments = point["arguments"]
+    if not point["method"].startswith(OURS):
+        return ", ".join(f"{name} {value}" for name, value in arguments.items())
+    setting = _predictor(point)
+    if "bits" in arguments:
+        setting += ", {bits} bits, tuned for {tune} steps".format(**arguments)
+    return setting
+
+
+def _predictor(point):
+    """The predictor (Dense layers x width) and the steps of the fit of a NeRN's point."""
+    shape = "{layers} x {width}, {frequencies} frequencies"
+    return shape.format(**point["arguments"]) + ", {} + {} steps".format(*point["steps"])
+
+
+def _mean(points, name):
+    return np.mean([point[name] for point in points])
 
 
 if __name__ == "__main__":

@@ -1,35 +1,52 @@
-"""How long is a step, how many does an optimizer need, and does the memory stay flat?
+"""How long is a step, how many steps does an optimizer need, and is its memory constant?
 
     python benchmarks/step_time.py
 
-On the kernels of a real ResNet20 (h=160, cross-filter), prints one row per optimizer of
-the reconstruction: the seconds per step and their ratio to the first row's, from rounds
-of steps in which the optimizers take turns (median and standard deviation over rounds);
-the steps and seconds to each relative squared error; the error at the end of as many
-steps of a fit of its own, its rate falling to zero along a cosine; and what the
-process's memory gained between the first tenth of that fit and its end. All start from
-the same weights; *centred* is told in `keras_nern.predictor.centering`. The reference's optimizer,
-Ranger, is stood in for by AdamW with its betas (0.5, 0.999) and rate 5e-3. Last, the
-seconds of a distillation step at 64 images.
+Compares optimizers on the reconstruction of a trained ResNet20 (h=160, cross-filter), one table
+row per optimizer, all from the same initial weights:
+
+* milliseconds per step, and their ratio to the first row's, from rounds of steps in which the
+  optimizers take turns (median and standard deviation over rounds);
+* steps (and seconds) until the relative squared error falls to several targets, the error after
+  the last step, and the growth of the process's memory after the first tenth of the steps, all
+  from one fit whose learning rate decays to 0 along a cosine.
+
+`keras_nern.predictor.centering` explains centered gradients. AdamW with betas (0.5, 0.999) and rate
+5e-3 stands in for Ranger, the optimizer of the reference implementation. Last, prints the seconds
+of a distillation step with 64 images.
 """
 
-import argparse
 import statistics
 import time
 
 import cifar10
-import memory
+import fits
+import keras
+import measure
+import runs
 import tables
 
+import keras_nern
+from keras_nern.predictor.predictor import OUTPUT_LAYER
+
 TARGETS = (0.3, 0.2, 0.1)
-LOOK = 100  # steps between looks at the error
+EVERY = 100  # steps between measurements of the error
+COLUMNS = (
+    *("optimizer", "ms per step", "step time relative to first row"),
+    *(f"steps (seconds) to error {target}" for target in TARGETS),
+    *("final relative squared error", "memory growth, MB"),
+)
 
 
 def optimizers(steps):
-    """Optimizers by name, and whether layers are centred, for a fit of so many steps."""
-    import keras
+    """Makes the optimizers for a fit of `steps` steps.
 
-    from keras_nern.predictor.predictor import OUTPUT_LAYER
+    Args:
+        steps: length of the cosine decay.
+
+    Returns:
+        A dict from row name to `(optimizer, gradient_centering)`.
+    """
 
     def cosine(rate):
         return keras.optimizers.schedules.CosineDecay(rate, steps)
@@ -41,105 +58,106 @@ def optimizers(steps):
 
     ranger = keras.optimizers.AdamW(cosine(5e-3), beta_1=0.5, beta_2=0.999)
     return {
-        "Muon, 1e-2, centred": (muon(), True),
+        "Muon, 1e-2, centered gradients": (muon(), True),
         "Muon, 1e-2": (muon(), False),
-        "AdamW, 2e-3, centred": (keras.optimizers.AdamW(cosine(2e-3)), True),
+        "AdamW, 2e-3, centered gradients": (keras.optimizers.AdamW(cosine(2e-3)), True),
         "AdamW, 2e-3": (keras.optimizers.AdamW(cosine(2e-3)), False),
         "AdamW, 5e-3": (keras.optimizers.AdamW(cosine(5e-3)), False),
-        "Ranger-like, 5e-3": (ranger, False),
+        "AdamW as Ranger, 5e-3": (ranger, False),
     }
 
 
 def main():
     """Measures and prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = runs.parser(__doc__)
     cifar10.add_arguments(parser)
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--round-steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=5000, help="steps of the fits")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of the step time")
+    parser.add_argument("--round-steps", type=int, default=100, help="steps per round")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    import keras
-
-    import keras_nern
-
     base = cifar10.resnet(20, options.weights)
 
-    def model(optimizer, centering="auto"):
+    def model(optimizer, gradient_centering="auto"):
         keras.utils.set_random_seed(options.seed)
         nern = keras_nern.NeRNModel(base, hidden_size=160, permutation="cross_filter")
-        nern.compile(optimizer=optimizer, gradient_centering=centering)
+        nern.compile(optimizer=optimizer, gradient_centering=gradient_centering)
         return nern
 
     models = {name: model(*chosen) for name, chosen in optimizers(options.steps).items()}
-    seconds = step_seconds(models, options)
-    goals = [f"steps (s) to {target}" for target in TARGETS]
-    tables.print_header(
-        ["optimizer", "ms per step", "ratio", *goals, "error at the end", "growth MB"]
-    )
-    first = statistics.median(next(iter(seconds.values())))
+    medians, spreads = step_times(models, options)
+    tables.print_header(COLUMNS)
+    first = next(iter(medians.values()))
     for name, chosen in optimizers(options.steps).items():
-        median = statistics.median(seconds[name])
+        seconds = medians[name]
         errors, growth = fit(model(*chosen), options.steps)
-        cells = [
-            name,
-            tables.spread([1e3 * one for one in seconds[name]], 1, statistics.median),
-            f"{median / first:.2f}",
-        ]
+        reached = []
         for target in TARGETS:
             step = next((step for step, error in errors if error <= target), None)
-            cells.append("not reached" if step is None else f"{step:,} ({step * median:.0f})")
-        cells += [f"{errors[-1][1]:.4f}", f"{growth:.0f}"]
-        tables.print_row(cells)
-    distillation(model("auto"), options)
+            reached.append("not reached" if step is None else f"{step:,} ({step * seconds:.0f})")
+        ratio = f"{seconds / first:.2f}"
+        tables.print_row(
+            [name, spreads[name], ratio, *reached, f"{errors[-1][1]:.4f}", f"{growth:.0f}"]
+        )
+    print_distillation_time(model("auto"), options)
 
 
-def step_seconds(models, options):
-    """Seconds per step of every round, by name; the models take turns."""
-    taken = {name: [] for name in models}
+def step_times(models, options):
+    """Times the steps of several models that take turns.
+
+    Args:
+        models: dict from name to compiled `NeRNModel`.
+        options: the options of the command line.
+
+    Returns:
+        `(medians, spreads)`: dicts from name to the median seconds per step, and to the table
+        cell in milliseconds.
+    """
+    seconds = {name: [] for name in models}
     for nern in models.values():
         nern.fit(steps_per_epoch=options.round_steps, verbose=0)  # traces the step
     for _ in range(options.rounds):
         for name, nern in models.items():
             start = time.perf_counter()
             nern.fit(steps_per_epoch=options.round_steps, verbose=0)
-            taken[name].append((time.perf_counter() - start) / options.round_steps)
-    return taken
+            seconds[name].append((time.perf_counter() - start) / options.round_steps)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    spreads = {
+        name: tables.spread([1e3 * value for value in values], 1, statistics.median)
+        for name, values in seconds.items()
+    }
+    return medians, spreads
 
 
 def fit(nern, steps):
-    """Fits; returns [(step, error)] and the megabytes gained after the first tenth."""
-    import keras
-
+    """Fits; returns a list of `(step, error)` and the megabytes gained after a tenth of the fit."""
     errors, megabytes = [], []
 
-    def look(batch, logs):
-        if (batch + 1) % LOOK == 0:
+    def record(batch, logs):
+        if (batch + 1) % EVERY == 0:
             errors.append((batch + 1, nern.relative_error()))
-            megabytes.append(memory.resident_mb())
+            megabytes.append(measure.resident_mb())
 
-    watch = keras.callbacks.LambdaCallback(on_train_batch_end=look)
-    nern.fit(steps_per_epoch=steps, verbose=0, callbacks=[watch])
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=record)
+    nern.fit(steps_per_epoch=steps, verbose=0, callbacks=[callback])
     return errors, megabytes[-1] - megabytes[len(megabytes) // 10]
 
 
-def distillation(nern, options):
+def print_distillation_time(nern, options):
     """Prints the seconds of a distillation step."""
     images, _ = cifar10.load(options.data_dir, "train[:2000]")
-    dataset = cifar10.augmented(images, 64, options.seed, mixup=True)
+    dataset = cifar10.augmented(images, fits.BATCH_SIZE, options.seed, mixup=True)
     nern.compile(reconstruction_steps=0)
     steps = max(1, options.round_steps // 5)
-    taken = []
+    rounds = []
     for _ in range(options.rounds + 1):
         start = time.perf_counter()
         nern.fit(dataset, steps_per_epoch=steps, verbose=0)
-        taken.append((time.perf_counter() - start) / steps)
-    rounds = taken[1:]
+        rounds.append((time.perf_counter() - start) / steps)
+    rounds = rounds[1:]  # the first one traces the step
     print(
-        f"A distillation step, 64 images: {tables.spread(rounds, 3, statistics.median)} s, "
-        f"n = {len(rounds)} rounds"
+        f"A distillation step with {fits.BATCH_SIZE} images: "
+        f"{tables.spread(rounds, 3, statistics.median)} s, n = {len(rounds)} rounds"
     )
 
 

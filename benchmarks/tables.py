@@ -1,20 +1,20 @@
-"""Markdown tables, for the benchmarks."""
+"""Markdown tables, printed row by row."""
 
 import statistics
 
 
 def print_header(names):
-    """Prints a table's first two lines."""
+    """Prints the names of the columns and the rule below them."""
     print_row(names)
     print("|" + " --- |" * len(names), flush=True)
 
 
 def print_row(cells):
-    """Prints a line of a table, at once."""
-    print("| " + " | ".join(cells) + " |", flush=True)
+    """Prints one row and flushes it, so that a long run shows its progress."""
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
-def spread(values, digits, centre=statistics.mean):
-    """Several values as their centre ± standard deviation, one value as it is."""
+def spread(values, digits, center=statistics.mean):
+    """Formats `values` as center ± standard deviation; a single value has no deviation."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{centre(values):.{digits}f}{deviation}"
+    return f"{center(values):.{digits}f}{deviation}"

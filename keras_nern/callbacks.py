@@ -1,12 +1,14 @@
-"""Callbacks for what Keras's own do not know: phases, losses, the rebuilt classifier.
+"""Callbacks for the two phases of a fit.
 
-All of Keras's callbacks work beside them; what they see of the two phases is told in
-`lifecycle`. What each of these does at a step depends on the model's counters alone, so
-it does the same in a fit that `keras.callbacks.BackupAndRestore` brings back.
+`EvaluateRebuilt` evaluates the rebuilt classifier during training, `LossWarmup` and `SwitchPhase`
+control the losses and the phases, and `KernelSummaries` writes kernels and their errors for
+TensorBoard. Keras's own callbacks work as well: `training.fit_callbacks` documents which events
+callbacks receive.
+
+The callbacks decide by the model's step counters, so they act at the same steps in a fit that
+`keras.callbacks.BackupAndRestore` restores.
 """
 
-import importlib
-import os
 import pathlib
 import types
 from collections.abc import Collection, Sequence
@@ -18,32 +20,35 @@ import tensorflow as tf
 from keras_nern.analysis.kernel_images import kernel_image
 from keras_nern.losses import relative_error
 from keras_nern.model import NeRNModel
-from keras_nern.training.objective import DISTILLED
+from keras_nern.training.settings import DISTILLATION_LOSSES
 from keras_nern.utils import checks
-from keras_nern.utils.backend import count
+from keras_nern.utils.backend import to_int
+from keras_nern.utils.optional import require
+from keras_nern.utils.types import Path
 
 
 class EvaluateRebuilt(keras.callbacks.Callback):
-    """Evaluates the rebuilt classifier every so many steps, in both phases.
+    """Evaluates the rebuilt classifier at regular steps of both phases.
 
-    The results join the step's logs as `val_...`, for callbacks that come after this
-    one: `ModelCheckpoint(..., monitor="val_agreement", save_freq=frequency)` keeps
-    the best. What is chosen by these results must not be judged by the same images:
-    give it validation images, never the test set.
+    The results are added to the logs of the step as `val_...`, where later callbacks find them:
+    `ModelCheckpoint(..., monitor="val_agreement", save_freq=frequency)` keeps the best weights.
+    Use validation images: accuracy on images that were used to choose weights or settings is
+    not a test accuracy.
 
     Args:
-        x: images, as `NeRNModel.evaluate` takes them, but for a generator, which
-            gives them but once.
+        x: images, as for `NeRNModel.evaluate`. A generator is not accepted, because it can be
+            read only once.
         y: labels, for the accuracy. Defaults to `None`.
-        frequency: steps of either phase between evaluations. Defaults to `500`.
-        **kwargs: further arguments of `evaluate` (`batch_size`, `steps`, ...).
+        frequency: number of steps between evaluations, counted in each phase. Defaults to
+            `500`.
+        **kwargs: further arguments of `NeRNModel.evaluate` (`batch_size`, `steps`, ...).
 
     Attributes:
-        history: a list of dicts: `"phase"`, `"step"` of that phase, and the results,
-            of the fit in this process.
+        history: list of a dict per evaluation in the current fit: `"phase"`, `"step"` of that
+            phase, and the results.
 
     Raises:
-        ValueError: for a frequency below 1, or a generator.
+        ValueError: if `frequency` is not an integer of at least 1, or if `x` is a generator.
 
     Example:
 
@@ -54,60 +59,61 @@ class EvaluateRebuilt(keras.callbacks.Callback):
 
     def __init__(self, x: Any, y: Any = None, frequency: int = 500, **kwargs: Any) -> None:
         super().__init__()
-        checks.integer("frequency", frequency, least=1)
+        checks.integer("frequency", frequency, minimum=1)
         if isinstance(x, types.GeneratorType):
             raise ValueError(
-                "x must give its images at every evaluation anew. Received: a generator"
+                "x must be data that can be read at every evaluation, such as an array or a "
+                "tf.data.Dataset. Received: a generator"
             )
         self.data = (x, y)
         self.frequency = frequency
-        self._every = Every(frequency)
         self.arguments = {"verbose": 0, **kwargs}
         self.history: list[dict] = []
+        self._interval = _StepInterval(frequency)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        self.model.examine(*self.data)
+        self.model.check_data(*self.data)
         self.history = []
-        self._every.start()
+        self._interval.start()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        if not self._every.has_come(self.model):
+        if not self._interval.is_due(self.model):
             return
-        # An evaluation starts Keras's running means anew, which the epoch goes on with.
+        # An evaluation resets the running means that the current epoch continues with.
         variables = self.model.metrics_variables
         means = [keras.ops.convert_to_numpy(variable) for variable in variables]
         results = self.model.evaluate(*self.data, return_dict=True, **self.arguments)
         for variable, mean in zip(variables, means, strict=True):
             variable.assign(mean)
-        step = count(self.model.phase_iterations)
+        step = to_int(self.model.phase_iterations)
         self.history.append({"phase": self.model.phase, "step": step, **results})
         if logs is not None:
             logs.update({f"val_{name}": value for name, value in results.items()})
 
 
 class LossWarmup(keras.callbacks.Callback):
-    """Lets losses of the distillation grow from nothing to their weights, in equal steps.
+    """Increases weights of losses linearly over the first steps of the distillation.
 
-    The steps of one execution (`steps_per_execution`) share a weight.
+    With `steps_per_execution`, all steps of an execution have the same weight.
 
     Args:
-        steps: at this step of the distillation they have their full weights, at
+        steps: step of the distillation from which on the losses have their full weights, at
             least 1.
-        losses: which, of `"logits_loss"`, `"feature_map_loss"` and
+        losses: names of the losses, among `"logits_loss"`, `"feature_map_loss"` and
             `"reconstruction_loss"`. Defaults to the first two.
 
     Raises:
-        ValueError: for fewer steps than one, or an unknown loss.
+        ValueError: if `steps` is not an integer of at least 1, or if a loss is unknown.
 
     Example:
 
     >>> history = nern.fit(images, callbacks=[keras_nern.callbacks.LossWarmup(100)])
     """
 
-    def __init__(self, steps: int, losses: Collection[str] = DISTILLED) -> None:
+    def __init__(self, steps: int, losses: Collection[str] = DISTILLATION_LOSSES) -> None:
         super().__init__()
-        checks.integer("steps", steps, least=1)
-        known = ("reconstruction_loss", *DISTILLED)
+        checks.integer("steps", steps, minimum=1)
+        known = ("reconstruction_loss", *DISTILLATION_LOSSES)
         if not set(losses) <= set(known):
             raise ValueError(f"losses must be among {known}. Received: losses={losses!r}")
         self.steps = steps
@@ -116,110 +122,77 @@ class LossWarmup(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         share = 1.0
         if self.model.phase == "distillation":
-            share = min(1.0, (count(self.model.phase_iterations) + 1) / self.steps)
+            share = min(1.0, (to_int(self.model.phase_iterations) + 1) / self.steps)
         self.model.scale_losses(**dict.fromkeys(self.losses, share))
 
 
 class SwitchPhase(keras.callbacks.Callback):
-    """Ends the reconstruction when the kernels are near enough, and lets `fit` distil.
+    """Ends the reconstruction phase once the kernels are close enough to the original's.
 
-    The default learning rate falls over the whole of `reconstruction_steps`, and its
-    end brings much of the fit: with it, a shorter phase is better than one cut short.
+    The default learning rate decays over all `reconstruction_steps`, and the last steps reduce
+    the error most. With the default optimizer, a smaller `reconstruction_steps` is therefore
+    better than ending a long phase early.
 
     Args:
-        relative_error: the relative squared error of all weights that is enough.
-        frequency: steps between looks at it; the phase ends with the step after the
-            look. Defaults to `100`.
+        relative_error: relative squared error of all weights at which the phase ends.
+        frequency: number of steps between checks of the error. The phase ends with the step
+            after the check. Defaults to `100`.
 
     Raises:
-        ValueError: for a negative error or a frequency below 1.
+        ValueError: if `relative_error` is negative or `frequency` is not an integer of at least
+            1.
 
     Example:
 
-    >>> enough = keras_nern.callbacks.SwitchPhase(relative_error=0.05)
-    >>> history = nern.fit(images, callbacks=[enough])
+    >>> switch = keras_nern.callbacks.SwitchPhase(relative_error=0.05)
+    >>> history = nern.fit(images, callbacks=[switch])
     """
 
     def __init__(self, relative_error: float, frequency: int = 100) -> None:
         super().__init__()
-        if not relative_error >= 0:
-            raise ValueError(
-                f"relative_error must not be negative. Received: relative_error={relative_error!r}"
-            )
-        checks.integer("frequency", frequency, least=1)
-        self.relative_error = relative_error
+        self.relative_error = checks.number("relative_error", relative_error, minimum=0)
+        checks.integer("frequency", frequency, minimum=1)
         self.frequency = frequency
-        self._every = Every(frequency)
+        self._interval = _StepInterval(frequency)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        self._every.start()
+        self._interval.start()
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        # Before a step, not after one: weights are backed up between the two, and a
-        # fit that is restored has to look at them as well.
+        # The check precedes a step: BackupAndRestore writes weights after one, so a restored
+        # fit checks the weights that it starts from.
         model = self.model
-        if model.phase != "reconstruction" or not self._every.has_come(model):
+        if model.phase != "reconstruction" or not self._interval.is_due(model):
             return
         if model.relative_error() <= self.relative_error:
             model.finish_reconstruction()
 
 
-class Every:
-    """Tells, execution by execution, which took its phase to a multiple of so many steps.
-
-    With several steps in an execution it may have gone past one. After a restart it is taken
-    that the last execution was a full one.
-
-    Args:
-        frequency: the number of steps.
-    """
-
-    def __init__(self, frequency: int) -> None:
-        self.frequency = frequency
-        self._last: tuple[str, int] | None = None
-
-    def start(self) -> None:
-        """Forgets: a fit begins."""
-        self._last = None
-
-    def has_come(self, model: NeRNModel) -> bool:
-        """Whether the execution since the last call did; to be called after each, once."""
-        steps = count(model.phase_iterations)
-        before = steps - model.steps_per_execution
-        if self._last is not None and self._last[0] == model.phase:
-            before = self._last[1]
-        self._last = (model.phase, steps)
-        return steps // self.frequency > max(0, before) // self.frequency
-
-
-# Kernels and their errors for TensorBoard, beside what `keras.callbacks.TensorBoard` writes.
-#
-# Keras's callback writes the losses and metrics of a fit. What it cannot know are the kernels:
-# how well each layer's are predicted,
-#
-#     layer_error/NAME    sum (W - W^)^2 / sum W^2   of that layer
-#     kernels/NAME        the largest original kernels to the left, as predicted to the right
-#
-# Each phase has a folder of its own, a run in TensorBoard, whose steps count from its beginning.
-
-
 class KernelSummaries(keras.callbacks.Callback):
-    """Writes pictures of kernels, and each layer's error, for TensorBoard.
+    """Writes images of kernels, and the error of every layer, for TensorBoard.
+
+    `keras.callbacks.TensorBoard` writes the losses and metrics of a fit. This callback adds
+
+        layer_error/NAME    sum (W - W^)^2 / sum W^2 of that layer
+        kernels/NAME        the largest kernels, original on the left and predicted on the right
+
+    Each phase is a run of its own, whose steps are those of the phase.
 
     Args:
-        log_dir: folder of the runs `reconstruction` and `distillation`; may be the one
-            given to `keras.callbacks.TensorBoard`.
-        frequency: steps of either phase between summaries; or `"epoch"` for one before
-            the first epoch and after each, which leaves out the steps of a reconstruction
-            before the epochs. Defaults to `"epoch"`.
-        layers: names of the kernels to draw, as `NeRNModel.predict_kernels` has them;
-            `None` for all. Errors are written of all. Defaults to `None`.
-        limit: kernels of a layer to draw, at most. Defaults to `64`.
+        log_dir: folder of the runs `reconstruction` and `distillation`. It may be the folder of
+            `keras.callbacks.TensorBoard`.
+        frequency: number of steps between summaries, counted in each phase; or `"epoch"` for
+            summaries before the first epoch and after each, which leaves out the steps of a
+            reconstruction before the epochs. Defaults to `"epoch"`.
+        layers: names of the kernels to draw, as in `NeRNModel.predict_kernels`; `None` for all.
+            Errors are written for all layers. Defaults to `None`.
+        limit: maximum number of kernels to draw for each layer. Defaults to `64`.
 
     Raises:
-        ValueError: for another frequency or a limit below 1; when a fit begins, for layers
-            that are not represented.
-        ImportError: where TensorBoard is not installed.
+        ValueError: if `frequency` is neither `"epoch"` nor an integer of at least 1, or if
+            `limit` is not an integer of at least 1; at the start of a fit, if a layer is not
+            represented.
+        ImportError: if TensorBoard is not installed.
 
     Example:
 
@@ -229,33 +202,29 @@ class KernelSummaries(keras.callbacks.Callback):
     ... ]
     >>> history = nern.fit(images, epochs=5, callbacks=callbacks)
 
-    Then `tensorboard --logdir logs`.
+    `tensorboard --logdir logs` displays the summaries.
     """
 
     def __init__(
         self,
-        log_dir: str | os.PathLike,
+        log_dir: Path,
         frequency: int | str = "epoch",
         layers: Sequence[str] | None = None,
         limit: int = 64,
     ) -> None:
         super().__init__()
-        if isinstance(frequency, str) and frequency != "epoch":
+        self._interval = None
+        if not isinstance(frequency, str):
+            checks.integer("frequency", frequency, minimum=1)
+            self._interval = _StepInterval(frequency)
+        elif frequency != "epoch":
             raise ValueError(
                 f'frequency must be "epoch" or a number of steps. Received: frequency={frequency!r}'
             )
-        if not isinstance(frequency, str):
-            checks.integer("frequency", frequency, least=1)
-        checks.integer("limit", limit, least=1)
-        try:
-            importlib.import_module("tensorboard")
-        except ImportError as error:
-            raise ImportError(
-                "KernelSummaries needs `pip install keras-nern[tensorboard]`"
-            ) from error
+        checks.integer("limit", limit, minimum=1)
+        require("tensorboard", "tensorboard")
         self.log_dir = pathlib.Path(log_dir)
         self.frequency = frequency
-        self._every = None if isinstance(frequency, str) else Every(frequency)
         self.layers = layers
         self.limit = limit
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
@@ -265,19 +234,19 @@ class KernelSummaries(keras.callbacks.Callback):
         unknown = sorted(set(self.layers or ()) - set(known))
         if unknown:
             raise ValueError(f"layers must be among {known}. Received: {unknown}")
-        if self._every:
-            self._every.start()
+        if self._interval:
+            self._interval.start()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        if self._every and self._every.has_come(self.model):
+        if self._interval and self._interval.is_due(self.model):
             self._write()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        if self.frequency == "epoch" and count(self.model.phase_iterations) == 0:
+        if not self._interval and to_int(self.model.phase_iterations) == 0:
             self._write()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        if self.frequency == "epoch":
+        if not self._interval:
             self._write()
 
     def on_train_end(self, logs: dict | None = None) -> None:
@@ -286,13 +255,13 @@ class KernelSummaries(keras.callbacks.Callback):
         self._writers = {}
 
     def _write(self) -> None:
-        model, step = self.model, count(self.model.phase_iterations)
+        model, step = self.model, to_int(self.model.phase_iterations)
         if model.phase not in self._writers:
             folder = str(self.log_dir / model.phase)
             self._writers[model.phase] = tf.summary.create_file_writer(folder)
         writer = self._writers[model.phase]
         originals, predicted = model.original_kernels(), model.predict_kernels()
-        # Keras's TensorBoard lets nothing be recorded between its own summaries.
+        # Keras's TensorBoard callback turns recording off between its own summaries.
         with writer.as_default(step), tf.summary.record_if(True):
             for name, original in originals.items():
                 error = relative_error(original, predicted[name], 1.0)
@@ -301,3 +270,28 @@ class KernelSummaries(keras.callbacks.Callback):
                 image = kernel_image(originals[name], predicted[name], self.limit)
                 tf.summary.image(f"kernels/{name}", image[None])
         writer.flush()
+
+
+class _StepInterval:
+    """Tells when the steps of a phase reach or pass a multiple of `frequency`.
+
+    An execution of several steps (`steps_per_execution`) may pass a multiple without stopping at
+    it. The first execution after a restart is taken to be a full one.
+    """
+
+    def __init__(self, frequency: int) -> None:
+        self.frequency = frequency
+        self._last: tuple[str, int] | None = None  # phase and step at the last call
+
+    def start(self) -> None:
+        """Resets the interval at the start of a fit."""
+        self._last = None
+
+    def is_due(self, model: NeRNModel) -> bool:
+        """Whether a multiple was passed since the last call; called once per execution."""
+        step = to_int(model.phase_iterations)
+        before = step - model.steps_per_execution
+        if self._last is not None and self._last[0] == model.phase:
+            before = self._last[1]
+        self._last = (model.phase, step)
+        return step // self.frequency > max(0, before) // self.frequency

@@ -1,10 +1,10 @@
-"""A smaller predictor: pruned and quantised, the paper's *meta-compression*.
+"""Compressing the predictor, the paper's *meta-compression*.
 
-A predictor is a network like another, and can itself be compressed (Ashkenazi et al., ICLR
-2023, the second application): the smallest weights of each Dense layer are set to zero, the
-others become integers of a few bits (see `quantization`), in such a way that what it does to
-one weight is made good by others and by the biases (see `gptq`). The rest a short fit makes
-good, in which the predictor learns with its kernels as they are kept (`compressed_dense`).
+A predictor is a network, too, and can itself be compressed (Ashkenazi et al., ICLR 2023, the second
+application). The smallest weights of each Dense layer are set to zero and the others rounded to
+integers of a few bits (`predictor.quantization`), while other weights and the biases compensate for
+the errors (`predictor.gptq`). A short fit recovers most of the rest: the predictor then learns with
+its kernels as they are stored (`predictor.compressed_dense`).
 """
 
 import numbers
@@ -17,23 +17,22 @@ def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) ->
     """Compresses the predictor of a trained representation.
 
     Args:
-        nern: a `NeRNModel` whose predictor is not compressed yet; it stays as it is.
-        bits: of the kernels, 2 to 8; `None` to leave them floats. Defaults to `None`.
-        sparsity: share of each kernel's weights to set to zero, in [0, 1). Defaults to
-            `0.0`.
+        nern: a `NeRNModel` whose predictor is not compressed; it is not changed.
+        bits: bits per weight of the Dense kernels, 2 to 8; `None` for floats. Defaults to `None`.
+        sparsity: share of each kernel's weights to set to zero, in [0, 1). Defaults to `0.0`.
 
     Returns:
-        A `NeRNModel` of the same base, compiled as `nern` is. What of the reconstruction
-        phase is done for `nern` counts as done, so that `fit(images)` goes on to distil.
+        A `NeRNModel` of the same base, compiled as `nern` is. The reconstruction steps of `nern`
+        count as done, so `fit(images)` continues with distillation.
 
     Raises:
-        ValueError: for other bits or sparsities, nothing to do, or a predictor that is
-            compressed already.
+        ValueError: if `bits` or `sparsity` is out of range, if both are missing, or if the
+            predictor is already compressed.
 
     Example:
 
     >>> small = keras_nern.compress(nern, bits=7)
-    >>> history = small.fit(images, epochs=1)  # with its kernels at 7 bits
+    >>> history = small.fit(images, epochs=1)  # with kernels of 7 bits
     >>> small.export("small.nern")
 
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
@@ -46,9 +45,10 @@ def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) ->
         raise ValueError("Expected bits, a sparsity, or both. Received: bits=None, sparsity=0")
     if nern.bits is not None or nern.pruned:
         raise ValueError(
-            "The predictor must not be compressed already: compress the one it was made from. "
-            f"Received: one with bits={nern.bits!r}, pruned={nern.pruned!r}"
+            "nern must have a predictor that is not compressed: compress the one from which it was "
+            f"made. Received: bits={nern.bits!r}, pruned={nern.pruned!r}"
         )
-    small = nern._with_predictor(bits, sparsity > 0)
-    compress_into(small.predictor, nern.predictor, small._some_coordinates(), sparsity)
+    small = nern._with_predictor(bits=bits, pruned=sparsity > 0)
+    coordinates = nern._representation.sample_coordinates()
+    compress_into(small.predictor, nern.predictor, coordinates, sparsity)
     return small

@@ -1,16 +1,18 @@
-"""The whole way on one page: train a classifier, represent it, rebuild it, compare.
+"""The whole workflow on real data: train a classifier, represent it, rebuild it, compare the two.
 
     python -m keras_nern.demo
 
-Trains a ResNet20 on the 8x8 handwritten digits that scikit-learn ships (1,797 real
-scans: Alpaydin and Kaynak, UCI, 1998), represents it by a predictor of less than half
-its size, and prints what that cost. Needs `pip install keras-nern[demo]`.
+trains a ResNet20 on the 8x8 handwritten digits of scikit-learn, represents it by a predictor
+with less than half of its weights, and prints what that costs. `keras-nern demo` does the same
+with options. Requires `pip install "keras-nern[demo]"`.
+
+Source of the digits: 1,797 scans, Alpaydin and Kaynak, "Optical Recognition of Handwritten
+Digits", UCI Machine Learning Repository, 1998.
 """
 
-import argparse
 import pathlib
+import sys
 import time
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -20,65 +22,81 @@ from keras_nern import models
 from keras_nern.analysis import plots
 from keras_nern.model import NeRNModel
 from keras_nern.report import SummaryTable
+from keras_nern.utils.optional import require
+from keras_nern.utils.tables import Table
+from keras_nern.utils.types import Path
 
-# Images and their labels.
+# Images (n, height, width, channels) and labels (n,).
 Split: TypeAlias = tuple[np.ndarray, np.ndarray]
 
-# Of the original and the rebuilt classifier, by name.
-Figures: TypeAlias = dict[str, dict[str, float]]
+# Results of the original and of the rebuilt classifier, by name.
+Results: TypeAlias = dict[str, dict[str, float]]
+
+BATCH_SIZE = 64
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the demo.
+def run(
+    hidden_size: int = 160,
+    epochs: int = 20,
+    reconstruction_steps: int = 2000,
+    distillation_epochs: int = 10,
+    seed: int = 0,
+    output: Path = "demo_output",
+) -> dict[str, Any]:
+    """Runs the demo, prints a table and saves a picture of kernels.
 
     Args:
-        arguments: command-line arguments; `None` for those of the process. Defaults
-            to `None`.
+        hidden_size: width of the predictor. Defaults to `160`.
+        epochs: epochs of training the classifier. Defaults to `20`.
+        reconstruction_steps: steps of the reconstruction phase. Defaults to `2000`.
+        distillation_epochs: epochs of the distillation phase. Defaults to `10`.
+        seed: seed of the split, the weights and the training. Defaults to `0`.
+        output: folder of the picture; it is created if it does not exist. Defaults to
+            `"demo_output"`.
 
     Returns:
-        A dict of what it prints: of the original and the rebuilt classifier each the
-        figures by name, and the path of the picture.
+        A dict with a dict of results for `"original"` and for `"rebuilt"`, and the path of the
+        picture for `"picture"`.
+
+    Raises:
+        ImportError: if scikit-learn or matplotlib is not installed.
+        OSError: if `output` cannot be created.
     """
-    options = _options(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)  # first of all, where it may fail
-    keras.utils.set_random_seed(options.seed)
-    train, test = _digits(options.seed)
+    for module in ("sklearn", "matplotlib"):  # before any work
+        require(module, "demo")
+    folder = pathlib.Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(seed)
+    train, test = _digits(seed)
 
-    print(f"Training a ResNet20 on {len(train[0])} digits for {options.epochs} epochs")
+    print(f"Training a ResNet20 on {len(train[0])} digits for {epochs} epochs")
     start = time.perf_counter()
-    base = _train_classifier(*train, options.epochs)
-    trained = time.perf_counter() - start
+    base = _train_classifier(*train, epochs)
+    training_seconds = time.perf_counter() - start
 
     start = time.perf_counter()
-    nern = NeRNModel(base, hidden_size=options.hidden_size, permutation="cross_filter")
-    nern.compile(reconstruction_steps=options.reconstruction_steps)
-    nern.fit(train[0], batch_size=64, epochs=options.distillation_epochs)
+    nern = NeRNModel(base, hidden_size=hidden_size, permutation="cross_filter")
+    nern.compile(reconstruction_steps=reconstruction_steps)
+    nern.fit(train[0], batch_size=BATCH_SIZE, epochs=distillation_epochs)
     rebuilt = nern.reconstruct()
-    represented = time.perf_counter() - start
+    fitting_seconds = time.perf_counter() - start
 
     table = nern.summary_table()
-    figures = _figures(base, rebuilt, test, table, trained, represented)
-    print("\n" + _table(figures, len(test[0])))
-    picture = options.output / "kernels.png"
+    results = _results(base, rebuilt, test, table)
+    results["original"]["seconds"] = training_seconds
+    results["rebuilt"]["seconds"] = fitting_seconds
+    print("\n" + _table(results, len(test[0])).to_text())
+
     name = table.layers[len(table.layers) // 2].name
     kernel = base.get_layer(name).kernel.numpy()
+    picture = folder / "kernels.png"
     plots.plot_kernels(kernel, nern.predict_kernels()[name], name).savefig(picture)
     print(f"\nThe largest kernels of {name}, original and predicted: {picture}")
-    return {**figures, "picture": str(picture)}
-
-
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m keras_nern.demo", description=__doc__)
-    parser.add_argument("--hidden-size", type=int, default=160, help="predictor width")
-    parser.add_argument("--epochs", type=int, default=20, help="of training the classifier")
-    parser.add_argument("--reconstruction-steps", type=int, default=2000)
-    parser.add_argument("--distillation-epochs", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo_output"))
-    return parser.parse_args(arguments)
+    return {**results, "picture": str(picture)}
 
 
 def _digits(seed: int) -> tuple[Split, Split]:
+    """Images float32 `(n, 8, 8, 1)` in 0..255 and labels, for training and for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -99,62 +117,52 @@ def _train_classifier(images: np.ndarray, labels: np.ndarray, epochs: int) -> ke
     base = models.resnet_cifar(
         depth=20, input_shape=images.shape[1:], mean=float(pixels.mean()), std=float(pixels.std())
     )
-    batch_size = 64
-    steps = epochs * -(-len(images) // batch_size)
+    steps = epochs * -(-len(images) // BATCH_SIZE)
     base.compile(
         keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    base.fit(images, labels, batch_size=batch_size, epochs=epochs, verbose=2)
+    base.fit(images, labels, batch_size=BATCH_SIZE, epochs=epochs, verbose=2)
     return base
 
 
-def _figures(
-    base: keras.Model,
-    rebuilt: keras.Model,
-    test: Split,
-    table: SummaryTable,
-    trained: float,
-    represented: float,
-) -> Figures:
+def _results(base: keras.Model, rebuilt: keras.Model, test: Split, table: SummaryTable) -> Results:
     images, labels = test
     original, predicted = (
         model.predict(images, verbose=0).argmax(axis=1) for model in (base, rebuilt)
     )
-    total, kept = base.count_params(), table.kept_weights
     return {
         "original": {
             "accuracy": float(np.mean(original == labels)),
-            "parameters": total,
-            "bytes": 4 * total,
-            "seconds": trained,
+            "parameters": base.count_params(),
+            "bytes": 4 * base.count_params(),
         },
         "rebuilt": {
             "accuracy": float(np.mean(predicted == labels)),
             "agreement": float(np.mean(predicted == original)),
-            "parameters": table.predictor_parameters + kept,
-            "bytes": table.representation_bytes + 4 * kept,
-            "seconds": represented,
+            "parameters": table.predictor_parameters + table.kept_weights,
+            "bytes": table.representation_bytes + 4 * table.kept_weights,
         },
     }
 
 
-def _table(figures: Figures, images: int) -> str:
+def _table(results: Results, images: int) -> Table:
     def row(label: str, name: str, form: str, factor: int = 1) -> tuple[str, ...]:
-        cells = (figures[which].get(name) for which in ("original", "rebuilt"))
-        return label, *("" if cell is None else f"{factor * cell:{form}}" for cell in cells)
+        values = (results[which].get(name) for which in ("original", "rebuilt"))
+        return label, *("" if value is None else f"{factor * value:{form}}" for value in values)
 
     rows = [
-        ("", "original", "rebuilt"),
         row(f"accuracy on {images} test images, %", "accuracy", ".1f", 100),
         row("agreement with the original, %", "agreement", ".1f", 100),
         row("parameters", "parameters", ","),
-        row("bytes, permutations included", "bytes", ",.0f"),
+        row("bytes, including the permutation", "bytes", ",.0f"),
         row("seconds to train, to represent", "seconds", ".0f"),
     ]
-    return "\n".join(f"{label:34}{left:>12}{right:>12}" for label, left, right in rows)
+    return Table(rows, ("", "original", "rebuilt"), "lr")
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        sys.exit("keras_nern.demo takes no options; `keras-nern demo --help` lists those it has.")
+    run()

@@ -1,24 +1,23 @@
-"""The losses a representation is trained on.
+"""The losses with which a representation is trained.
 
-With W the original weights, W^ the predicted ones, a_l and a^_l the feature maps of
-convolution l in the original and the rebuilt network, and z, z^ their logits
-(Ashkenazi et al., ICLR 2023, section 3.1):
+Let W be the original weights and W^ the predicted ones, a_l and a^_l the feature maps of
+convolution l in the original and the rebuilt network, and z and z^ their logits (Ashkenazi et al.,
+ICLR 2023, section 3.1):
 
-    reconstruction        sqrt( sum (W - W^)^2 / #W )                 over all layers
+    reconstruction        sqrt( sum (W - W^)^2 / #W )                  over all layers
     logits distillation   KL( softmax(z / T) || softmax(z^ / T) ) T^2  mean over images
     feature maps          sum_l | a_l / |a_l| - a^_l / |a^_l| |^2      mean over images
 
-and, not the paper's, what an error does to each layer's outputs without running the
-network, from the second moments C_l of its inputs (see `moments`):
+A loss that the paper does not have measures the error of each layer's outputs without running the
+network, by the second moments C_l of its inputs (see `network.moments`):
 
     layer outputs         sum_l tr(D_l^T C_l D_l) / tr(W_l^T C_l W_l),  D = W - W^
 
-All are computed in float32, whatever the networks run in.
+All losses are computed in float32, whatever the dtype of the networks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import keras
 from keras import ops
 
 from keras_nern.utils.types import Tensor
@@ -33,15 +32,15 @@ def reconstruction_loss(original: Tensor, predicted: Tensor, mask: Tensor) -> Te
     Args:
         original: tensor `(kernels, k * k)`.
         predicted: tensor `(kernels, k * k)`.
-        mask: tensor `(kernels, k * k)`, 1 where a block's entry carries a weight.
+        mask: tensor `(kernels, k * k)`, 1 for entries that carry a weight, else 0.
 
     Returns:
-        A scalar, in units of the weights. Its gradient at a perfect fit is 0.
+        A scalar in the units of the weights. Its gradient at a perfect fit is 0.
 
     Source: Ashkenazi et al., ICLR 2023, equation 1.
     """
     squares = ops.sum(mask * ops.square(original - predicted))
-    # The gradient of a square root is infinite at 0: keep away from it.
+    # The gradient of a square root is infinite at 0.
     return ops.sqrt(ops.maximum(squares / ops.sum(mask), EPSILON))
 
 
@@ -51,7 +50,7 @@ def relative_error(original: Tensor, predicted: Tensor, mask: Tensor) -> Tensor:
     Args:
         original: tensor `(kernels, k * k)`.
         predicted: tensor `(kernels, k * k)`.
-        mask: tensor `(kernels, k * k)`, 1 where a block's entry carries a weight.
+        mask: tensor `(kernels, k * k)`, 1 for entries that carry a weight, else 0.
 
     Returns:
         The scalar sum (W - W^)^2 / sum W^2: 0 for a perfect fit, 1 for all zeros.
@@ -66,8 +65,8 @@ def logits_distillation_loss(teacher: Tensor, student: Tensor, temperature: floa
     Args:
         teacher: logits of the original `(batch, classes)`.
         student: logits of the rebuilt network `(batch, classes)`.
-        temperature: T, divides both logits; the loss is multiplied by T^2, so that
-            its gradients keep their size. Defaults to `1.0`.
+        temperature: T, by which both logits are divided. The loss is multiplied by T^2, so
+            that its gradients keep their size. Defaults to `1.0`.
 
     Returns:
         A scalar in nats, the mean over the batch.
@@ -82,15 +81,15 @@ def logits_distillation_loss(teacher: Tensor, student: Tensor, temperature: floa
 
 
 def feature_map_distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    """Squared distance of the normalised feature maps, summed over layers.
+    """Squared distance of the normalized feature maps, summed over layers.
 
     Args:
         teacher: list of the original's feature maps, each `(batch, ...)`.
-        student: list of the rebuilt network's, of the same shapes.
+        student: list of the rebuilt network's feature maps, of the same shapes.
 
     Returns:
-        A scalar between 0 and 4 times the number of layers, the mean over the batch;
-        0 for empty lists.
+        A scalar between 0 and 4 times the number of layers, the mean over the batch; 0 for empty
+        lists.
 
     Source: Ashkenazi et al., ICLR 2023, equation 3.
     """
@@ -107,17 +106,17 @@ def layer_output_loss(
     moments: Sequence[Tensor | None],
     scales: Sequence[Tensor],
 ) -> Tensor:
-    """Relative squared error of each layer's outputs, were its inputs right; summed.
+    """Relative squared error of each layer's outputs for the original inputs, summed over layers.
 
     Args:
         original: list of kernels, each `(kh, kw, cin, cout)`.
         predicted: list of kernels of the same shapes.
-        moments: for each kernel its `moments.second_moments`; a layer of `None` is
-            left out.
-        scales: for each kernel the scale of its outputs, `(cout,)`.
+        moments: second moments of each kernel's inputs, see `network.moments`; layers with
+            `None` are left out.
+        scales: scale of each kernel's outputs, `(cout,)`.
 
     Returns:
-        A scalar: 0 for a perfect fit, the number of layers for kernels of all zeros.
+        A scalar: 0 for a perfect fit, the number of layers for kernels of zeros.
     """
     total = ops.zeros((), "float32")
     for kernel, guess, moment, scale in zip(original, predicted, moments, scales, strict=True):
@@ -142,32 +141,6 @@ def output_error(error: Tensor, moments: Tensor, scale: Tensor) -> Tensor:
     matrix = ops.reshape(error * scale, (patch, groups, -1))
     matrix = ops.transpose(matrix, (1, 0, 2))  # (groups, patch, filters of the group)
     return ops.sum(matrix * ops.matmul(moments, matrix))
-
-
-def logits_of(outputs: Tensor, activation: Callable | None) -> Tensor:
-    """A classifier's outputs as logits, whatever activation it ends with.
-
-    Args:
-        outputs: tensor `(batch, ..., classes)`, or `(batch, ..., 1)` for two classes.
-        activation: the output layer's activation: `keras.activations.softmax` or
-            `sigmoid`; anything else is taken as logits.
-
-    Returns:
-        Tensor `(batch, ..., classes)` with at least two classes, whose softmax is the
-        classifier's distribution; several sigmoid outputs are independent and come
-        as `(batch, ..., classes, 2)`.
-    """
-    outputs = ops.cast(outputs, "float32")
-    if activation is keras.activations.softmax and outputs.shape[-1] > 1:
-        return ops.log(ops.maximum(outputs, EPSILON))
-    if activation is keras.activations.sigmoid:
-        yes = ops.log(ops.maximum(outputs, EPSILON))
-        no = ops.log(ops.maximum(1.0 - outputs, EPSILON))
-        pair = ops.stack([no, yes], axis=-1)  # (batch, ..., classes, 2)
-        return pair[..., 0, :] if outputs.shape[-1] == 1 else pair
-    if outputs.shape[-1] == 1:
-        return ops.concatenate([ops.zeros_like(outputs), outputs], axis=-1)
-    return outputs
 
 
 def _unit(feature_map: Tensor) -> Tensor:

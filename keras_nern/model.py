@@ -1,86 +1,113 @@
-"""NeRNModel: the classifier, represented by a predictor and rebuilt from it.
+"""NeRNModel: a classifier, represented by a predictor and rebuilt from it.
 
-    W^[l, f, c] = scale_l * predictor(encoding(l, f', c'))
-
-where (l, f', c') is the coordinate that the permutation gives to block (l, f, c), in the
-paper's view the kernel of filter f and channel c of layer l. The rebuilt classifier is the
-base run with the kernels W^ and with all else (batch normalisation, biases, Dense layers) as
-it was. How the predictor learns is in `trainer`, how the base is read and run in `original`.
+The model is the Keras face of its parts: the base (`network.original`), the predicted kernels
+(`representation`), the settings, losses, evaluation and fit (`training`), and the compact file
+(`artifact`). The rebuilt classifier is the base run with predicted kernels and with everything else
+(batch normalization, biases, Dense layers) as it was.
 """
 
-import itertools
-import os
+import dataclasses
+import inspect
+import types
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from keras_nern.artifact import writer
+from keras_nern.data.inputs import (
+    are_arrays,
+    check_inputs,
+    check_targets,
+    input_batches,
+    is_pair,
+    unpack,
+)
 from keras_nern.network.blocks import Blocks
+from keras_nern.network.kernels import walk_layers
 from keras_nern.network.original import OriginalNetwork
 from keras_nern.network.selection import Choice
-from keras_nern.permutations.orders import validate_names
+from keras_nern.permutations.orders import check_permutation_arguments
 from keras_nern.permutations.permutation import Permutation
-from keras_nern.predictor.centering import SAMPLE, centre
-from keras_nern.predictor.positional_encoding import PACKAGE
+from keras_nern.predictor.centering import apply_centered_gradients, center_biases
 from keras_nern.predictor.predictor import KernelPredictor
 from keras_nern.report import SummaryTable, summary_table
-from keras_nern.training.state import RepresentationSaver
-from keras_nern.utils.types import Tensor
+from keras_nern.representation import Representation
+from keras_nern.training.evaluation import METRICS, Evaluation
+from keras_nern.training.fit import TwoPhaseFit
+from keras_nern.training.objective import Objective
+from keras_nern.training.optimizer import PlannedCosineDecay, default_optimizer
+from keras_nern.training.settings import NAMES, Settings
+from keras_nern.training.state import FIELDS, FitState
+from keras_nern.utils import checks
+from keras_nern.utils.backend import is_multi_worker, register, require_tensorflow
+from keras_nern.utils.files import atomic_write
+from keras_nern.utils.types import Path, Tensor
 
-# Coordinates predicted at once when all kernels are wanted and no gradient is.
-CHUNK = 65_536
+
+def _setting(name: str) -> property:
+    """A setting of `compile` as an attribute; a new value is validated and traced anew."""
+
+    def read(self: "NeRNModel") -> Any:
+        return getattr(self._settings, name)
+
+    def write(self: "NeRNModel", value: Any) -> None:
+        self._settings = dataclasses.replace(self._settings, **{name: value})
+        self._retrace()
+
+    return property(read, write, doc=f"`{name}`, see `compile`.")
 
 
-@keras.saving.register_keras_serializable(package=PACKAGE)
-class NeRNModel(RepresentationSaver):
+@register
+class NeRNModel(keras.Model):
     """A convolutional classifier, represented by a small network and rebuilt from it.
 
-    Called, evaluated or asked to predict, it acts as the rebuilt classifier: the base
+    When called, evaluated or asked to predict, the model acts as the rebuilt classifier: the base
     with predicted convolution kernels. The base itself is never changed.
 
     Args:
-        base: a built Keras classifier: functional, Sequential or subclassed, with any
-            inputs, and one or several outputs whose last axis is that of classes.
-        hidden_size: h, width of the predictor. Defaults to `160`.
-        num_layers: Dense layers of the predictor, at least 2. Defaults to `5`.
-        permutation: order of the coordinates within a layer: `None`, `"in_filter"`
-            or `"cross_filter"`, or a `Permutation` computed before. Defaults to `None`.
-        encoding: a Keras layer from coordinates `(n, 3)` to features; `None` for
+        base: a built Keras classifier: functional, Sequential or subclassed, with any inputs and
+            with one or several outputs whose last axis is the classes.
+        hidden_size: width of the predictor. Defaults to `160`.
+        num_layers: number of Dense layers of the predictor, at least 2. Defaults to `5`.
+        permutation: order of the coordinates within a layer: `None`, `"in_filter"`,
+            `"cross_filter"`, or a `Permutation` computed before. Defaults to `None`.
+        encoding: a Keras layer from coordinates `(n, 3)` to features `(n, d)`; `None` for
             `PositionalEncoding()`. Defaults to `None`.
-        metric: what a named permutation calls near: `"euclidean"`, or the paper's
-            `"cosine"`. Defaults to `"euclidean"`, which is easier to fit across
-            filters (benchmarks/README.md).
-        permutation_method: how a named permutation is found: `"greedy"`, `"two_opt"` or
-            `"fast_tsp"` (see `tours`). Defaults to `"greedy"`.
-        normalize: `None`, or `"layer"` to predict each layer's weights divided by
-            their standard deviation, which is kept. Defaults to `None`.
+        normalize: `None`, or `"layer"` to predict each layer's weights divided by their standard
+            deviation, which is stored. Defaults to `None`.
+        metric: distance by which a named permutation compares kernels: `"euclidean"`, or the
+            paper's `"cosine"`. Defaults to `"euclidean"`, which is easier to fit across filters
+            (benchmarks/README.md).
         feature_maps: where distillation compares the two networks: `"convolutions"`,
-            `"additions"` (of residual branches) or `"both"` (see
-            `original`). Defaults to `"convolutions"`.
-        output_activation: what the base's outputs are: `"softmax"` or `"sigmoid"`
-            probabilities, or `"linear"` for logits; `"auto"` sees by the layers, but not
-            into a `call` of your own. Defaults to `"auto"`.
-        view: how kernels are cut into the blocks that are predicted: `"crop"`, as in the
-            paper, or `"block"`, with next to none left over (see `blocks`). Defaults to
-            `"crop"`.
-        block_size: k of the block view; `None` for 3. Defaults to `None`.
-        include, exclude: the layers to represent, or to keep: a name or path, a compiled
-            regular expression, a function from a layer to a bool, or a list of these.
+            `"additions"` (of residual branches) or `"both"`, see `network.original`. Defaults to
+            `"convolutions"`.
+        permutation_method: how a named permutation is found: `"greedy"`, `"two_opt"` or
+            `"fast_tsp"`, see `permutations.tours`. Defaults to `"greedy"`.
+        view: how kernels are cut into the blocks that are predicted: the paper's `"crop"`, or
+            `"block"`, which wastes almost nothing on small and large kernels, see
+            `network.blocks`. Defaults to `"crop"`.
+        block_size: side of the blocks of the block view; `None` for 3. Defaults to `None`.
+        include, exclude: the layers to represent, and the layers to keep: a name or path, a
+            compiled regular expression, a function from a layer to a bool, or a list of these.
             Default to `None`: all convolutions are represented.
-        include_dense: whether Dense layers are represented, too; best with the block
-            view. Defaults to `False`.
-        bits, pruned: of the predictor's kernels (see `predictor`); `compress` sets them.
-            Default to `None` and `False`: floats, all of them.
+        include_dense: whether Dense layers are represented, too; the block view suits them best.
+            Defaults to `False`.
+        bits, pruned: of the predictor's kernels, see `KernelPredictor`; `compress` sets them.
+            Default to `None` and `False`.
+        output_activation: what the outputs of the base are: `"softmax"` or `"sigmoid"`
+            probabilities, `"linear"` for logits, or `"auto"` to infer it from the last layer,
+            which does not see into a `call` of your own. Defaults to `"auto"`.
         **kwargs: `keras.Model` arguments (`name`, ...).
 
     Raises:
-        ValueError: where the base has no kernel to represent, is not built or has
-            weights that are not finite; for widths below 1, fewer than 2 blocks, an
-            unknown permutation, metric, method, normalisation, view, kind of feature
-            maps or activation, a selection that names what is not there, or the `Permutation` of a
-            network whose layers have other grids of blocks.
+        ValueError: if the base is not built, has no kernel to represent or has weights that are
+            not finite; if an argument is out of range or has an unknown value; if `include` or
+            `exclude` names a layer that does not exist; if a `Permutation` belongs to a network
+            with other layers.
 
     Example:
 
@@ -88,9 +115,24 @@ class NeRNModel(RepresentationSaver):
     >>> history = nern.fit(images, epochs=5)
     >>> rebuilt = nern.reconstruct()
 
-    Source: Ashkenazi et al., "NeRN: Learning Neural Representations for Neural
-    Networks", ICLR 2023, arXiv 2212.13554.
+    Source: Ashkenazi et al., "NeRN: Learning Neural Representations for Neural Networks",
+    ICLR 2023, arXiv 2212.13554.
     """
+
+    optimizer: keras.optimizers.Optimizer  # set by `keras.Model.compile`
+    stop_training: bool
+
+    reconstruction_steps = _setting("reconstruction_steps")
+    reconstruction_learning_rate = _setting("reconstruction_learning_rate")
+    distillation_learning_rate = _setting("distillation_learning_rate")
+    kernel_sampling = _setting("kernel_sampling")
+    distillation_sampling = _setting("distillation_sampling")
+    reconstruction_weight = _setting("reconstruction_weight")
+    logits_weight = _setting("logits_weight")
+    feature_map_weight = _setting("feature_map_weight")
+    layer_output_weight = _setting("layer_output_weight")
+    temperature = _setting("temperature")
+    gradient_centering = _setting("gradient_centering")
 
     def __init__(
         self,
@@ -113,195 +155,584 @@ class NeRNModel(RepresentationSaver):
         output_activation: str = "auto",
         **kwargs: Any,
     ) -> None:
+        # By name, so that arguments are passed on to the parts without being spelled again.
+        given = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")}
         kwargs.setdefault("dtype", "float32")
         kwargs.setdefault("name", "nern")
         super().__init__(**kwargs)
         if permutation is None or isinstance(permutation, str):
-            validate_names(permutation, permutation_method, metric)
+            check_permutation_arguments(permutation, permutation_method, metric)
         elif not isinstance(permutation, Permutation):
             raise ValueError(
                 "permutation must be None, a name or a Permutation (see Permutation.load). "
                 f"Received: permutation={permutation!r}"
             )
-        if normalize not in (None, "layer"):
-            raise ValueError(
-                f'normalize must be None or "layer". Received: normalize={normalize!r}'
-            )
-        selection = {"include": include, "exclude": exclude, "include_dense": include_dense}
+        checks.one_of("normalize", normalize, (None, "layer"))
         self._original = OriginalNetwork(
-            base, feature_maps, view, block_size, output_activation, **selection
+            base, feature_maps, output_activation, **checks.accepted(Blocks, given)
         )
         blocks = self._original.blocks
-        self.view = view
-        self.block_size = block_size
-        self.include = include
-        self.exclude = exclude
-        self.include_dense = include_dense
-        self.feature_maps = feature_maps
-        self.output_activation = output_activation
         if not isinstance(permutation, Permutation):
             permutation = Permutation.from_model(blocks, permutation, permutation_method, metric)
-        permutation.check(blocks.grids)
-        self.permutation = permutation.kind
-        self.permutation_method = permutation.method
-        self.metric = permutation.metric
-        self.encoding = encoding
-        self.normalize = normalize
+        permutation.check_grids(blocks.grids)
+        of_predictor = checks.accepted(KernelPredictor, given)
         self.predictor = KernelPredictor(
-            hidden_size,
-            num_layers,
-            blocks.block_length,
-            encoding,
-            bits=bits,
-            pruned=pruned,
-            name="predictor",
+            **of_predictor, block_length=blocks.block_length, name="predictor"
         )
         self.predictor.build((None, 3))
         self.predictor.compress()
-        self.hidden_size = self.predictor.hidden_size
-        self.num_layers = self.predictor.num_layers
-        self.bits = bits
-        self.pruned = pruned
-        self.positions: keras.Variable | None = None  # where blocks stand, if not where they are
+        given |= {name: getattr(self.predictor, name) for name in of_predictor}
+        given["permutation_method"], given["metric"] = permutation.method, permutation.metric
+        self.permutation: str | None = permutation.kind
+        self._choices = types.SimpleNamespace(include=include, exclude=exclude)
+        for name in set(given) - {"base", "encoding", "permutation", "include", "exclude"}:
+            setattr(self, name, given[name])
+
+        self.positions: keras.Variable | None = None
         if permutation.kind is not None:
-            self.positions = self.add_weight(
-                name="positions",
-                shape=(blocks.num_blocks,),
-                dtype="int32",
-                initializer="zeros",
-                trainable=False,
+            self.positions = self._add_constant(
+                "positions", (blocks.num_blocks,), "int32", permutation.positions()
             )
-            self.positions.assign(permutation.positions())
-        self.scales = self.add_weight(
-            name="scales",
-            shape=(len(blocks.kernels),),
-            initializer="ones",
-            trainable=False,
+        layers = len(blocks.kernels)
+        scales = self._original.layer_scales() if normalize else np.ones(layers)
+        self.scales = self._add_constant("scales", (layers,), "float32", scales)
+        self._representation = Representation(
+            blocks,
+            self.predictor,
+            self.scales,
+            self.positions,
+            permutation.kind,
+            permutation.method,
+            permutation.metric,
         )
-        centre(self.predictor, self._some_coordinates())
-        if normalize == "layer":
-            self.scales.assign(self._original.layer_scales())
-        self._base_is_own = False  # True where from_config made it, until it has weights
-        self._start_training()
+        center_biases(self.predictor, self._representation.sample_coordinates())
+        self._base_is_new = False  # whether from_config made the base, which has no weights yet
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
+        self.reconstruction_iterations = self._add_counter("reconstruction_iterations")
+        self.phase_iterations = self._add_counter("phase_iterations")
+        self._seed = keras.random.SeedGenerator(name="sampling")
+        self._objective = Objective(self._original, self._representation, self._seed)
+        self._evaluation = Evaluation(self._original, self._representation, self._objective)
+        self.built = True
+        self.phase = "reconstruction"
+        self.compile()
+
+    def _add_constant(
+        self, name: str, shape: tuple[int, ...], dtype: str, value: ArrayLike
+    ) -> keras.Variable:
+        variable = self.add_weight(
+            name=name, shape=shape, dtype=dtype, initializer="zeros", trainable=False
+        )
+        variable.assign(value)
+        return variable
+
+    def _add_counter(self, name: str) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            shape=(),
+            dtype="int32",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+        )
 
     @property
     def base(self) -> keras.Model:
-        """The original classifier: the object that was given."""
+        """The original classifier: the object that was given.
+
+        `keras.Model.save` stores the base because it walks the attributes of the model and finds
+        this property.
+        """
         return self._original.base
+
+    @property
+    def include(self) -> Choice:
+        """The argument `include`, kept where Keras does not track the layers in it."""
+        return self._choices.include
+
+    @property
+    def exclude(self) -> Choice:
+        """The argument `exclude`, kept where Keras does not track the layers in it."""
+        return self._choices.exclude
+
+    # The representation.
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return self._original.functional_call(inputs, self._representation.kernels())
 
     def coordinates(self) -> np.ndarray:
         """The coordinate of each block, (layer, filter, column): int32 `(blocks, 3)`."""
         return self.kernel_permutation().coordinates()
 
-    def _coordinates(self, indices: Tensor) -> Tensor:
-        positions = self.positions
-        if positions is not None:
-            positions = keras.ops.convert_to_tensor(positions)
-        return self._original.blocks.coordinates(indices, positions)
-
-    def _some_coordinates(self) -> Tensor:
-        """Of all blocks, or at random of so many that their means and covariances are those."""
-        count = self._original.blocks.num_blocks
-        indices = np.arange(count, dtype="int32")
-        if count > SAMPLE:  # at random, as every second might be every even channel
-            indices = np.random.default_rng(0).choice(indices, SAMPLE, replace=False)
-        return self._coordinates(keras.ops.convert_to_tensor(indices))
-
-    def _predicted_blocks(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Blocks from one number to another as the predictor gives them, `(blocks, B)`."""
-        stop = self._original.blocks.num_blocks if stop is None else stop
-
-        def chunk(first: Any, size: int = CHUNK) -> Tensor:
-            indices = keras.ops.minimum(first + keras.ops.arange(size, dtype="int32"), stop - 1)
-            return self.predictor(self._coordinates(indices))
-
-        starts = range(start, stop, CHUNK)
-        if tf.executing_eagerly() or len(starts) == 1:
-            return keras.ops.concatenate([chunk(i, min(CHUNK, stop - i)) for i in starts])
-        # a loop in the graph, as chunks beside one another would all be in memory at once
-        rows = tf.map_fn(
-            chunk,
-            tf.range(start, stop, CHUNK),
-            parallel_iterations=1,
-            fn_output_signature=tf.float32,
-        )
-        return keras.ops.reshape(rows, (-1, rows.shape[-1]))[: stop - start]
-
-    def _predicted_kernels(self) -> list[Tensor]:
-        """All kernels, in true units and in the shapes of their variables."""
-        blocks = self._original.blocks
-        scales = keras.ops.convert_to_tensor(self.scales)
-        if blocks.num_blocks <= CHUNK:
-            return self._rebuilt_kernels(self._predicted_blocks())
-        return [
-            blocks.kernel(index, self._predicted_blocks(start, stop)) * scales[index]
-            for index, (start, stop) in enumerate(itertools.pairwise(blocks.offsets.tolist()))
-        ]
-
-    def _rebuilt_kernels(self, predicted: Tensor) -> list[Tensor]:
-        """The same, from all predicted blocks."""
-        scales = keras.ops.convert_to_tensor(self.scales)
-        kernels = self._original.blocks.split(predicted)
-        return [kernel * scales[index] for index, kernel in enumerate(kernels)]
-
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self._original.functional_call(inputs, self._predicted_kernels())
+    def kernel_permutation(self) -> Permutation:
+        """The order of the blocks as a `Permutation`."""
+        return self._representation.permutation
 
     def predict_kernels(self) -> dict[str, np.ndarray]:
         """Predicts all kernels.
 
         Returns:
-            A dict from the kernel's name, which is its layer's path (with the variable's
-            name, where the layer has two), to a float32 array of the variable's shape.
+            A dict from each kernel's name to a float32 array of the variable's shape. The name is
+            the path of the layer, followed by the variable's name if the layer has two.
         """
-        return {
-            kernel.name: keras.ops.convert_to_numpy(value)
-            for kernel, value in zip(
-                self._original.blocks.kernels, self._predicted_kernels(), strict=True
-            )
-        }
+        return self._by_name(map(keras.ops.convert_to_numpy, self._representation.kernels()))
+
+    def original_kernels(self) -> dict[str, np.ndarray]:
+        """The kernels that are represented, as the base has them now.
+
+        Returns:
+            A dict from each kernel's name, as in `predict_kernels`, to a float32 array of the
+            variable's shape.
+        """
+        return self._by_name(self._original.kernel_values())
+
+    def _by_name(self, values: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+        names = [kernel.name for kernel in self._original.blocks.kernels]
+        return dict(zip(names, values, strict=True))
+
+    def relative_error(self) -> float:
+        """The squared error of all represented weights, relative to their squares.
+
+        Returns:
+            A float: sum (W - W^)^2 / sum W^2, of the predictor and the base as they are now.
+        """
+        return self._representation.errors(self._original.kernel_values())["relative_error"]
+
+    def layer_errors(self) -> dict[str, float]:
+        """The relative squared error of each layer's weights.
+
+        Returns:
+            A dict from each kernel's name, as in `predict_kernels`, to a float:
+            sum (W - W^)^2 / sum W^2 over that kernel alone.
+        """
+        return self._representation.layer_errors(self._original.kernel_values())
 
     def reconstruct(self) -> keras.Model:
         """Rebuilds the classifier as a model that needs no predictor.
 
         Returns:
-            A Keras model of the base's class and config with variables of its own:
-            predicted kernels, everything else copied from the base. Not compiled.
+            A Keras model of the base's class and config with variables of its own: predicted
+            kernels, everything else copied from the base. It is not compiled.
         """
-        return self._original.rebuilt(self._predicted_kernels())
+        return self._original.rebuilt(self._representation.kernels())
 
     def summary_table(self) -> SummaryTable:
         """Counts kernels, weights and bits, by layer and in total.
 
         Returns:
-            A `report.SummaryTable`; printed, it is a table.
+            A `report.SummaryTable`, which prints as a table.
         """
         scales = len(self._original.blocks.kernels) if self.normalize else 0
         bits = self.kernel_permutation().layer_bits
         return summary_table(self._original, self.predictor, bits, scales)
 
-    def kernel_permutation(self) -> Permutation:
-        """The order of the blocks as a `Permutation`."""
-        grids = self._original.blocks.grids
-        found_by = self.permutation_method, self.metric
-        if self.positions is None:
-            return Permutation(grids, None, None, *found_by)
-        positions = keras.ops.convert_to_numpy(self.positions)
-        return Permutation.from_positions(positions, grids, self.permutation, *found_by)
+    # Training.
 
-    def _with_predictor(self, bits: int | None, pruned: bool) -> "NeRNModel":
-        """This representation with another kind of kernels, which hold nothing yet."""
-        names = ["hidden_size", "num_layers", "normalize", "feature_maps", "view", "block_size"]
-        names += ["include", "exclude", "include_dense", "output_activation", "name"]
-        encoding = keras.saving.serialize_keras_object(self.encoding)
-        other = NeRNModel(
-            self.base,
-            permutation=self.kernel_permutation(),
-            encoding=keras.saving.deserialize_keras_object(encoding),
-            bits=bits,
-            pruned=pruned,
-            **{name: getattr(self, name) for name in names},
+    def compile(
+        self,
+        optimizer: Any = "auto",
+        loss: None = None,
+        loss_weights: None = None,
+        *,
+        reconstruction_steps: int = 6000,
+        reconstruction_learning_rate: float = 1e-2,
+        distillation_learning_rate: float = 2.5e-4,
+        kernel_sampling: Any = "uniform",
+        distillation_sampling: Any = "all",
+        reconstruction_weight: float = 1.0,
+        logits_weight: float = 1e-2,
+        feature_map_weight: float = 2e-2,
+        layer_output_weight: float = 0.0,
+        temperature: float = 1.0,
+        gradient_centering: bool | str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        """Configures the training; a new model is compiled with the defaults.
+
+        Every setting is also an attribute, and assigning to it changes the next fit.
+
+        Args:
+            optimizer: a Keras optimizer, its name, or `"auto"`: Muon, with AdamW at a fifth of
+                its rate for the output layer and the biases, no weight decay, and half a cosine
+                per phase (`training.optimizer`) from the two rates below. Every optimizer
+                starts with a new state, and a new schedule, when `fit` goes from reconstruction
+                to distillation. Defaults to `"auto"`.
+            loss, loss_weights: must be `None`: the model has its own losses.
+            reconstruction_steps: length of the reconstruction phase that `fit` runs before
+                distillation. Defaults to `6000`.
+            reconstruction_learning_rate: peak rate of the reconstruction with `"auto"`. Defaults
+                to `1e-2`.
+            distillation_learning_rate: peak rate of the distillation with `"auto"`. Defaults to
+                `2.5e-4`.
+            kernel_sampling: kernels per step of reconstruction: `"all"`, `"uniform"`,
+                `"magnitude"`, or an object such as `UniformSampling(1024)`. Defaults to
+                `"uniform"`.
+            distillation_sampling: kernels that get gradients in a step of distillation; all
+                others are predicted as well. Defaults to `"all"`.
+            reconstruction_weight: weight of the reconstruction loss. Defaults to `1.0`.
+            logits_weight: weight of the logits' divergence. Defaults to `1e-2`.
+            feature_map_weight: weight of the feature maps' distance. Defaults to `2e-2`.
+            layer_output_weight: weight of the error of each layer's outputs, which needs
+                `gather_second_moments` before `fit`. Defaults to `0.0`.
+            temperature: of the logits' divergence. Defaults to `1.0`.
+            gradient_centering: whether the predictor's layers learn as if the mean of their
+                inputs were 0, see `predictor.centering`; `"auto"` for yes with the default
+                optimizer. Defaults to `"auto"`.
+            **kwargs: other arguments of `keras.Model.compile`: `metrics` are computed on the
+                outputs of the rebuilt classifier; `auto_scale_loss` scales the loss if the base
+                computes in float16.
+
+        Raises:
+            ValueError: if a weight, rate or number of steps is negative, `temperature` is not
+                positive, a sampling or the optimizer is unknown, or a `loss` is given.
+        """
+        given = locals()
+        for name in ("loss", "loss_weights"):
+            if given[name] is not None:
+                raise ValueError(
+                    "NeRNModel has its own losses; set their weights instead (logits_weight, "
+                    f"...). Received: {name}={given[name]!r}"
+                )
+        if optimizer is None:
+            raise ValueError(
+                'optimizer must be a Keras optimizer, its name or "auto". Received: optimizer=None'
+            )
+        is_default = isinstance(optimizer, str) and optimizer == "auto"
+        if isinstance(gradient_centering, str) and gradient_centering == "auto":
+            given["gradient_centering"] = is_default
+        settings = Settings(**{name: given[name] for name in NAMES}, keras_arguments=kwargs)
+        schedule = PlannedCosineDecay() if is_default else None
+        optimizer = keras.optimizers.get(default_optimizer(schedule) if schedule else optimizer)
+        if (
+            self._original.computes_in_float16
+            and kwargs.get("auto_scale_loss", True)
+            and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        ):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        super().compile(optimizer=optimizer, **kwargs)
+        self.optimizer.build(self.trainable_variables)
+        self._settings = settings
+        self._schedule = schedule
+        self._unbuilt_metrics = bool(kwargs.get("metrics") or kwargs.get("weighted_metrics"))
+        self.reconstruction_finished = False
+        self._retrace()
+
+    def get_compile_config(self) -> dict[str, Any]:
+        optimizer = "auto" if self._schedule else self.optimizer
+        config = {**self._settings.to_config(), "optimizer": optimizer}
+        return keras.saving.serialize_keras_object(config)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def _retrace(self) -> None:
+        """Has Keras trace the steps anew, as settings or losses have changed."""
+        self._traced_phase: str | None = None
+        self.test_function = None
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: int | str = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool | None = None,
+        class_weight: dict[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int | Iterable[int] = 1,
+    ) -> keras.callbacks.History:
+        """Trains the representation.
+
+        With images, the reconstruction phase runs first, with a progress bar of its own, unless
+        its steps are done already; `epochs` of distillation follow. Labels are not used for
+        training. Without images, `fit` runs `epochs * steps_per_epoch` steps of reconstruction.
+
+        Args:
+            x: images or (images, labels): arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset`
+                or a generator; `None` to reconstruct only.
+            y: labels, if `x` is an array.
+            steps_per_epoch: required if `x` is `None` or never ends. The default optimizer also
+                needs it if the length of `x` is unknown, as for a generator: without it, the
+                learning rate stays at its peak.
+            batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle,
+                class_weight, sample_weight, initial_epoch, validation_steps,
+                validation_batch_size, validation_freq: as for `keras.Model.fit`. Weights have no
+                effect on training, which uses no labels; those of `sample_weight` count in the
+                part that `validation_split` holds out. `training.fit_callbacks` documents which
+                events callbacks receive.
+
+        Returns:
+            A `keras.callbacks.History` of the epochs. Its attribute `reconstruction` holds the
+            same dict for the phase before them, empty if none ran, and `places` the epochs of
+            each value.
+
+        Raises:
+            ValueError: before any training, if `x` is empty or its images do not fit the base,
+                if `steps_per_epoch` or second moments are missing, if there are more or fewer
+                labels or weights than images, or if an argument does not suit the kind of `x`.
+            RuntimeError: if the Keras backend is not TensorFlow.
+        """
+        given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        return TwoPhaseFit(self, super().fit).run(**given)
+
+    def make_train_function(self, force: bool = False) -> Callable | None:
+        if not self._objective.has_targets:
+            self._objective.refresh_targets(self._settings)
+        force = force or self._traced_phase != self.phase
+        self._traced_phase = self.phase
+        return super().make_train_function(force)
+
+    def train_step(self, data: Any) -> dict[str, Tensor]:
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        teacher = batch = None
+        if self.phase == "distillation":
+            teacher = self._original.forward(inputs)  # outside the tape: it has no gradients
+            batch = keras.ops.shape(keras.tree.flatten(inputs)[0])[0]
+        with tf.GradientTape() as tape:
+            terms, means = self._objective.terms(self._settings, inputs, teacher)
+            loss = self._objective.weighted(self._settings, terms, scaled=True)
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(loss / replicas)
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled, variables)
+        if self.gradient_centering:
+            apply_centered_gradients(self.optimizer, gradients, variables, self.predictor, means)
+        else:
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self.phase_iterations.assign_add(1)
+        if teacher is None:
+            self.reconstruction_iterations.assign_add(1)
+        return self._track({"loss": loss, **terms}, batch)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> None:
+        """Raises, because `fit` plans phases and learning rates.
+
+        Args:
+            *args, **kwargs: as for `keras.Model.train_on_batch`.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "NeRNModel is trained by fit, which plans phases and learning rates: "
+            "fit(images, steps_per_epoch=1), or fit(steps_per_epoch=1) to reconstruct. "
+            "Received: a call of train_on_batch"
         )
+
+    def finish_reconstruction(self) -> None:
+        """Ends the reconstruction at this step; a fit under way goes on to distillation.
+
+        A model that is saved from here on remembers it, and later fits only distill, until
+        `compile` is called again.
+        """
+        self.reconstruction_finished = True
+        if self.phase == "reconstruction":
+            self.stop_training = True
+
+    def restart_schedule(self) -> None:
+        """Puts the default optimizer's schedule back to its start.
+
+        The learning rate of the next fit then falls over all of that fit. An optimizer of your
+        own is left alone.
+        """
+        if self._schedule is not None:
+            self.optimizer.iterations.assign(0)
+
+    def scale_losses(self, **multipliers: float) -> None:
+        """Multiplies the weights of losses until the current fit, or the next one, ends.
+
+        Evaluation uses the full weights.
+
+        Args:
+            **multipliers: numbers of at least 0 for `reconstruction_loss`, `logits_loss`,
+                `feature_map_loss` and `layer_output_loss`; losses that are not named keep theirs.
+
+        Raises:
+            ValueError: if a name is unknown or a multiplier is negative.
+        """
+        self._objective.scale(multipliers)
+
+    def gather_second_moments(self, x: Any, images: int = 2000, batch_size: int = 64) -> None:
+        """Gathers from images which errors of the kernels change the layers' outputs.
+
+        The results, see `network.moments`, are used by the loss of `layer_output_weight`.
+
+        Args:
+            x: inputs or (inputs, labels), as for `fit`; noise is enough.
+            images: number of images to use. Defaults to `2000`.
+            batch_size: images per batch if `x` is an array. Defaults to `64`.
+
+        Raises:
+            ValueError: if `x` is empty or its images do not fit the base.
+            RuntimeError: if the Keras backend is not TensorFlow.
+        """
+        require_tensorflow("gather_second_moments")
+        x = self.check_data(x)
+        shapes = self._original.input_shapes
+        self._objective.gather_second_moments(input_batches(x, images, batch_size, shapes))
+        self._retrace()
+
+    def check_data(
+        self,
+        x: Any,
+        y: Any = None,
+        name: str = "x",
+        validation_split: float = 0.0,
+        sample_weight: Any = None,
+    ) -> Any:
+        """Checks data for `fit` or `evaluate` before any work is done.
+
+        Args:
+            x: images or (images, labels), as for `fit`.
+            y: labels, if `x` is an array. Defaults to `None`.
+            name: the argument's name, for errors. Defaults to `"x"`.
+            validation_split: as for `fit`. Defaults to `0.0`.
+            sample_weight: as for `fit`. Defaults to `None`.
+
+        Returns:
+            `x`; for a generator an equivalent one that still yields everything.
+
+        Raises:
+            ValueError: if `x` is empty or its images do not fit the base; if there are more or
+                fewer labels than images; if labels, weights or a split are given although `x` is
+                not an array; if there are labels under a strategy that does not support them.
+        """
+        shapes = self._original.input_shapes
+        labeled = y is not None or is_pair(x, shapes)
+        if is_multi_worker(self.distribute_strategy) and labeled:
+            raise ValueError(
+                f"{name} must give images without labels between workers, because Keras (3.15) "
+                "does not reduce pairs. Received: images and labels"
+            )
+        if are_arrays(x):
+            x = check_inputs(x, shapes, name)
+            check_targets(*unpack(x, y, sample_weight, shapes), name)
+            return x
+        if y is not None or sample_weight is not None or validation_split:
+            raise ValueError(
+                f"y, sample_weight and validation_split need {name} to be arrays. Received: "
+                f"{name} of type {type(x).__name__}, validation_split={validation_split!r}, "
+                f"y={'None' if y is None else 'labels'}, "
+                f"sample_weight={'None' if sample_weight is None else 'weights'}"
+            )
+        return check_inputs(x, shapes, name)
+
+    # Evaluation.
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: int | str = "auto",
+        sample_weight: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Evaluates the rebuilt classifier, beside the original.
+
+        Args:
+            x: images or (images, labels), as for `fit`.
+            y: labels, if `x` is an array.
+            batch_size, verbose, sample_weight: as for `keras.Model.evaluate`.
+            *args, **kwargs: as for `keras.Model.evaluate`.
+
+        Returns:
+            As `keras.Model.evaluate`; with `return_dict=True` a dict of the losses, the relative
+            error, the agreement with the original and, with labels, the accuracy.
+        """
+        x, y, sample_weight = unpack(x, y, sample_weight, self._original.input_shapes)
+        return super().evaluate(x, y, batch_size, verbose, sample_weight, *args, **kwargs)
+
+    def make_test_function(self, force: bool = False) -> Callable | None:
+        require_tensorflow("evaluate")
+        self._evaluation.refresh()
+        return super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> Callable | None:
+        require_tensorflow("predict")
+        self._evaluation.refresh()
+        return super().make_predict_function(force)
+
+    def predict_step(self, data: Any) -> Any:
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._evaluation.classify(inputs)
+
+    def test_step(self, data: Any) -> dict[str, Tensor]:
+        inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        terms, outputs = self._evaluation.compare(self._settings, inputs, labels)
+        logs = self._track(terms, batch=keras.ops.shape(keras.tree.flatten(inputs)[0])[0])
+        if labels is not None:
+            compiled = self.compute_metrics(inputs, labels, outputs, sample_weight)
+            logs.update({k: _log(v) for k, v in compiled.items() if k not in METRICS})
+        return logs
+
+    def _track(self, terms: dict[str, Tensor], batch: Tensor | None = None) -> dict[str, Tensor]:
+        for name, value in terms.items():
+            self._trackers[name].update_state(value, sample_weight=batch)
+        return {name: _log(self._trackers[name].result()) for name in METRICS if name in terms}
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        # In place of Keras's own "loss", which has no targets to be computed from.
+        compiled = [m for m in super().metrics if m.name not in METRICS]
+        # Compiled metrics have no result before an evaluation, which alone has outputs.
+        return [*self._trackers.values()] + [m for m in compiled if getattr(m, "built", True)]
+
+    # Saving.
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "base": self._original.architecture(), **self._config()}
+
+    def _config(self) -> dict[str, Any]:
+        """The arguments of the constructor but `base`, as JSON has them."""
+        encoding = keras.saving.serialize_keras_object(self.predictor.encoding)
+        include = None
+        if self.include is not None or self.exclude is not None:
+            # By path, because functions and regular expressions cannot be written down.
+            include = list(dict.fromkeys(k.path for k in self._original.blocks.kernels))
+        own = {"encoding": encoding, "include": include, "exclude": None}
+        names = [name for name in ARGUMENTS if name not in own]
+        return {**{name: getattr(self, name) for name in names}, **own}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        base = keras.saving.deserialize_keras_object(config["base"])
+        model = cls._from_config(config, base)
+        model._base_is_new = True
+        return model
+
+    @classmethod
+    def _from_config(
+        cls, config: dict[str, Any], base: keras.Model, permutation: Permutation | None = None
+    ) -> Self:
+        """A model of this base; without a permutation, its blocks stand as they are.
+
+        A file holds the order of the blocks, which is not searched for among new weights.
+        """
+        config = {**config, "base": base}
+        config["encoding"] = keras.saving.deserialize_keras_object(config["encoding"])
+        if config["include"] is not None:
+            layers = dict(walk_layers(base))
+            config["include"] = [layers[path] for path in config["include"]]
+        if permutation is None:
+            grids = Blocks(**checks.accepted(Blocks, {**config, "model": base})).grids
+            found_by = [config[name] for name in ("permutation", "permutation_method", "metric")]
+            permutation = Permutation(grids, None, *found_by)
+        return cls(**{**config, "permutation": permutation})
+
+    def _with_predictor(self, **changes: Any) -> "NeRNModel":
+        """This model with other arguments of the predictor, whose kernels hold nothing yet."""
+        config = {**self._config(), "name": self.name, **changes}
+        other = NeRNModel._from_config(config, self.base, self.kernel_permutation())
         other.predictor.encoding.set_weights(self.predictor.encoding.get_weights())
         other.scales.assign(self.scales)
         other.compile_from_config(self.get_compile_config())
@@ -309,98 +740,136 @@ class NeRNModel(RepresentationSaver):
         other.reconstruction_finished = self.reconstruction_finished
         return other
 
-    # Saving.
+    def save(
+        self,
+        filepath: Path,
+        overwrite: bool = True,
+        zipped: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Saves as `keras.Model.save` does; a previous file stays until the new one is complete.
 
-    def _selection_config(self) -> dict[str, Any]:
-        """What was chosen, by paths: functions and expressions cannot be written down."""
-        include = None
-        if self.include is not None or self.exclude is not None:
-            include = list(dict.fromkeys(k.path for k in self._original.blocks.kernels))
-        return {"include": include, "exclude": None, "include_dense": self.include_dense}
+        Args:
+            filepath, overwrite, zipped: as for `keras.Model.save`.
+            **kwargs: as for `keras.Model.save`.
+        """
+        with atomic_write(filepath, overwrite and zipped in (None, True)) as path:
+            super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "base": self._original.architecture(),
-            "hidden_size": self.hidden_size,
-            "num_layers": self.num_layers,
-            "permutation": self.permutation,
-            "metric": self.metric,
-            "permutation_method": self.permutation_method,
-            "encoding": keras.saving.serialize_keras_object(self.encoding),
-            "normalize": self.normalize,
-            "feature_maps": self.feature_maps,
-            "output_activation": self.output_activation,
-            "view": self.view,
-            "block_size": self.block_size,
-            "bits": self.bits,
-            "pruned": self.pruned,
-            **self._selection_config(),
-        }
+    def save_weights(
+        self, filepath: Path, overwrite: bool = True, max_shard_size: float | None = None
+    ) -> None:
+        """Saves as `keras.Model.save_weights` does; see `save`.
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        config = dict(config)
-        for name in ("base", "encoding"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
-        # The order of the original's blocks is loaded, not searched for again among
-        # the fresh weights of its copy.
-        found = [config[name] for name in ("permutation", "permutation_method", "metric")]
-        selection = {
-            name: config[name]
-            for name in ("view", "block_size", "include", "exclude", "include_dense")
-        }
-        grids = Blocks(config["base"], **selection).grids
-        model = cls(**{**config, "permutation": Permutation(grids, None, *found)})
-        model._base_is_own = True
-        return model
+        Args:
+            filepath, overwrite, max_shard_size: as for `keras.Model.save_weights`.
+        """
+        with atomic_write(filepath, overwrite and max_shard_size is None) as path:
+            super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
+
+    def load_weights(self, filepath: Path, **kwargs: Any) -> None:
+        """Loads weights as `keras.Model.load_weights` does; on an error nothing changes.
+
+        Args:
+            filepath: a file that `save_weights` or `save` wrote.
+            **kwargs: as for `keras.Model.load_weights`.
+
+        Raises:
+            ValueError: if the weights are those of a representation of another base.
+        """
+        variables = [*self.variables, *self.base.variables, *self.optimizer.variables]
+        before = [keras.ops.convert_to_numpy(variable) for variable in variables]
+        state, base_is_new = FitState.of(self), self._base_is_new
+        try:
+            super().load_weights(filepath, **kwargs)
+        except Exception:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+            state.restore(self)
+            self._base_is_new = base_is_new
+            raise
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        for name, value in FitState.of(self).to_arrays().items():
+            store[name] = value
+
+    def load_own_variables(self, store: Any) -> None:
+        FitState.from_arrays(store).restore(self)
+        weights = set(store.keys()) - set(FIELDS)
+        super().load_own_variables({key: store[key] for key in weights})
+        self._base_is_new = False  # its weights come next
 
     def export(
         self,
-        filepath: str | os.PathLike,
+        filepath: Path,
         format: str = "nern",
         precision: str = "auto",
         kept_precision: str = "float32",
         **kwargs: Any,
     ) -> None:
-        """Writes one file that rebuilds the classifier, or exports the rebuilt classifier.
+        """Writes the compact file, or exports the rebuilt classifier in a format of Keras.
 
         Args:
-            filepath: where to; of a compact file, the one that is there stays until all is
-                written.
-            format: `"nern"` for the compact file, which `keras_nern.load` reads; or a format
-                of `keras.Model.export` (`"tf_saved_model"`, `"onnx"`, ...), which the
-                rebuilt classifier is exported in. Defaults to `"nern"`.
-            precision: of the predictor's kernels in a compact file: `"float32"`,
-                `"float16"`, or `"int2"` to `"int8"`; `"auto"` for as many bits as they have
-                (see `compress`), else `"float32"`. Defaults to `"auto"`.
-            kept_precision: in a compact file, of weights that are not represented:
-                `"float32"`, as they are, or `"float16"`. Defaults to `"float32"`.
-            **kwargs: of `keras.Model.export`, with its formats.
+            filepath: path of the file. A previous compact file stays until the new one is
+                complete.
+            format: `"nern"` for the compact file, which `keras_nern.load` reads, or a format of
+                `keras.Model.export` (`"tf_saved_model"`, `"onnx"`, ...). Defaults to `"nern"`.
+            precision: of the predictor's kernels in a compact file: `"float32"`, `"float16"`,
+                `"int2"` to `"int8"`, or `"auto"` for the bits that they have (see `compress`) or
+                else `"float32"`. Defaults to `"auto"`.
+            kept_precision: of the weights that are not represented, in a compact file:
+                `"float32"`, which is exact, or `"float16"`. Defaults to `"float32"`.
+            **kwargs: as for `keras.Model.export`, with its formats.
 
         Raises:
-            ValueError: for other precisions, also where another format has none; for weights of
-                the predictor that are not finite; for a base that has code in it (a Lambda
-                layer) or that Keras cannot build from its config.
-            OSError: where no file can be at that path.
-            ImportError: where the extra `compact` is not installed.
+            ValueError: if a precision is unknown or given with another format, if weights of the
+                predictor are not finite, or if the base holds code (a Lambda layer) or cannot be
+                built from its config.
+            OSError: if no file can be written at `filepath`.
+            ImportError: if the extra `compact` is not installed.
 
         Example:
 
         >>> nern.export("classifier.nern", precision="int7")
         >>> rebuilt = keras_nern.load("classifier.nern")
         """
-        if format == "nern":
-            if kwargs:
+        if format != "nern":
+            if (precision, kept_precision) != ("auto", "float32"):
                 raise ValueError(
-                    "Expected no more than precision and kept_precision for format='nern'. "
-                    f"Received: {kwargs}"
+                    "precision and kept_precision need format='nern'. Received: "
+                    f"format={format!r}, precision={precision!r}, "
+                    f"kept_precision={kept_precision!r}"
                 )
-            writer.write(self, filepath, precision, kept_precision)
+            self.reconstruct().export(filepath, format=format, **kwargs)
             return
-        if (precision, kept_precision) != ("auto", "float32"):
+        if kwargs:
             raise ValueError(
-                "precision and kept_precision go with format='nern'. Received: "
-                f"format={format!r}, precision={precision!r}, kept_precision={kept_precision!r}"
+                f"format='nern' takes precision and kept_precision only. Received: {kwargs}"
             )
-        self.reconstruct().export(filepath, format=format, **kwargs)
+        names = checks.accepted(Blocks, dict.fromkeys(ARGUMENTS))
+        writer.write(
+            filepath,
+            self._original,
+            self._representation,
+            {name: getattr(self, name) for name in names if name not in ("include", "exclude")},
+            stores_scales=self.normalize is not None,
+            precision=precision,
+            kept_precision=kept_precision,
+        )
+
+
+# The arguments of the constructor but `base`.
+ARGUMENTS = tuple(
+    name for name in inspect.signature(NeRNModel).parameters if name not in ("base", "kwargs")
+)
+
+
+def _log(result: Tensor) -> Tensor:
+    """A metric's result as a step returns it.
+
+    Between workers Keras (3.15) averages logs over their first axis, which a scalar lacks
+    (https://github.com/tensorflow/tensorflow/issues/72388).
+    """
+    workers = is_multi_worker(tf.distribute.get_strategy())
+    return keras.ops.reshape(result, (1,)) if workers else result

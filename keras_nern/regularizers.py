@@ -1,26 +1,24 @@
-"""Training a classifier so that its kernels are smooth, and a predictor learns them easily.
+"""Regularizers that train a classifier whose kernels are smooth.
 
-A predictor learns a smooth function of the coordinate most easily. Instead of permuting
-the coordinates of a trained network (see `permutations`), one may train the network so
-that neighbouring kernels are alike as they stand (Ashkenazi et al., ICLR 2023, section
-3.2): to the loss of its task comes, for each layer,
+A predictor fits a smooth function of the coordinate best. Instead of permuting the coordinates of a
+trained network (see `permutations`), one can train the network so that neighboring kernels are
+similar (Ashkenazi et al., ICLR 2023, section 3.2). The regularizer adds, for each layer,
 
-    a_c * sum over f, c of D(W[f, c], W[f, c + 1])  +  a_f * sum of D(W[f, c], W[f + 1, c])
+    a_c * sum over f, c of D(W[f, c], W[f, c + 1])  +  a_f * sum over f, c of D(W[f, c], W[f + 1, c])
 
-where W[f, c] is the kernel of filter f and channel c, and D the cosine distance
+to the loss, where W[f, c] is the kernel of filter f and channel c, and D is the cosine distance
 
     D(u, v) = 1 - <u, v> / (max(|u|, e) max(|v|, e)).
 
-The gradient of a cosine grows as 1 / |u|, so that one kernel near 0 would outweigh all others.
-Therefore norms count as e at least, a tenth of the root mean square of the layer's.
+The gradient of a cosine grows as 1 / |u|, so a single kernel near 0 would outweigh all others. Norms
+are therefore at least e, a tenth of the root mean square of the layer's norms.
 
-The sums grow with the layer; means, the default here, let one strength suit all layers.
-A 1x1 kernel is a single number, and its cosine with another only their signs: there D is
-(u - v)^2, the layer's kernels divided by their root mean square, so that it cannot be
-made small by shrinking them.
+A sum grows with the size of the layer. With means, the default, one strength suits all layers. The
+cosine of 1x1 kernels, which are single numbers, depends only on their signs. For them D is
+(u - v)^2, where the layer's kernels are divided by their root mean square, so shrinking the kernels
+does not reduce it.
 """
 
-import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,45 +27,45 @@ from keras import ops
 
 from keras_nern.network.kernels import CONVOLUTIONS, walk_layers
 from keras_nern.network.selection import Choice, Selection
-from keras_nern.predictor.positional_encoding import PACKAGE
 from keras_nern.utils import checks
+from keras_nern.utils.backend import register
 from keras_nern.utils.types import Tensor
 
 REDUCTIONS = ("mean", "sum")
 DISTANCES = ("auto", "cosine", "l2")
-LEAST_SHARE = 0.1  # e, of the root mean square of the norms
-SMALLEST_NORM = 1e-12  # a layer of a smaller norm has no directions
+MIN_NORM_RATIO = 0.1  # e, relative to the root mean square of the norms
+MIN_NORM = 1e-12  # a layer of smaller norms has distance 0 everywhere
 
-# The variables of a convolution, and what a layer may call the regularizer of each.
-ARGUMENTS = {
+# Kernel variables of a convolution, and the names that its regularizer may have in the layer.
+REGULARIZER_ARGUMENTS = {
     "kernel": ("kernel_regularizer", "depthwise_regularizer"),
     "depthwise_kernel": ("depthwise_regularizer",),
     "pointwise_kernel": ("pointwise_regularizer",),
 }
 
 
-@keras.saving.register_keras_serializable(package=PACKAGE)
+@register
 class SmoothnessRegularizer(keras.regularizers.Regularizer):
-    """Penalises differences of neighbouring kernels along filters and channels.
+    """Penalizes differences between neighboring kernels along filters and channels.
 
-    For `kernel_regularizer=` of any convolution whose kernel ends in the axes
-    `(channels, filters)`: 1-D, 2-D, 3-D, grouped, and depthwise (channels,
-    multiplier). A transposed convolution's ends in `(filters, channels)`: there the two
-    strengths change places. An axis of length 1 has no neighbours and adds nothing. By
-    name it is `"smoothness_regularizer"`.
+    Use it as `kernel_regularizer` of a convolution whose kernel ends in the axes
+    `(channels, filters)`: 1-D, 2-D, 3-D, grouped or depthwise (channels, multiplier). The kernel of
+    a transposed convolution ends in `(filters, channels)`, which swaps the two strengths. An axis of
+    length 1 has no neighbors and adds nothing. The regularizer is also available by the name
+    `"smoothness_regularizer"`.
 
     Args:
-        filters: strength along filters, a_f. Defaults to `1e-2`.
-        channels: strength along channels, a_c. Defaults to `1e-2`.
-        reduction: `"mean"` over the pairs of neighbours along an axis, or the paper's
-            `"sum"`. Defaults to `"mean"`.
-        distance: `"cosine"`, `"l2"` (of kernels divided by the layer's root mean
-            square), or `"auto"`: `"l2"` for kernels of a single weight, else
-            `"cosine"`. Defaults to `"auto"`.
+        filters: strength a_f along filters. Defaults to `1e-2`.
+        channels: strength a_c along channels. Defaults to `1e-2`.
+        reduction: `"mean"` over the pairs of neighbors along each axis, or `"sum"`, as in the
+            paper. Defaults to `"mean"`.
+        distance: `"cosine"`, `"l2"` (squared, of kernels divided by the layer's root mean square),
+            or `"auto"` for `"l2"` if kernels have a single weight and `"cosine"` otherwise.
+            Defaults to `"auto"`.
 
     Raises:
-        ValueError: for a strength that is negative or not finite, or another reduction
-            or distance; when called, for a kernel of fewer than three axes.
+        ValueError: if a strength is not a finite number of at least 0, `reduction` or `distance` is
+            unknown, or a kernel has fewer than three axes.
 
     Example:
 
@@ -75,8 +73,8 @@ class SmoothnessRegularizer(keras.regularizers.Regularizer):
     ...     16, 3, kernel_regularizer=keras_nern.SmoothnessRegularizer(filters=0.1)
     ... )
 
-    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554, section 3.2; the mean, the
-    least norm, and the scale of the second distance, are ours.
+    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554, section 3.2. The mean, the least norm and
+    the scale of the l2 distance are additions.
     """
 
     def __init__(
@@ -86,15 +84,10 @@ class SmoothnessRegularizer(keras.regularizers.Regularizer):
         reduction: str = "mean",
         distance: str = "auto",
     ) -> None:
-        for name, value in (("filters", filters), ("channels", channels)):
-            if not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
-                raise ValueError(
-                    f"{name} must be a finite strength, at least 0. Received: {name}={value!r}"
-                )
+        self.filters = checks.number("filters", filters, minimum=0)
+        self.channels = checks.number("channels", channels, minimum=0)
         checks.one_of("reduction", reduction, REDUCTIONS)
         checks.one_of("distance", distance, DISTANCES)
-        self.filters = filters
-        self.channels = channels
         self.reduction = reduction
         self.distance = distance
 
@@ -102,18 +95,18 @@ class SmoothnessRegularizer(keras.regularizers.Regularizer):
         shape = tuple(kernel.shape)
         if len(shape) < 3:
             raise ValueError(
-                "SmoothnessRegularizer expects the kernel of a convolution, (..., channels, "
-                f"filters). Received: one of shape {shape}"
+                "SmoothnessRegularizer expects the kernel of a convolution, of shape "
+                f"(..., channels, filters). Received: a kernel of shape {shape}"
             )
         kernels = ops.reshape(ops.cast(kernel, "float32"), (-1, *shape[-2:]))
         if self.distance == "l2" or (self.distance == "auto" and kernels.shape[0] == 1):
-            prepared, distance = _in_units_of_rms(kernels), _squared_distance
+            kernels, distance = _divide_by_rms(kernels), _squared_distance
         else:
-            prepared, distance = _directions(kernels), _cosine_distance
+            kernels, distance = _normalize(kernels), _cosine_distance
         total = ops.zeros((), "float32")
         pairs = [
-            (self.filters, prepared[:, :, :-1], prepared[:, :, 1:]),
-            (self.channels, prepared[:, :-1], prepared[:, 1:]),
+            (self.filters, kernels[:, :, :-1], kernels[:, :, 1:]),
+            (self.channels, kernels[:, :-1], kernels[:, 1:]),
         ]
         for strength, first, second in pairs:
             if strength and 0 not in first.shape:
@@ -130,12 +123,12 @@ class SmoothnessRegularizer(keras.regularizers.Regularizer):
         }
 
 
-@keras.saving.register_keras_serializable(package=PACKAGE)
+@register
 class SumOfRegularizers(keras.regularizers.Regularizer):
-    """Adds up several regularizers, for a layer that is to have more than one.
+    """Adds up several regularizers of one variable.
 
     Args:
-        regularizers: a list of what `keras.regularizers.get` takes.
+        regularizers: iterable of regularizers in any form that `keras.regularizers.get` accepts.
 
     Example:
 
@@ -144,8 +137,6 @@ class SumOfRegularizers(keras.regularizers.Regularizer):
 
     def __init__(self, regularizers: Iterable) -> None:
         self.regularizers = [keras.regularizers.get(one) for one in regularizers]
-        if None in self.regularizers:
-            raise ValueError(f"Expected regularizers. Received: {regularizers!r}")
 
     def __call__(self, x: Tensor) -> Tensor:
         return sum(ops.cast(one(x), "float32") for one in self.regularizers)
@@ -159,26 +150,26 @@ def add_regularizer(
     regularizer: str | dict | Callable[[Tensor], Tensor] | None = None,
     layers: Choice = None,
 ) -> keras.Model:
-    """Adds a regularizer to the convolutions of a model that exists, in place.
+    """Adds a regularizer to the convolutions of an existing model, in place.
 
-    A kernel that has one keeps it: the two are added up, also where this is called twice.
-    The layers' configs follow, so that a saved model has the regularizers too.
+    A kernel that already has a regularizer gets the sum of both. The configs of the layers include
+    the regularizer, so it is saved with the model.
 
     Args:
-        model: a built `keras.Model`; what is nested in it is entered.
-        regularizer: what `keras.regularizers.get` takes; `None` for a
+        model: a built `keras.Model`. Nested models are included.
+        regularizer: a regularizer in any form that `keras.regularizers.get` accepts; `None` for
             `SmoothnessRegularizer()`. Defaults to `None`.
-        layers: the convolutions that get it, in the terms of `NeRNModel(include=...)`: a
-            name or path, a compiled regular expression, a function from a layer to a bool,
-            or a list of these; `None` for all whose kernel is a variable (under LoRA it is
-            none). Defaults to `None`.
+        layers: convolutions to regularize, in the form of `NeRNModel`'s `include`: a layer, its
+            name or path, a compiled regular expression, a function from a layer to a bool, or a
+            list of these; `None` for all convolutions whose kernel is a variable, which it is not
+            under LoRA. Defaults to `None`.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: where no layer gets it, `layers` names one that is not there, or the
-            model is not built.
+        ValueError: if `model` is not built, `layers` names a layer that is not a convolution of the
+            model, or no convolution is selected.
 
     Example:
 
@@ -186,32 +177,33 @@ def add_regularizer(
     >>> model = keras_nern.add_regularizer(model, keras_nern.SmoothnessRegularizer(1e-3, 1e-3))
     """
     if not model.built:
-        raise ValueError(f"model must be built. Received: {model.name!r}, which is not")
+        raise ValueError(f"model must be built. Received: {model.name!r}, which is not built")
     regularizer = keras.regularizers.get(regularizer) or SmoothnessRegularizer()
     convolutions = {
         path: layer for path, layer in walk_layers(model) if isinstance(layer, CONVOLUTIONS)
     }
     selection = Selection("layers", layers)
     selection.check(convolutions)
-    chosen = [
-        (layer, getattr(layer, variable), [name for name in arguments if hasattr(layer, name)])
+    selected = [
+        (layer, getattr(layer, variable), arguments)
         for path, layer in convolutions.items()
         if not selection.given or selection.takes(path, layer)
-        for variable, arguments in ARGUMENTS.items()
+        for variable, arguments in REGULARIZER_ARGUMENTS.items()
         if isinstance(getattr(layer, variable, None), keras.Variable)
     ]
-    if not chosen:
+    if not selected:
         raise ValueError(
-            "Expected at least one convolution to regularize. Received: "
-            f"{[layer.name for _, layer in walk_layers(model)]}"
+            "Expected at least one convolution to regularize. "
+            f"Received: {model.name!r} with convolutions {list(convolutions)}, layers={layers!r}"
         )
-    for layer, kernel, arguments in chosen:
+    for layer, kernel, arguments in selected:
         added = regularizer
         if kernel.regularizer is not None:
             added = SumOfRegularizers([kernel.regularizer, regularizer])
         kernel.regularizer = added
         for name in arguments:
-            setattr(layer, name, added)
+            if hasattr(layer, name):
+                setattr(layer, name, added)
     if model.compiled and model.train_function is not None:
         model.make_train_function(force=True)
     if model.compiled and model.test_function is not None:
@@ -219,16 +211,16 @@ def add_regularizer(
     return model
 
 
-def _directions(kernels: Tensor) -> Tensor:
-    """Kernels `(weights, channels, filters)` at norm 1, small ones below."""
+def _normalize(kernels: Tensor) -> Tensor:
+    """Divides kernels `(weights, channels, filters)` by their norms, which are at least e."""
     squares = ops.sum(kernels**2, axis=0, keepdims=True)
-    least = ops.maximum(LEAST_SHARE**2 * ops.mean(squares), SMALLEST_NORM**2)
+    least = ops.maximum(MIN_NORM_RATIO**2 * ops.mean(squares), MIN_NORM**2)
     return kernels / ops.sqrt(ops.maximum(squares, least))
 
 
-def _in_units_of_rms(kernels: Tensor) -> Tensor:
+def _divide_by_rms(kernels: Tensor) -> Tensor:
     square = ops.mean(kernels**2)
-    has_norm = square > SMALLEST_NORM**2
+    has_norm = square > MIN_NORM**2
     return ops.where(has_norm, kernels / ops.sqrt(ops.where(has_norm, square, 1.0)), 0.0)
 
 
@@ -241,10 +233,10 @@ def _squared_distance(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _register_names() -> None:
-    """Lets `keras.regularizers.get` find the name.
+    """Adds the names of `SmoothnessRegularizer` to those that `keras.regularizers.get` finds.
 
-    Keras looks strings up among its own regularizers only, and has no public way to add
-    one. Where this table is gone nothing but the name is; a config does not use it.
+    Keras looks strings up in a private table of its own regularizers and has no public way to add
+    one. Tried on Keras 3.15. Without the table only the names are missing; configs do not use them.
     """
     try:
         from keras.src.regularizers import ALL_OBJECTS_DICT

@@ -1,14 +1,14 @@
 """The size of a representation, layer by layer.
 
 With P bytes of predictor, B bits of permutation, S layer scales and K weights that are kept
-as they are, each of these a 4-byte float, against R represented weights:
+unchanged, each scale and weight a 4-byte float, against R represented weights:
 
     ratio of the kernels  =  4 R / (P + 4 S + B / 8)
     ratio of the network  =  4 (R + K) / (P + 4 S + B / 8 + 4 K)
 
-above 1 where the representation is the smaller one. A predictor's weights are 4-byte floats,
-too, unless they are quantised (see `compression`). An exported file is smaller still where
-its weights can be coded in fewer bits than they have (see `artifact`).
+Ratios above 1 mean that the representation is smaller. A predictor's weights are 4-byte floats
+unless they are quantized (see `compress`). An exported file can be smaller still, because entropy
+coding needs fewer bits than the weights have (see `artifact.codec`).
 """
 
 import collections
@@ -18,35 +18,37 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_nern.network.original import OriginalNetwork
+from keras_nern.network.selection import SkippedLayer
 from keras_nern.predictor.predictor import KernelPredictor
+from keras_nern.utils.tables import Printable, Table
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerRow:
-    """One kernel: its name and shape, its blocks and weights, its permutation's bits."""
+    """One kernel: its name and shape, its blocks and weights, the bits of its permutation."""
 
     name: str
-    shape: tuple
+    shape: tuple[int, ...]
     blocks: int
     weights: int
     permutation_bits: float
 
 
 @dataclasses.dataclass(frozen=True)
-class SummaryTable:
+class SummaryTable(Printable):
     """What is represented, by what, and how the sizes compare; prints as a table.
 
     Attributes:
         layers: list of `LayerRow`.
         skipped: list of `selection.SkippedLayer`: layers that are not represented, and why.
-        predictor_parameters: weights of the predictor.
-        predictor_bytes: what these take, see `predictor.KernelPredictor.num_bytes`.
-        scales: layer scales that are kept beside it.
-        kept_weights: all other weights of the base (BN, biases, Dense, ...).
+        predictor_parameters: number of weights of the predictor.
+        predictor_bytes: their size, see `KernelPredictor.num_bytes`.
+        scales: number of layer scales that are stored.
+        kept_weights: number of all other weights of the base (BN, biases, Dense, ...).
     """
 
-    layers: list
-    skipped: list
+    layers: list[LayerRow]
+    skipped: list[SkippedLayer]
     predictor_parameters: int
     predictor_bytes: float
     scales: int
@@ -54,12 +56,12 @@ class SummaryTable:
 
     @property
     def blocks(self) -> int:
-        """Represented blocks of all layers."""
+        """Number of represented blocks."""
         return sum(row.blocks for row in self.layers)
 
     @property
     def weights(self) -> int:
-        """Represented weights of all layers."""
+        """Number of represented weights."""
         return sum(row.weights for row in self.layers)
 
     @property
@@ -84,63 +86,66 @@ class SummaryTable:
         return (4 * self.weights + kept) / (self.representation_bytes + kept)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
-        skipped = [
-            {"name": one.name, "kind": type(one.layer).__name__, "weights": one.num_weights}
-            | {"reason": one.reason}
-            for one in self.skipped
-        ]
+        """All attributes and totals as JSON has them."""
         counts = ("predictor_parameters", "predictor_bytes", "scales", "kept_weights")
         totals = ("blocks", "weights", "permutation_bits", "representation_bytes")
         ratios = ("kernel_ratio", "network_ratio")
         return {
             "layers": [dataclasses.asdict(row) | {"shape": list(row.shape)} for row in self.layers],
-            "skipped": skipped,
+            "skipped": [
+                {
+                    "name": one.name,
+                    "kind": type(one.layer).__name__,
+                    "weights": one.num_weights,
+                    "reason": one.reason,
+                }
+                for one in self.skipped
+            ],
             **{name: getattr(self, name) for name in (*counts, *totals, *ratios)},
         }
 
-    def __str__(self) -> str:
-        header = ("layer", "kernel shape", "blocks", "weights", "permutation bits")
+    def tables(self) -> list[Table]:
         rows = [
-            (
-                row.name,
-                "x".join(map(str, row.shape)),
-                row.blocks,
-                row.weights,
-                row.permutation_bits,
-            )
+            (row.name, "x".join(map(str, row.shape)), row.blocks, row.weights, row.permutation_bits)
             for row in self.layers
         ]
         rows.append(("total", "", self.blocks, self.weights, self.permutation_bits))
-        cells = [header, *([*row[:2], *(f"{n:,.0f}" for n in row[2:])] for row in rows)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-        lines = []
-        for row in cells:
-            text = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-            numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-            lines.append("  ".join([*text, *numbers]).rstrip())
-        rule = "-" * max(map(len, lines))
-        lines.insert(1, rule)
-        lines.insert(-1, rule)
-        lines += [
-            "",
-            f"predictor parameters      {self.predictor_parameters:,}",
-            f"predictor                 {self.predictor_bytes:,.0f} bytes",
-            f"layer scales              {self.scales:,}",
-            f"weights kept as they are  {self.kept_weights:,}",
-            f"representation            {self.representation_bytes:,.0f} bytes",
-            f"ratio of the kernels      {self.kernel_ratio:.2f}",
-            f"ratio of the network      {self.network_ratio:.2f}",
+        tables = [
+            Table(
+                [[*row[:2], *(f"{count:,.0f}" for count in row[2:])] for row in rows],
+                header=("layer", "kernel shape", "blocks", "weights", "permutation bits"),
+                align="llr",
+                footer=True,
+            ),
+            Table(
+                [
+                    ("predictor parameters", f"{self.predictor_parameters:,}"),
+                    ("predictor bytes", f"{self.predictor_bytes:,.0f}"),
+                    ("layer scales", f"{self.scales:,}"),
+                    ("kept weights", f"{self.kept_weights:,}"),
+                    ("representation bytes", f"{self.representation_bytes:,.0f}"),
+                    ("ratio of the kernels", f"{self.kernel_ratio:.2f}"),
+                    ("ratio of the network", f"{self.network_ratio:.2f}"),
+                ],
+                align="lr",
+            ),
         ]
         kinds = collections.defaultdict(list)
         for one in self.skipped:
             kinds[type(one.layer).__name__, one.reason].append(one)
-        lines += [""] * bool(kinds)
-        for (kind, reason), kept in kinds.items():
-            names = kept[0].name if len(kept) == 1 else f"{len(kept)} layers"
-            weights = sum(one.num_weights for one in kept)
-            lines.append(f"kept: {kind}, {names}, {weights:,} weights ({reason})")
-        return "\n".join(lines)
+        if kinds:
+            skipped = [
+                (
+                    kind,
+                    layers[0].name if len(layers) == 1 else f"{len(layers)} layers",
+                    f"{sum(one.num_weights for one in layers):,}",
+                    reason,
+                )
+                for (kind, reason), layers in kinds.items()
+            ]
+            header = ("not represented", "layer", "weights", "reason")
+            tables.append(Table(skipped, header=header, align="llrl"))
+        return tables
 
 
 def summary_table(
@@ -152,10 +157,10 @@ def summary_table(
     """Counts a representation.
 
     Args:
-        original: an `original.OriginalNetwork`.
+        original: the base.
         predictor: a built `KernelPredictor`.
         permutation_bits: bits of each kernel's permutation.
-        scales: number of layer scales that are kept.
+        scales: number of layer scales that are stored.
 
     Returns:
         A `SummaryTable`.
@@ -166,12 +171,11 @@ def summary_table(
             original.blocks.kernels, original.blocks.grids, permutation_bits, strict=True
         )
     ]
-    represented = sum(row.weights for row in layers)
     return SummaryTable(
         layers=layers,
         skipped=original.blocks.skipped,
         predictor_parameters=predictor.num_parameters,
         predictor_bytes=predictor.num_bytes,
         scales=scales,
-        kept_weights=original.base.count_params() - represented,
+        kept_weights=original.base.count_params() - sum(row.weights for row in layers),
     )

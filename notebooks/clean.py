@@ -1,10 +1,10 @@
-"""Puts notebooks into the form in which they are kept: no outputs, no traces of a run.
+"""Removes outputs and execution metadata from the notebooks of this folder.
 
     python notebooks/clean.py
 
-What a notebook shows is made by running it, so the repository holds only what was written:
-cells, their ids, the tag of the parameters' cell and the name of the kernel. Run it before a
-commit; tests/test_notebooks.py says where it was forgotten.
+The repository stores only cells, their ids, the tag of the parameter cell and the name of the
+kernel; outputs are made by running a notebook. Run this script before a commit.
+tests/test_notebooks.py fails for notebooks that are not clean.
 """
 
 import pathlib
@@ -18,13 +18,13 @@ METADATA = {
 
 
 def cleaned(text):
-    """A notebook's file as it is kept.
+    """Cleans the text of a notebook.
 
     Args:
-        text: of an `.ipynb` file.
+        text: content of an `.ipynb` file.
 
     Returns:
-        The same cells in format 4.5, as text.
+        The content without outputs and execution metadata, in format 4.5.
     """
     notebook = nbformat.reads(text, as_version=4)
     notebook.nbformat, notebook.nbformat_minor = 4, 5

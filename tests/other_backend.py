@@ -1,9 +1,9 @@
-"""What a process on another Keras backend makes of a representation, for test_backends.py.
+"""Uses a representation on another Keras backend, in a process that test_backends.py starts.
 
     python other_backend.py FOLDER
 
-Reads FOLDER/nern.keras, FOLDER/small.keras, which is compressed, and FOLDER/images.npy; writes
-FOLDER/{backend}.npz and the errors of what is not supported there to FOLDER/{backend}.json.
+Reads FOLDER/nern.keras, the compressed FOLDER/small.keras and FOLDER/images.npy. Writes the results
+to FOLDER/{backend}.npz, and the errors of unsupported methods to FOLDER/{backend}.json.
 """
 
 import json
@@ -17,19 +17,17 @@ import keras_nern
 
 
 def results(nern, small, images):
-    """Arrays by name: all that has to be the same on every backend."""
+    """The arrays, by name, that must be the same on every backend."""
     ops = keras.ops
     original = {w.path: w for w in nern.base.weights}
-    kernels = nern.predict_kernels()
     rebuilt = nern.reconstruct()
     teacher, student = nern.base(images, training=False), rebuilt(images, training=False)
-    encoding = keras_nern.PositionalEncoding()
     permutation = keras_nern.Permutation.from_model(nern.base, "cross_filter")
     regularizer = keras_nern.SmoothnessRegularizer(filters=0.1, channels=0.2)
     shape = (2, 3)
     arrays = {
         "coordinates": nern.coordinates(),
-        "features": encoding(nern.coordinates()),
+        "features": keras_nern.PositionalEncoding()(nern.coordinates()),
         "blocks": nern.predictor(nern.coordinates()),
         "compressed": small.predictor(nern.coordinates()),
         "called": nern(images),
@@ -43,32 +41,32 @@ def results(nern, small, images):
         "smoothness": regularizer(next(w for name, w in original.items() if "kernel" in name)),
         "bits": permutation.bits,
         **{f"order {i}": order for i, order in enumerate(permutation.orders)},
-        **{f"kernel {name}": kernel for name, kernel in kernels.items()},
+        **{f"kernel {name}": kernel for name, kernel in nern.predict_kernels().items()},
     }
     return {name: ops.convert_to_numpy(array) for name, array in arrays.items()}
 
 
-def refusals(nern, images):
-    """Texts of the errors of what only TensorFlow's trainer does."""
-    texts = {}
+def errors(nern, images):
+    """The error messages of the methods that need TensorFlow."""
+    messages = {}
     for name in ("fit", "evaluate", "predict", "gather_second_moments"):
         try:
             getattr(nern, name)(images)
         except RuntimeError as error:
-            texts[name] = str(error)
-    return texts
+            messages[name] = str(error)
+    return messages
 
 
 def main(folder):
-    """Computes and writes."""
+    """Computes and writes the results."""
     nern = keras.models.load_model(folder / "nern.keras")
-    images = np.load(folder / "images.npy")
     small = keras.models.load_model(folder / "small.keras")
+    images = np.load(folder / "images.npy")
     backend = keras.backend.backend()
     np.savez(folder / f"{backend}.npz", **results(nern, small, images))
-    # not to the same levels everywhere: where one is rounded up or down, others follow
+    # Levels may differ between backends: one that rounds differently changes those after it.
     assert keras_nern.compress(nern, bits=8).relative_error() < nern.relative_error() + 0.01
-    (folder / f"{backend}.json").write_text(json.dumps(refusals(nern, images)))
+    (folder / f"{backend}.json").write_text(json.dumps(errors(nern, images)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fits in processes of their own, for tests that kill them or start several."""
+"""Processes of their own, for tests that kill them or need several, and a classifier for them."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ ROOT = pathlib.Path(keras_nern.__file__).parents[1]
 
 
 def start(script, *arguments, **environment):
-    """Starts Python on a script, which finds the package and this module."""
+    """Starts Python on a script that can import the package and this module."""
     paths = [str(ROOT), str(pathlib.Path(__file__).parent)]
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
@@ -22,7 +22,7 @@ def start(script, *arguments, **environment):
 
 
 def classifier():
-    """Two convolutions, one of them normalised: 36 kernels, and quick to fit."""
+    """A small classifier of images `(8, 8, 1)`: 36 kernels in two convolutions, 3 classes."""
     return keras.Sequential(
         [
             keras.Input((8, 8, 1)),

@@ -1,8 +1,8 @@
-"""A reader of the documentation: who has what its examples take for granted.
+"""Stands in for a reader of the documentation, who has a classifier, images and time.
 
-`classifier.keras`, `cifar10_resnet20.npz` and a few small arrays stand for the reader's own
-network and images, and no fit runs for longer than `STEPS` steps. The code itself is the
-documentation's.
+Provides the files and names that examples assume (`classifier.keras`, `cifar10_resnet20.npz`,
+`base`, `images`, ...), all of them small, and limits fits to `STEPS` steps. The code that runs is
+that of the documentation.
 """
 
 import pathlib
@@ -17,16 +17,14 @@ from torch_states import torch_state
 import keras_nern
 import keras_nern.tuner
 from keras_nern.callbacks import EvaluateRebuilt
-from keras_nern.training.fit import RepresentationTrainer
-from keras_nern.training.settings import RepresentationCompiler
 
-STEPS = 2  # of either phase
+STEPS = 2  # in either phase
 TRIALS = 2  # of a search
 IMAGES = 16
 
 
 def classifier():
-    """A small classifier of CIFAR-10's images and classes."""
+    """A small classifier for the images and classes of CIFAR-10."""
     return keras.Sequential(
         [
             keras.Input((32, 32, 3)),
@@ -47,7 +45,7 @@ def data(seed):
 
 
 def cifar10():
-    """What `keras.datasets.cifar10.load_data` gives, but few images, of noise."""
+    """Noise in the format of `keras.datasets.cifar10.load_data`."""
     rng = np.random.default_rng(1)
 
     def part():
@@ -57,34 +55,34 @@ def cifar10():
     return part(), part()
 
 
-def hurry(monkeypatch):
-    """Lets no fit take longer than `STEPS` steps, nor wait for a graph; downloads nothing.
+def shorten_fits(monkeypatch):
+    """Limits fits to `STEPS` eager steps and searches to `TRIALS` trials; prevents downloads.
 
-    What happens every so many steps happens every `STEPS`; a search ends after `TRIALS`.
+    Periodic callbacks act every `STEPS` steps.
     """
-    fit, compile_ = RepresentationTrainer.fit, RepresentationCompiler.compile
+    fit, compile_ = keras_nern.NeRNModel.fit, keras_nern.NeRNModel.compile
+    init_callback, init_oracle = EvaluateRebuilt.__init__, keras_tuner.Oracle.__init__
 
     def short_fit(self, x=None, *args, epochs=1, steps_per_epoch=None, **kwargs):
         if steps_per_epoch is not None or isinstance(x, keras.utils.PyDataset):
             steps_per_epoch = STEPS
         return fit(self, x, *args, epochs=1, steps_per_epoch=steps_per_epoch, **kwargs)
 
-    def short_compile(self, *args, reconstruction_steps=STEPS, **kwargs):
+    def short_compile(self, optimizer="auto", *, reconstruction_steps=STEPS, **kwargs):
         steps = min(STEPS, reconstruction_steps)
         kwargs.setdefault("run_eagerly", True)
-        return compile_(self, *args, reconstruction_steps=steps, **kwargs)
+        return compile_(self, optimizer, reconstruction_steps=steps, **kwargs)
 
-    def often(self, *args, frequency=STEPS, **kwargs):
-        init(self, *args, frequency=min(STEPS, frequency), **kwargs)
+    def frequent(self, *args, frequency=STEPS, **kwargs):
+        init_callback(self, *args, frequency=min(STEPS, frequency), **kwargs)
 
     def few_trials(self, *args, max_trials=TRIALS, **kwargs):
-        start(self, *args, max_trials=min(TRIALS, max_trials), **kwargs)
+        init_oracle(self, *args, max_trials=min(TRIALS, max_trials), **kwargs)
 
-    init, start = EvaluateRebuilt.__init__, keras_tuner.Oracle.__init__
+    monkeypatch.setattr(keras_nern.NeRNModel, "fit", short_fit)
+    monkeypatch.setattr(keras_nern.NeRNModel, "compile", short_compile)
+    monkeypatch.setattr(EvaluateRebuilt, "__init__", frequent)
     monkeypatch.setattr(keras_tuner.Oracle, "__init__", few_trials)
-    monkeypatch.setattr(EvaluateRebuilt, "__init__", often)
-    monkeypatch.setattr(RepresentationTrainer, "fit", short_fit)
-    monkeypatch.setattr(RepresentationCompiler, "compile", short_compile)
     monkeypatch.setattr(keras.datasets.cifar10, "load_data", cifar10)
 
 
@@ -98,10 +96,7 @@ def searched(base, images):
 
 
 def namespace(code):
-    """Those of the names which examples take for granted that `code` has in it.
-
-    Files go to the working directory.
-    """
+    """The names that `code` assumes; writes the files that it reads to the working directory."""
 
     def has(name):
         return re.search(rf"\b{re.escape(name)}\b", code) is not None

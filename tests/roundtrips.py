@@ -1,13 +1,13 @@
-"""One harness for what every registered object must survive."""
+"""Round trips that every registered object must survive."""
 
 import keras
 
 
 def assert_config_round_trip(obj):
-    """`obj` can be rebuilt from its config, and the copy has the same config."""
+    """Checks that `obj` can be built from its config, and returns the copy."""
     config = keras.saving.serialize_keras_object(obj)
     assert config["registered_name"].startswith("keras_nern>"), config["registered_name"]
-    # Keras changes the config it reads: give it one of its own.
+    # Keras changes the config that it reads, so it gets one of its own.
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(obj))
     assert type(copy) is type(obj)
     assert keras.saving.serialize_keras_object(copy) == config
@@ -15,7 +15,7 @@ def assert_config_round_trip(obj):
 
 
 def assert_saves_inside_a_model(layer, inputs, folder):
-    """A model around `layer` saves and loads as `.keras` and answers the same."""
+    """Checks that a saved and loaded model that contains `layer` gives the same outputs."""
     model = keras.Sequential([keras.Input(inputs.shape[1:], dtype=inputs.dtype), layer])
     expected = model(inputs)
     model.save(folder / "layer.keras")

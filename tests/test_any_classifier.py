@@ -1,4 +1,4 @@
-"""What users have: every kind of layer and model is wrapped, trained and rebuilt."""
+"""Classifiers with every kind of layer and structure are fitted, rebuilt, saved and loaded."""
 
 import re
 
@@ -7,17 +7,30 @@ import numpy as np
 import pytest
 
 import keras_nern
+from keras_nern.network.blocks import Blocks
 
 layers = keras.layers
-RNG = np.random.default_rng(0)
 
 
 def _sequential(shape, *inner):
     return keras.Sequential([keras.Input(shape), *inner, layers.Flatten(), layers.Dense(3)])
 
 
+def _kinds_of_conv2d():
+    return _sequential(
+        (8, 8, 4),
+        layers.DepthwiseConv2D(3),
+        layers.BatchNormalization(),
+        layers.SeparableConv2D(6, 3),
+        layers.Conv2D(6, 3, groups=2, padding="same"),
+        layers.Conv2D(4, 3, dilation_rate=2, padding="same", activation="relu"),
+        layers.Conv2DTranspose(5, 3, strides=2),
+        layers.Conv2D(4, 1, trainable=False),
+    )
+
+
 def _inception():
-    """Several sizes side by side, a stem of 7x7, no batch normalisation."""
+    """A 7 x 7 stem and parallel kernels of several sizes, without batch normalization."""
     inputs = keras.Input((16, 16, 3))
     x = layers.Conv2D(4, 7, strides=2, padding="same", activation="relu")(inputs)
     branches = [
@@ -28,7 +41,7 @@ def _inception():
 
 
 def _nested():
-    """A Sequential in a functional in a functional model, and a wrapper; augmentation."""
+    """A Sequential model in a functional model in wrappers, with augmentation."""
     cell = keras.Sequential(
         [keras.Input((8, 8, 4)), layers.Conv2D(4, 3, padding="same"), layers.BatchNormalization()]
     )
@@ -41,25 +54,19 @@ def _nested():
     return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
 
 
-def _numbers_added():
-    """As in MobileNetV3: Keras's Add layer, and the operation of that name beside it."""
+def _added_constant():
+    """Both the Add layer and the add operation, as in MobileNetV3."""
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(3, 3, padding="same")(inputs)
     x = layers.Add()([x, inputs])
     return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(layers.ReLU(6.0)(x + 3.0))))
 
 
-def _shared():
+def _shared_layer():
     conv = layers.Conv2D(3, 3, padding="same")
     inputs = keras.Input((8, 8, 3))
     x = layers.GlobalAveragePooling2D()(conv(layers.ReLU()(conv(inputs))))
     return keras.Model(inputs, layers.Dense(3)(x))
-
-
-def _frozen():
-    model = _sequential((8, 8, 3), layers.Conv2D(4, 3), layers.Conv2D(4, 3))
-    model.layers[0].trainable = False
-    return model
 
 
 def _two_inputs():
@@ -121,24 +128,18 @@ def _subclassed():
 
 
 MODELS = {
-    "Conv1D": lambda: _sequential((12, 3), layers.Conv1D(4, 5), layers.Conv1D(4, 3)),
-    "Conv1D, causal and dilated": lambda: _sequential(
-        (12, 3), layers.Conv1D(4, 3, padding="causal", dilation_rate=2), layers.BatchNormalization()
+    "Conv1D": lambda: _sequential(
+        (12, 3),
+        layers.Conv1D(4, 5),
+        layers.Conv1D(4, 3, padding="causal", dilation_rate=2),
+        layers.BatchNormalization(),
     ),
+    "kinds of Conv2D": _kinds_of_conv2d,
     "Conv3D": lambda: _sequential((6, 6, 6, 2), layers.Conv3D(3, 3), layers.Conv3D(4, (1, 2, 2))),
-    "depthwise": lambda: _sequential(
-        (8, 8, 3), layers.DepthwiseConv2D(3), layers.BatchNormalization(), layers.Conv2D(4, 1)
-    ),
-    "separable": lambda: _sequential((8, 8, 3), layers.SeparableConv2D(5, 3)),
-    "transposed": lambda: _sequential((8, 8, 3), layers.Conv2DTranspose(5, 3, strides=2)),
-    "groups and dilation": lambda: _sequential(
-        (9, 9, 4), layers.Conv2D(6, 3, groups=2), layers.Conv2D(4, 3, dilation_rate=2)
-    ),
-    "frozen": _frozen,
-    "many sizes": _inception,
+    "kernels of several sizes": _inception,
     "nested": _nested,
-    "numbers added": _numbers_added,
-    "shared": _shared,
+    "added constant": _added_constant,
+    "shared layer": _shared_layer,
     "two inputs": _two_inputs,
     "named inputs and outputs": _named_inputs_and_outputs,
     "subclassed": _subclassed,
@@ -146,11 +147,13 @@ MODELS = {
 
 
 def _inputs(model):
+    """Six random inputs in the structure that `model` takes."""
+    rng = np.random.default_rng(0)
     if getattr(model, "inputs", None) is None:
-        return RNG.normal(size=(6, 8, 8, 3)).astype("float32")
+        return rng.normal(size=(6, 8, 8, 3)).astype("float32")
     given = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     return keras.tree.map_structure(
-        lambda x: RNG.normal(size=(6, *x.shape[1:])).astype("float32"), given
+        lambda x: rng.normal(size=(6, *x.shape[1:])).astype("float32"), given
     )
 
 
@@ -159,43 +162,44 @@ def _assert_same(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **tolerance)
 
 
-@pytest.mark.parametrize("view", ["crop", "block"])
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_is_wrapped_trained_and_rebuilt(make, view):
-    base = make()
+@pytest.fixture(scope="module", params=MODELS)
+def classifier(request):
+    """A classifier, inputs for it and its outputs."""
+    keras.utils.set_random_seed(1)
+    base = MODELS[request.param]()
     inputs = _inputs(base)
-    before = base(inputs, training=False)
-    nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter", view=view)
-    nern.compile(reconstruction_steps=2, run_eagerly=view == "crop")  # quicker for three steps
+    return base, inputs, base(inputs, training=False)
+
+
+@pytest.mark.parametrize(
+    ("view", "permutation", "run_eagerly"),
+    [("crop", "cross_filter", True), ("block", "in_filter", False)],
+)
+def test_classifier_is_fitted_rebuilt_and_saved(
+    classifier, view, permutation, run_eagerly, tmp_path
+):
+    base, inputs, outputs = classifier
+    nern = keras_nern.NeRNModel(base, 16, permutation=permutation, view=view)
+    nern.compile(reconstruction_steps=2, run_eagerly=run_eagerly)
     history = nern.fit(inputs, epochs=1, batch_size=6, verbose=0).history
     assert history["logits_loss"][0] > 0
     assert history["feature_map_loss"][0] > 0
-    _assert_same(base(inputs, training=False), before)
-    rebuilt = nern.reconstruct()
-    _assert_same(rebuilt(inputs, training=False), nern(inputs), rtol=1e-4, atol=1e-5)
-    assert not np.allclose(keras.tree.flatten(rebuilt(inputs))[0], keras.tree.flatten(before)[0])
     assert set(nern.evaluate(inputs, verbose=0, return_dict=True)) >= {"agreement", "loss"}
-    # and with the original kernels put back it is the base
-    for kernel, copy in zip(
-        keras_nern.network.blocks.Blocks(base).kernels,
-        keras_nern.network.blocks.Blocks(rebuilt).kernels,
-        strict=True,
-    ):
+    _assert_same(base(inputs, training=False), outputs)
+
+    rebuilt, predicted = nern.reconstruct(), nern(inputs)
+    _assert_same(rebuilt(inputs, training=False), predicted, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(keras.tree.flatten(predicted)[0], keras.tree.flatten(outputs)[0])
+    for kernel, copy in zip(Blocks(base).kernels, Blocks(rebuilt).kernels, strict=True):
         copy.variable.assign(kernel.variable)
-    _assert_same(rebuilt(inputs, training=False), before)
+    _assert_same(rebuilt(inputs, training=False), outputs)
 
-
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_is_saved_and_loaded(make, tmp_path):
-    base = make()
-    inputs = _inputs(base)
-    nern = keras_nern.NeRNModel(base, 8, permutation="in_filter", view="block")
     nern.save(tmp_path / "nern.keras")
     loaded = keras.models.load_model(tmp_path / "nern.keras")
-    _assert_same(loaded(inputs), nern(inputs), rtol=1e-5, atol=1e-6)
+    _assert_same(loaded(inputs), predicted, rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_represented_can_be_chosen(tmp_path):
+def test_include_and_exclude_choose_the_represented_layers(tmp_path):
     base = _inception()
     inputs = _inputs(base)
     stem, one, *_ = [layer.name for layer in base.layers if isinstance(layer, layers.Conv2D)]
@@ -217,7 +221,7 @@ def test_what_is_represented_can_be_chosen(tmp_path):
     _assert_same(loaded(inputs), nern(inputs), rtol=1e-5, atol=1e-6)
 
 
-def test_dense_layers_join_on_request():
+def test_include_dense_represents_dense_layers():
     base = _sequential((8, 8, 3), layers.Conv2D(4, 3))
     nern = keras_nern.NeRNModel(base, 8, include_dense=True, view="block", block_size=4)
     kernels = nern.predict_kernels()
@@ -225,10 +229,11 @@ def test_dense_layers_join_on_request():
     assert nern.predictor.output_layer.units == 16
 
 
-def test_labels_of_several_outputs_are_counted():
+def test_accuracy_averages_over_several_outputs():
     base = _named_inputs_and_outputs()
     inputs = _inputs(base)
     nern = keras_nern.NeRNModel(base, 8)
+    nern.compile(run_eagerly=True)
     classes = {name: np.argmax(x, axis=-1) for name, x in nern.predict(inputs, verbose=0).items()}
     result = nern.evaluate(inputs, classes, verbose=0, return_dict=True)
     assert result["accuracy"] == 1
@@ -236,7 +241,7 @@ def test_labels_of_several_outputs_are_counted():
     assert nern.evaluate(inputs, wrong, verbose=0, return_dict=True)["accuracy"] == 0.5
 
 
-def test_inputs_that_do_not_fit_are_refused():
+def test_raises_for_inputs_of_other_shapes():
     nern = keras_nern.NeRNModel(_two_inputs(), 8)
     images, profiles = np.zeros((2, 8, 8, 3)), np.zeros((2, 9))
     message = r"shape \(batch, 8, 8, 3\), \(batch, 10\), .*Received: \(2, 8, 8, 3\), \(2, 9\)"

@@ -1,4 +1,4 @@
-"""Trained on TensorFlow, used on another backend of Keras: the same numbers."""
+"""A representation trained on TensorFlow gives the same numbers on other Keras backends."""
 
 import importlib.util
 import json
@@ -10,15 +10,15 @@ import sys
 import numpy as np
 import pytest
 from other_backend import results
+from processes import ROOT
 
 import keras_nern
 
 SCRIPT = pathlib.Path(__file__).with_name("other_backend.py")
-ROOT = pathlib.Path(keras_nern.__file__).parents[1]
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_another_backend_gives_what_tensorflow_does(backend, base, images, tmp_path):
+def test_another_backend_gives_the_results_of_tensorflow(backend, base, images, tmp_path):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter", normalize="layer")
@@ -37,9 +37,9 @@ def test_another_backend_gives_what_tensorflow_does(backend, base, images, tmp_p
             np.testing.assert_allclose(
                 received[name], value, rtol=1e-4, atol=1e-5, err_msg=name, strict=name != "bits"
             )
-    refused = json.loads((tmp_path / f"{backend}.json").read_text())
+    errors = json.loads((tmp_path / f"{backend}.json").read_text())
     for method in ("fit", "evaluate", "predict", "gather_second_moments"):
-        assert refused[method] == (
-            f"{method} needs KERAS_BACKEND=tensorflow; on every backend reconstruct() gives the "
-            f"rebuilt classifier. Received: KERAS_BACKEND={backend}"
+        assert errors[method] == (
+            f"{method} needs KERAS_BACKEND=tensorflow; reconstruct() gives the rebuilt classifier "
+            f"on every backend. Received: KERAS_BACKEND={backend}"
         )

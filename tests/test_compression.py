@@ -5,7 +5,7 @@ from roundtrips import assert_config_round_trip
 
 import keras_nern
 from keras_nern.predictor.compressed_dense import CompressedDense
-from keras_nern.predictor.gptq import _layers_alike
+from keras_nern.predictor.gptq import _coordinate_weights
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_layer_against_the_formula(bits, pruned):
         assert kept.min() >= np.abs(kernel)[layer.mask.numpy() == 0].max()
         kernel = kernel * layer.mask
     if bits:
-        steps = layer.steps.numpy()
+        steps = layer.step_sizes.numpy()
         top = 2 ** (bits - 1) - 1
         kernel = np.clip(np.rint(kernel / steps), -top, top) * steps
         np.testing.assert_array_equal(layer.quantized().values(), kernel)
@@ -70,7 +70,7 @@ def test_the_mean_output_stays(nern):
     small = keras_nern.compress(nern, bits=2)
     after = small.predictor(coordinates).numpy()
     assert np.abs(after - before).max() > 0.01
-    shares = _layers_alike(nern.predictor, coordinates)
+    shares = _coordinate_weights(nern.predictor, coordinates)
     np.testing.assert_allclose(shares @ after, shares @ before, atol=1e-4)
 
 
@@ -78,13 +78,13 @@ def test_training_with_few_bits_takes_back_part_of_the_error(nern):
     small = keras_nern.compress(nern, bits=3, sparsity=0.1)
     before = small.relative_error()
     masks = [layer.mask.numpy() for layer in small.predictor.layers]
-    steps = [layer.steps.numpy() for layer in small.predictor.layers]
+    steps = [layer.step_sizes.numpy() for layer in small.predictor.layers]
     small.compile(reconstruction_learning_rate=2e-3)
     small.fit(steps_per_epoch=60, verbose=0)
     assert small.relative_error() < before
     for layer, mask, step in zip(small.predictor.layers, masks, steps, strict=True):
         np.testing.assert_array_equal(layer.mask, mask)
-        np.testing.assert_array_equal(layer.steps, step)
+        np.testing.assert_array_equal(layer.step_sizes, step)
         assert not (layer.quantized().levels * (1 - mask)).any()
 
 

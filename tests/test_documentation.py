@@ -1,22 +1,22 @@
-"""Runs every example of the docstrings, of README.md and of docs/, as `reader` has it.
+"""Runs every example of the docstrings, of README.md, of docs/ and of benchmarks/README.md.
 
-A page is one test and its Python blocks one program, in the order in which they stand. A
-block after the line `<!-- not run: REASON -->` is skipped, and the report says so. Docstrings'
-examples are compared with the output that they show; where they show none, they are run.
+Each page is one test: its Python blocks run as one program, from top to bottom. A block preceded by
+the line `<!-- not run: REASON -->` is reported as skipped. Docstring examples are compared with the
+output they show, and only run if they show none. `reader` provides the names and files that the
+examples assume and shortens fits.
 """
 
 import doctest
 import importlib
-import pathlib
 import pkgutil
 import re
 
 import pytest
 import reader
+from processes import ROOT
 
 import keras_nern
 
-ROOT = pathlib.Path(keras_nern.__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>.+) -->\n+)?```(?P<language>\S*)[^\n]*\n(?P<code>.*?)^```$",
@@ -25,7 +25,7 @@ BLOCK = re.compile(
 
 
 def blocks_of(text):
-    """Lists Python blocks: `(line, code, reason)`, the reason for which one is not run."""
+    """Lists the Python blocks of a page as `(line, code, reason for skipping it or None)`."""
     return [
         (text[: match.start("code")].count("\n"), match["code"], match["reason"])
         for match in BLOCK.finditer(text)
@@ -47,15 +47,15 @@ def _pages():
 
 def _examples():
     finder = doctest.DocTestFinder(exclude_empty=True)
-    for info in pkgutil.iter_modules(keras_nern.__path__):
-        module = importlib.import_module(f"keras_nern.{info.name}")
-        for test in finder.find(module):
-            if test.examples:
-                yield pytest.param(test, id=test.name.removeprefix("keras_nern."))
+    for info in pkgutil.walk_packages(keras_nern.__path__, "keras_nern."):
+        if not info.name.endswith(".__main__"):
+            for test in finder.find(importlib.import_module(info.name)):
+                if test.examples:
+                    yield pytest.param(test, id=test.name.removeprefix("keras_nern."))
 
 
 class _ShownOutput(doctest.OutputChecker):
-    """Compares what an example shows, if it shows anything."""
+    """Accepts any output of an example that shows none."""
 
     def check_output(self, want, got, optionflags):
         return not want or super().check_output(want, got, optionflags)
@@ -64,19 +64,20 @@ class _ShownOutput(doctest.OutputChecker):
 @pytest.fixture(autouse=True)
 def _reader(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    reader.hurry(monkeypatch)
+    reader.shorten_fits(monkeypatch)
 
 
 @pytest.mark.parametrize("page", list(_pages()))
 def test_page_runs(page):
-    names = reader.namespace(page.read_text())
-    for line, code, reason in blocks_of(page.read_text()):
+    text = page.read_text()
+    names = reader.namespace(text)
+    for line, code, reason in blocks_of(text):
         if reason is None:
             exec(compile("\n" * line + code, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("test", list(_examples()))
-def test_example_runs(test):
+def test_docstring_example_runs(test):
     names = reader.namespace("".join(example.source for example in test.examples))
     test.globs = {**test.globs, **names}
     report = []
@@ -85,14 +86,14 @@ def test_example_runs(test):
     assert not runner.failures, "".join(report)
 
 
-def test_finds_the_blocks_of_a_page():
+def test_finds_the_python_blocks_of_a_page():
     page = (
         "a\n\n```python\nx = 1\n```\n\n<!-- not run: no GPU -->\n```python\ny\n```\n```sh\nz\n```\n"
     )
     assert blocks_of(page) == [(3, "x = 1\n", None), (8, "y\n", "no GPU")]
 
 
-def test_fences_are_balanced():
-    for page in PAGES:
-        fences = re.findall(r"^```", page.read_text(), re.MULTILINE)
-        assert len(fences) == 2 * len(BLOCK.findall(page.read_text())), page
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_fences_are_balanced(page):
+    text = page.read_text()
+    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(BLOCK.findall(text))

@@ -96,21 +96,12 @@ def test_computes_in_float32(low):
     assert losses.feature_map_distillation_loss([outputs], [outputs]).dtype == "float32"
 
 
-def test_logits_of_every_kind_of_output():
-    z = RNG.normal(size=(6, 4)).astype("float32")
-    sigmoid, softmax = keras.activations.sigmoid, keras.activations.softmax
-    np.testing.assert_array_equal(losses.logits_of(z, None), z)
-    from_probabilities = keras.ops.softmax(losses.logits_of(keras.ops.softmax(z), softmax))
-    np.testing.assert_allclose(from_probabilities, keras.ops.softmax(z), rtol=1e-5)
-    one = z[:, :1]
-    expected = np.concatenate([1 - keras.ops.sigmoid(one), keras.ops.sigmoid(one)], axis=1)
-    for outputs, activation in ((one, None), (keras.ops.sigmoid(one), sigmoid)):
-        pair = losses.logits_of(outputs, activation)
-        np.testing.assert_allclose(keras.ops.softmax(pair), expected, rtol=1e-5)
-    per_pixel = keras.ops.reshape(keras.ops.sigmoid(z), (2, 3, 4, 1))
-    pair = keras.ops.softmax(losses.logits_of(per_pixel, sigmoid))
-    assert pair.shape == (2, 3, 4, 2)
-    np.testing.assert_allclose(pair[..., 1:], per_pixel, rtol=1e-5)
-    several = losses.logits_of(keras.ops.sigmoid(z), sigmoid)
-    assert several.shape == (6, 4, 2)
-    np.testing.assert_allclose(keras.ops.softmax(several)[..., 1], keras.ops.sigmoid(z), rtol=1e-5)
+def test_layer_outputs_sum_over_layers_with_moments():
+    kernel = np.ones((1, 1, 1, 1), "float32")
+    moments, scale = np.ones((1, 1, 1), "float32"), np.ones(1, "float32")
+    one = losses.layer_output_loss([kernel], [0 * kernel], [moments], [scale])
+    assert float(one) == 1
+    two = losses.layer_output_loss(
+        [kernel] * 3, [0 * kernel] * 3, [moments, None, moments], [scale] * 3
+    )
+    assert float(two) == 2

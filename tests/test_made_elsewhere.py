@@ -1,4 +1,4 @@
-"""Classifiers in files that other versions of Keras wrote, and KerasHub's: they simply work."""
+"""Classifiers from files of other Keras versions, and from KerasHub, can be represented."""
 
 import pathlib
 
@@ -18,11 +18,11 @@ FOLDER = pathlib.Path(__file__).parent / "made_elsewhere"
         ("keras3.keras", {"stem", "depthwise", "separable/depthwise_kernel", "grouped"}),
     ],
 )
-def test_a_file_made_elsewhere_is_represented(name, layers, tmp_path):
+def test_represents_a_classifier_from_another_keras_version(name, layers, tmp_path):
     base = keras.models.load_model(FOLDER / name, compile=False)
     with np.load(FOLDER / f"{name}.npz") as made:
         images, outputs = made["images"], made["outputs"]
-    inputs = [images] if isinstance(base.input, list) else images  # as Keras 2 has it
+    inputs = [images] if isinstance(base.input, list) else images  # Keras 2 expects a list
     np.testing.assert_allclose(base(inputs), outputs, atol=1e-5)
 
     nern = keras_nern.NeRNModel(base, hidden_size=16)
@@ -31,7 +31,7 @@ def test_a_file_made_elsewhere_is_represented(name, layers, tmp_path):
     before = nern.relative_error()
     nern.fit(images, batch_size=2, verbose=0)
     assert nern.relative_error() != before
-    np.testing.assert_allclose(base(inputs), outputs, atol=1e-5)  # the base stays as it is
+    np.testing.assert_allclose(base(inputs), outputs, atol=1e-5)  # the base is unchanged
 
     nern.export(tmp_path / "small.nern")
     rebuilt = keras_nern.load(tmp_path / "small.nern")
@@ -40,7 +40,7 @@ def test_a_file_made_elsewhere_is_represented(name, layers, tmp_path):
     np.testing.assert_array_equal(rebuilt(inputs), base(inputs))
 
 
-def test_a_keras_hub_classifier_is_represented():
+def test_represents_a_keras_hub_classifier():
     hub = pytest.importorskip("keras_hub", reason="install keras-hub")
     backbone = hub.models.ResNetBackbone(
         input_conv_filters=[64],

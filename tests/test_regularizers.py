@@ -50,7 +50,7 @@ def test_matches_the_formula(shape, reduction):
 def test_strengths_are_per_axis():
     kernel = np.zeros(
         (1, 2, 2, 2), "float32"
-    )  # alike along channels, at right angles along filters
+    )  # equal along channels, orthogonal along filters
     kernel[0, 0, :, 0] = kernel[0, 1, :, 1] = 1
     assert float(SmoothnessRegularizer(filters=2.0, channels=0.0)(kernel)) == 2
     assert float(SmoothnessRegularizer(filters=0.0, channels=2.0)(kernel)) == 0
@@ -76,7 +76,7 @@ def test_gradient_matches_finite_differences(shape, distance):
     kernel = tf.Variable(RNG.normal(size=shape).astype("float32"))
     regularizer = SmoothnessRegularizer(0.3, 0.7, "sum", distance)
     step = 1e-2
-    kernel[..., 1, 2].assign(0.02 * kernel[..., 1, 2])  # one below the least norm
+    kernel[..., 1, 2].assign(0.02 * kernel[..., 1, 2])  # one kernel below the least norm
     with tf.GradientTape() as tape:
         penalty = regularizer(kernel)
     gradient = tape.gradient(penalty, kernel).numpy()
@@ -107,7 +107,7 @@ def test_zero_kernels_give_no_nan(distance, zeros):
 
 
 def _least_norm(kernel):
-    """A tenth of the root mean square of the norms."""
+    """Computes a tenth of the root mean square of the norms."""
     return 0.1 * np.sqrt(np.mean(np.sum(kernel**2, axis=(0, 1), dtype="float64")))
 
 
@@ -121,14 +121,14 @@ def test_small_kernels_do_not_outweigh_the_others(norm):
     with tf.GradientTape() as tape:
         penalty = SmoothnessRegularizer(1.0, 1.0)(variable)
     assert float(penalty) == pytest.approx(expected, rel=1e-5)
-    # four of 30 + 30 pairs have it, and each pulls by at most 1 / least
+    # it is in four of 30 + 30 pairs, each with a gradient of at most 1 / least
     gradient = tape.gradient(penalty, variable).numpy()
     assert np.linalg.norm(gradient[:, :, 2, 3]) <= 4 / 30 / least
     assert np.linalg.norm(gradient[:, :, 2, 3]) > 0
 
 
 @pytest.mark.parametrize("name", ["smoothness_regularizer", "SmoothnessRegularizer"])
-def test_is_reached_by_name(name):
+def test_is_available_by_name(name):
     layer = keras.layers.Conv2D(4, 3, kernel_regularizer=name)
     layer.build((None, 8, 8, 3))
     (loss,) = layer.losses
@@ -146,19 +146,19 @@ def test_config_round_trips():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"filters": -1.0}, "filters must be a finite strength, at least 0. .*filters=-1.0"),
-        ({"channels": math.inf}, "channels must be a finite strength.*channels=inf"),
-        ({"filters": math.nan}, "filters must be a finite strength.*filters=nan"),
+        ({"filters": -1.0}, "filters must be a finite number of at least 0. .*filters=-1.0"),
+        ({"channels": math.inf}, "channels must be a finite number.*channels=inf"),
+        ({"filters": math.nan}, "filters must be a finite number.*filters=nan"),
         ({"reduction": "max"}, "reduction must be one of .*reduction='max'"),
         ({"distance": "l1"}, "distance must be one of .*distance='l1'"),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_raises_for_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         SmoothnessRegularizer(**arguments)
 
 
-def test_a_dense_kernel_is_refused():
+def test_raises_for_a_dense_kernel():
     with pytest.raises(ValueError, match=r"\(\.\.\., channels, filters\)\. Received: .*\(3, 4\)"):
         SmoothnessRegularizer()(np.zeros((3, 4), "float32"))
 
@@ -215,7 +215,7 @@ def test_is_added_to_a_model_in_training():
     assert model.evaluate(images, labels, verbose=0) == pytest.approx(after, rel=1e-5)
 
 
-def test_is_added_to_chosen_layers_only():
+def test_is_added_to_selected_layers_only():
     model = _classifier()
     add_regularizer(model, layers=lambda layer: layer.name == "inner")
     inner = model.get_layer("nested").get_layer("inner")
@@ -226,25 +226,25 @@ def test_is_added_to_chosen_layers_only():
 
 
 @pytest.mark.parametrize("layers", ["nested/inner", ["inner"], re.compile("^nested/"), ("inner",)])
-def test_layers_are_chosen_as_for_a_representation(layers):
+def test_layers_are_selected_as_for_a_representation(layers):
     model = _classifier()
     add_regularizer(model, layers=layers)
     assert model.get_layer("nested").get_layer("inner").kernel.regularizer is not None
     assert model.get_layer("plain").kernel.regularizer is None
 
 
-def test_refuses_layers_that_are_not_there():
+def test_raises_for_unknown_layers():
     with pytest.raises(ValueError, match=r"layers must name layers .*Received: \['outer'\]"):
         add_regularizer(_classifier(), layers=["plain", "outer"])
 
 
-def test_needs_a_model_that_is_built():
+def test_raises_for_a_model_that_is_not_built():
     model = keras.Sequential([keras.layers.Conv2D(2, 3)], name="unbuilt")
     with pytest.raises(ValueError, match=r"model must be built. Received: 'unbuilt'"):
         add_regularizer(model)
 
 
-def test_training_with_it_makes_kernels_alike():
+def test_training_with_it_makes_neighboring_kernels_similar():
     model = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(6, 3)])
     add_regularizer(model, SmoothnessRegularizer(1.0, 1.0))
     model.compile(keras.optimizers.Adam(1e-2), "mse")

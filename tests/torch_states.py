@@ -1,15 +1,21 @@
-"""A network's weights as PyTorch would name and lay them out."""
+"""Weights of a Keras network with the names and layouts of PyTorch."""
+
+NAMES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 
 
 def torch_state(model):
-    """`model`'s weights under PyTorch's names and layouts."""
-    names = {"gamma": "weight", "beta": "bias", "bias": "bias", "kernel": "weight"}
-    names |= {"moving_mean": "running_mean", "moving_variance": "running_var"}
+    """The weights of `model` as PyTorch's `state_dict` has them, NumPy arrays by name."""
     state = {}
     for layer in model.layers:
         for weight in layer.weights:
             value = weight.numpy()
             value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-            name = layer.name.replace("_", ".").replace("downsample.", "downsample.")
-            state[f"{name}.{names[weight.name]}"] = value
+            state[f"{layer.name.replace('_', '.')}.{NAMES[weight.name]}"] = value
     return state

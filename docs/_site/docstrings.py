@@ -1,7 +1,7 @@
-"""Our docstrings as mkdocstrings reads them.
+"""Adapts the docstrings of the package to mkdocstrings.
 
-An example stands below the line `Example:` unindented, which Markdown takes for a quotation,
-and several arguments may share a line, `include, exclude: ...`, which griffe takes for one.
+An example follows the line `Example:` unindented, which Markdown would render as a quotation.
+Several arguments may share a line, `include, exclude: ...`, which griffe would read as one.
 """
 
 import re
@@ -14,18 +14,18 @@ SHARED = re.compile(rf"^    ({NAMES}): (.*(?:\n     .*)*)$", re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
-    """Rewrites them before they are parsed."""
+    """Rewrites docstrings before griffe parses them."""
 
     def on_instance(self, *, obj, **kwargs):
         if obj.docstring:
-            text = EXAMPLE.sub(_example, obj.docstring.value)
-            obj.docstring.value = SHARED.sub(_one_by_one, text)
+            text = EXAMPLE.sub(_indented, obj.docstring.value)
+            obj.docstring.value = SHARED.sub(_one_per_argument, text)
 
 
-def _example(match):
+def _indented(match):
     lines = match[1].splitlines()
     return "\n".join(["Examples:", *("    " + line for line in lines), ""])
 
 
-def _one_by_one(match):
+def _one_per_argument(match):
     return "\n".join(f"    {name}: {match[2]}" for name in re.split(r",\s+", match[1]))

@@ -1,11 +1,12 @@
-"""Pages of the site that are not files of docs/, and the links between them all.
+"""Adds pages to the site that are not files of docs/, and adapts the links between pages.
 
-README.md and its like are pages of the repository and of the site. The API has a page for
-each module: its docstring, then its public names. Those come first that a name of
-`keras_nern/__init__.py` comes from.
+README.md and similar files are pages of the repository and of the site. Each module of the
+package has an API page, made from its docstrings: those that define public names are listed
+first, and the others are grouped by room under *Internals*.
 """
 
 import ast
+import itertools
 import pathlib
 import posixpath
 import re
@@ -13,7 +14,8 @@ import re
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Files of the repository, and where they are on the site.
+PACKAGE = ROOT / "keras_nern"
+# Files of the repository, and their addresses on the site.
 PAGES = {
     "README.md": "index.md",
     "benchmarks/README.md": "benchmarks.md",
@@ -25,33 +27,27 @@ PAGES = {
     "notebooks/": "notebooks/index.md",
     "notebooks/README.md": "notebooks/index.md",
 }
+LAZY = ("tuner",)  # packages that `__getattr__` of keras_nern/__init__.py imports on first use
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
 
 
-def public_names():
-    """The public names, by the module they come from: `{module: [name, ...]}`."""
-    names = {}
-    for node in ast.parse((ROOT / "keras_nern" / "__init__.py").read_text()).body:
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                if node.module == "keras_nern":
-                    names.setdefault(alias.name, [])
-                else:
-                    module = node.module.removeprefix("keras_nern.")
-                    names.setdefault(module, []).append(alias.name)
-    return dict(sorted(names.items()))
-
-
 def on_config(config):
-    """Leaves out of the menu the pages that are not written yet, and adds the API's."""
-    written = {path.name for path in (ROOT / "docs").glob("*.md")} | set(_own_pages())
-    config.nav = _written(config.nav, written)
+    """Lists the API pages in the menu."""
+    rooms = itertools.groupby(inner_modules(), key=lambda module: module.rpartition(".")[0])
+    internals = [
+        {room or "keras_nern": [{name: f"api/{name}.md"} for name in names]}
+        for room, names in rooms
+    ]
+    public = [{module: f"api/{module}.md"} for module in public_modules()]
+    for entry in config.nav:
+        if "API" in entry:
+            entry["API"] = [entry["API"], *public, {"Internals": internals}]
     return config
 
 
 def on_files(files, config):
     """Adds the pages that are not files of docs/."""
-    for address, page in _own_pages().items():
+    for address, page in _pages().items():
         source = (
             {"abs_src_path": str(page)} if isinstance(page, pathlib.Path) else {"content": page}
         )
@@ -78,37 +74,65 @@ def on_page_markdown(markdown, page, config, files):
     return LINK.sub(on_site, markdown)
 
 
-def _inner_modules():
-    """The modules that no public name comes from, in alphabetical order."""
-    modules = {path.stem for path in (ROOT / "keras_nern").glob("*.py")}
-    return sorted(module for module in modules - set(public_names()) if module[:2] != "__")
+def public_modules():
+    """Returns the modules that the public names come from: `{module: [name, ...]}`.
+
+    Modules are dotted paths below `keras_nern`. A module that is public itself, such as
+    `analysis.plots`, has its own name in the list.
+    """
+    modules = {name: [name] for name in LAZY}
+    for module, name in _imports(PACKAGE / "__init__.py"):
+        path = f"{module}.{name}".lstrip(".")
+        owner = path if path in _modules() else module
+        if not name.startswith("__"):
+            modules.setdefault(owner, []).append(name)
+    return dict(sorted(modules.items()))
 
 
-def _own_pages():
-    """Address on the site to a file's path or a page's text."""
-    pages = {
-        site: ROOT / source
-        for source, site in PAGES.items()
-        if not source.endswith("/") and (ROOT / source).exists()
-    }
-    for path in (ROOT / "notebooks").glob("*.ipynb"):  # to be downloaded
+def inner_modules():
+    """Returns the other modules, sorted by room; those of the package itself come first."""
+    public = set(public_modules())
+    public |= {module for name in LAZY for module, _ in _imports(PACKAGE / name / "__init__.py")}
+    return sorted(_modules() - public, key=lambda module: module.rpartition(".")[::2])
+
+
+def _modules():
+    """Returns the dotted paths of all modules below `keras_nern`, without the packages."""
+    paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    return {".".join(path.parts) for path in paths if not path.stem.startswith("__")}
+
+
+def _imports(path):
+    """Yields `(module, name)` for each name that a file imports from `keras_nern`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "keras_nern":
+            for alias in node.names:
+                yield node.module.partition(".")[2], alias.name
+
+
+def _pages():
+    """Returns the added pages: address on the site to a file's path or a page's text."""
+    pages = {site: ROOT / source for source, site in PAGES.items() if not source.endswith("/")}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):  # offered for download
         pages[f"notebooks/{path.name}"] = path
-    modules = public_names()
-    for module in (*modules, *_inner_modules()):
+    for module in (*public_modules(), *inner_modules()):
         pages[f"api/{module}.md"] = f"::: keras_nern.{module}\n"
+    for package in LAZY:
+        names = [name for _, name in _imports(PACKAGE / package / "__init__.py")]
+        pages[f"api/{package}.md"] += f"    options:\n      members: [{', '.join(names)}]\n"
     rows = [
         f"| [`{module}`]({module}.md) | {', '.join(_link(module, name) for name in names)} |"
-        for module, names in modules.items()
+        for module, names in public_modules().items()
     ]
     pages["api/index.md"] = "\n".join(
         [
             "# API",
             "",
-            "A module of the package has a page: what it is about, and its public names. "
-            "Those on the right are to be had as `keras_nern.NAME` as well. The modules under "
-            "*Inside* are nobody's interface; their pages tell how things work.",
+            "Each module has a page with its description and its public names. Import the names "
+            "in the right column from `keras_nern`. The modules under *Internals* are not part of "
+            "the public interface and may change. Their pages explain how the package works.",
             "",
-            "| module | in `keras_nern` itself |",
+            "| module | public names |",
             "| --- | --- |",
             *rows,
             "",
@@ -118,21 +142,6 @@ def _own_pages():
 
 
 def _link(module, name):
-    return f"[`{name}`]({module}.md#keras_nern.{module}.{name})"
-
-
-def _written(entries, written):
-    kept = []
-    for entry in entries:
-        ((title, value),) = entry.items()
-        if isinstance(value, list):
-            kept.append({title: _written(value, written)})
-        elif title == "API":
-            public, inner = (
-                [f"api/{module}.md" for module in modules]
-                for modules in (public_names(), _inner_modules())
-            )
-            kept.append({title: [value, *public, {"Inside": inner}]})
-        elif value in written:
-            kept.append(entry)
-    return kept
+    is_module = module.rpartition(".")[2] == name
+    anchor = f"keras_nern.{module}" if is_module else f"keras_nern.{module}.{name}"
+    return f"[`keras_nern.{name}`]({module}.md#{anchor})"

@@ -1,9 +1,9 @@
-"""Which kernels matter, told from how well they are reconstructed: the paper's first application.
+"""The importance of kernels, measured by how well they are reconstructed.
 
-A predictor that learns by distillation spends its few weights on what the network's outputs
-depend on, so that a kernel it gets wrong is one that matters little (Ashkenazi et al., ICLR
-2023, the first of its two applications). With w the S weights of a kernel, all places of one
-channel in one filter, and w^ those predicted, a kernel's score is one of
+Distillation makes a predictor reconstruct those kernels well that the network's outputs depend
+on; a kernel with a large reconstruction error therefore matters little. This is the first
+application in Ashkenazi et al., ICLR 2023. Let w be the S weights of a kernel, all places of one
+channel in one filter, and w^ the predicted ones. The score of a kernel is one of
 
     relative      - |w - w^| / |w|
     absolute      - |w - w^| / sqrt(S)
@@ -11,11 +11,11 @@ channel in one filter, and w^ those predicted, a kernel's score is one of
     magnitude     |w| / sqrt(S)
     random        uniform in [0, 1)
 
-and the lowest are pruned first. The first is the paper's relative error, taken over a kernel;
-the third the measure of the reference implementation's `get_filter_reconstruction_errors`
-(github.com/maorash/NeRN, HAND/tasks/pruning/pruner.py), divided by S for networks whose
-kernels are of several sizes. The last two use no reconstruction: what the others are to be
-compared with. A kernel of zeros has the lowest score that there is, for nothing is lost by it.
+and kernels of the lowest scores are pruned first. `relative` is the paper's relative error per
+kernel. `weightwise` is the measure of the reference implementation's
+`get_filter_reconstruction_errors` (github.com/maorash/NeRN, HAND/tasks/pruning/pruner.py), divided
+by S so that it compares kernels of several sizes. `magnitude` and `random` use no reconstruction
+and serve as baselines. A kernel of zeros has the score -inf, because pruning it loses nothing.
 """
 
 import numbers
@@ -25,7 +25,7 @@ import keras
 import numpy as np
 
 from keras_nern.model import NeRNModel
-from keras_nern.network.kernels import Kernel
+from keras_nern.network.kernels import Kernel, kernels_of, walk_layers
 from keras_nern.network.original import OriginalNetwork
 from keras_nern.utils import checks
 
@@ -35,23 +35,23 @@ MEASURES = ("relative", "absolute", "weightwise", "magnitude", "random")
 def kernel_importance(
     nern: NeRNModel, measure: str = "relative", seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Scores every represented kernel, the higher the more it matters.
+    """Scores every represented kernel; higher scores are more important.
 
     Args:
         nern: a trained `NeRNModel`.
-        measure: `"relative"`, `"absolute"` or `"weightwise"` reconstruction error,
-            `"magnitude"` or `"random"`, see above. Defaults to `"relative"`.
-        seed: of the random scores. Defaults to `0`.
+        measure: `"relative"`, `"absolute"` or `"weightwise"` for the negative reconstruction
+            error, `"magnitude"` or `"random"`. Defaults to `"relative"`.
+        seed: seed of the random scores. Defaults to `0`.
 
     Returns:
         A dict from the kernel's name, as in `predict_kernels`, to a float64 array
-        `(filters, channels)`: a score for each channel of each filter, whatever view
-        the representation has. A Dense layer has one for each weight; a depthwise
-        convolution `(multiplier, channels)`; a grouped one the channels of a group.
+        `(filters, channels)`, in either view of the representation. A Dense layer has one score
+        per weight. For a depthwise convolution the shape is `(multiplier, channels)`; for a
+        grouped one, the channels are those of a group.
 
     Raises:
-        ValueError: for an unknown measure, a seed that is no integer of at least 0, or what is
-            no `NeRNModel`.
+        ValueError: if `nern` is not a `NeRNModel`, the measure is unknown, or the seed is not an
+            integer of at least 0.
 
     Example:
 
@@ -63,14 +63,22 @@ def kernel_importance(
     if not isinstance(nern, NeRNModel):
         raise ValueError(f"nern must be a NeRNModel. Received: {nern!r}")
     checks.one_of("measure", measure, MEASURES)
-    checks.integer("seed", seed, least=0)
-    original = nern._original
+    checks.integer("seed", seed, minimum=0)
+    kernels = {
+        kernel.name: kernel
+        for path, layer in walk_layers(nern.base)
+        if layer.built
+        for kernel in kernels_of(path, layer)
+    }
     rng = np.random.default_rng(seed)
     predicted = nern.predict_kernels()
     scores = {}
-    for kernel, value in zip(original.blocks.kernels, original.kernel_values(), strict=True):
-        w, w_hat = (_by_kernel(kernel, array) for array in (value, predicted[kernel.name]))
-        scores[kernel.name] = _score(measure, w, w_hat, rng)
+    for name, original in nern.original_kernels().items():
+        w, w_hat = (
+            kernels[name].by_channel(values).astype("float64")  # (filters, channels, S)
+            for values in (original, predicted[name])
+        )
+        scores[name] = _score(measure, w, w_hat, rng)
     return scores
 
 
@@ -80,21 +88,20 @@ def prune(
     """Copies a classifier and sets its least important kernels to zero.
 
     Args:
-        base: the classifier, such as `nern.base`; it stays as it is.
-        scores: what `kernel_importance` returns, or any dict like it. Kernels that it
-            does not name are left alone.
-        sparsity: share of the weights of the named kernels to set to zero, in [0, 1]. As
-            many kernels go as hold no more than that.
-        per_layer: whether each layer gives that share, rather than all of them together.
+        base: the classifier, such as `nern.base`; it is not changed.
+        scores: dict from kernel names to arrays `(filters, channels)`, as `kernel_importance`
+            returns. Kernels without scores are not pruned.
+        sparsity: maximum share of the weights of all scored kernels to set to zero, in [0, 1].
+            Kernels are removed whole.
+        per_layer: whether the share applies to each layer instead of all layers together.
             Defaults to `False`.
 
     Returns:
-        A Keras model of the base's class and config with variables of its own. Not
-        compiled.
+        An uncompiled Keras model of the base's class and config, with variables of its own.
 
     Raises:
-        ValueError: for a sparsity out of range, and scores that name no kernel of the
-            base, have another shape than it has, or are NaN.
+        ValueError: if the sparsity is out of range, or if the scores are empty, name no kernel
+            of the base, have another shape or contain NaN.
 
     Example:
 
@@ -105,34 +112,30 @@ def prune(
         raise ValueError(f"sparsity must be in [0, 1]. Received: sparsity={sparsity!r}")
     if not isinstance(scores, Mapping) or any(np.iscomplexobj(one) for one in scores.values()):
         raise ValueError(
-            "scores must be a dict from layer name to an array of real numbers, as from "
-            f"kernel_importance. Received: {type(scores).__name__} {scores!r}"
+            "scores must be a dict from kernel names to arrays of real numbers, as "
+            f"kernel_importance returns. Received: {type(scores).__name__} {scores!r}"
         )
     original = OriginalNetwork(base, include_dense=True)
     kernels = {kernel.name: kernel for kernel in original.blocks.kernels}
     scores = {name: np.asarray(score, "float64") for name, score in scores.items()}
     _check_scores(scores, kernels)
-    groups = [[name] for name in scores] if per_layer else [list(scores)]
+    groups = [{name: score} for name, score in scores.items()] if per_layer else [scores]
     kept: dict[str, np.ndarray] = {}
-    for names in groups:
-        kept.update(_keep({name: scores[name] for name in names}, kernels, sparsity))
+    for group in groups:
+        kept.update(_keep(group, kernels, sparsity))
     values = []
-    for kernel, value in zip(original.blocks.kernels, original.kernel_values(), strict=True):
-        if kernel.name in kept:
-            rows = _by_kernel(kernel, value) * kept[kernel.name][..., None]
-            value = kernel.from_rows(rows.reshape(kernel.filters, -1).astype("float32"))
+    for name, kernel in kernels.items():
+        value = keras.ops.convert_to_numpy(kernel.variable)  # of the variable's own dtype
+        if name in kept:
+            rows = np.repeat(kept[name], kernel.spatial_size, axis=1)  # (filters, channels * S)
+            mask = keras.ops.convert_to_numpy(kernel.from_rows(rows))
+            value = np.where(mask, value, np.zeros_like(value))
         values.append(value)
     return original.rebuilt(values)
 
 
-def _by_kernel(kernel: Kernel, array: np.ndarray) -> np.ndarray:
-    """An array of a variable's shape as float64 `(filters, channels, places)`."""
-    rows = kernel.rows(array).astype("float64")
-    return rows.reshape(kernel.filters, kernel.channels, kernel.places)
-
-
 def _score(measure: str, w: np.ndarray, w_hat: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Scores `(filters, channels)` of kernels `(filters, channels, places)`."""
+    """Scores `(filters, channels)` of kernels `(filters, channels, S)`."""
     root = np.sqrt(w.shape[-1])
     norms = np.linalg.norm(w, axis=-1)
     errors = np.linalg.norm(w - w_hat, axis=-1)
@@ -150,7 +153,7 @@ def _score(measure: str, w: np.ndarray, w_hat: np.ndarray, rng: np.random.Genera
 
 
 def _divide(errors: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Errors over sizes; 0 / 0 is 0, any other error of nothing infinite."""
+    """Errors divided by sizes, with 0 / 0 = 0 and any other error divided by 0 infinite."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(errors == 0, 0.0, errors / sizes)
 
@@ -158,18 +161,17 @@ def _divide(errors: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def _keep(
     scores: dict[str, np.ndarray], kernels: dict[str, Kernel], sparsity: float
 ) -> dict[str, np.ndarray]:
-    """For each kernel `(filters, channels)`, which are not among the lowest."""
+    """Masks `(filters, channels)` of the kernels that stay if the lowest are removed."""
     flat = np.concatenate([score.ravel() for score in scores.values()])
-    weights = np.concatenate(
-        [np.full(score.size, kernels[name].places) for name, score in scores.items()]
+    sizes = np.repeat(
+        [kernels[name].spatial_size for name in scores], [score.size for score in scores.values()]
     )
     order = np.argsort(flat, kind="stable")
-    allowed = int(sparsity * weights.sum() + 1e-6)  # 0.29 * 100 is 28.999...
-    count = np.searchsorted(np.cumsum(weights[order]), allowed, side="right")
+    allowed = int(sparsity * sizes.sum() + 1e-6)  # 0.29 * 100 is 28.999...
+    count = np.searchsorted(np.cumsum(sizes[order]), allowed, side="right")
     keep = np.ones(flat.size, bool)
     keep[order[:count]] = False
-    ends = np.cumsum([score.size for score in scores.values()])
-    parts = np.split(keep, ends[:-1])
+    parts = np.split(keep, np.cumsum([score.size for score in scores.values()])[:-1])
     return {
         name: part.reshape(score.shape)
         for (name, score), part in zip(scores.items(), parts, strict=True)
@@ -180,14 +182,14 @@ def _check_scores(scores: dict[str, np.ndarray], kernels: dict[str, Kernel]) -> 
     unknown = sorted(set(scores) - set(kernels))
     if unknown or not scores:
         raise ValueError(
-            f"scores must be a dict that names kernels of the base, of {sorted(kernels)}. "
-            f"Received: {unknown or 'an empty one'}"
+            f"scores must name kernels of the base, among {sorted(kernels)}. "
+            f"Received: {unknown or 'an empty dict'}"
         )
     for name, score in scores.items():
-        wanted = (kernels[name].filters, kernels[name].channels)
-        if score.shape != wanted:
+        expected = (kernels[name].filters, kernels[name].channels)
+        if score.shape != expected:
             raise ValueError(
-                f"scores of {name!r} must have the shape (filters, channels) = {wanted}. "
+                f"scores of {name!r} must have the shape (filters, channels) = {expected}. "
                 f"Received: {score.shape}"
             )
         if np.isnan(score).any():

@@ -1,6 +1,7 @@
-"""Kernels as pictures of pixels: many small grids of weights, side by side, without matplotlib.
+"""Kernels as images of pixels, without matplotlib.
 
-A mosaic is a float array with a weight for each pixel and NaN in the gaps between kernels.
+Many kernels are drawn side by side in a *mosaic*: a float array with one pixel per weight, and
+NaN in the gaps between kernels.
 """
 
 import keras
@@ -11,40 +12,45 @@ from numpy.typing import ArrayLike
 def kernel_image(
     original: ArrayLike, predicted: ArrayLike, limit: int = 64, magnify: int = 8
 ) -> np.ndarray:
-    """The picture that `plots.plot_kernels` draws as pixels alone, without matplotlib.
+    """Draws a layer's original and predicted kernels into an RGB image.
+
+    The image shows what `plots.plot_kernels` shows, without axes and titles.
 
     Args:
         original, predicted, limit: as for `plots.plot_kernels`.
-        magnify: pixels along the side of a weight. Defaults to `8`.
+        magnify: width and height of a weight in pixels. Defaults to `8`.
 
     Returns:
-        uint8 array `(height, width, 3)`: the original's kernels to the left of the
-        predicted ones, with black between them.
+        uint8 array `(height, width, 3)`: the original kernels on the left, the predicted ones
+        on the right, and a black bar between them.
 
     Raises:
-        ValueError: as `plots.plot_kernels` does.
+        ValueError: if the shapes differ or are not those of a kernel.
 
     Example:
 
     >>> kernel_image(np.ones((3, 3, 1, 1)), np.zeros((3, 3, 1, 1)), magnify=1).shape
     (3, 7, 3)
     """
-    grids, scale = largest_kernels(original, predicted, limit)
+    mosaics, scale = largest_kernels(original, predicted, limit)
     parts = []
-    for grid in grids:
-        value = np.clip(grid / scale, -1, 1)[..., None]  # (height, width, 1)
-        colours = 1 - np.abs(value) * np.where(value > 0, [0, 1, 1], [1, 1, 0])
-        parts.append(np.nan_to_num(np.repeat(np.repeat(colours, magnify, 0), magnify, 1), nan=0.8))
+    for weights in mosaics:
+        value = np.clip(weights / scale, -1, 1)[..., None]  # (height, width, 1)
+        colors = 1 - np.abs(value) * np.where(value > 0, [0, 1, 1], [1, 1, 0])
+        parts.append(np.nan_to_num(colors.repeat(magnify, 0).repeat(magnify, 1), nan=0.8))
     parts.insert(1, np.zeros((len(parts[0]), magnify, 3)))
     return np.rint(255 * np.concatenate(parts, axis=1)).astype("uint8")
 
 
-def kernel_images(kernel: ArrayLike) -> np.ndarray:
-    """A kernel `(..., cin, cout)` as images `(cout * cin, height, width)`, filter by filter."""
+def to_images(kernel: ArrayLike) -> np.ndarray:
+    """Converts a kernel `(..., cin, cout)` to images `(cout * cin, height, width)`.
+
+    Images are ordered filter by filter. The slices of a 3-D kernel are stacked vertically.
+    """
     values = np.asarray(keras.ops.convert_to_numpy(kernel))
     if not 2 <= values.ndim <= 5:
         raise ValueError(
-            f"Expected a kernel of shape (..., cin, cout). Received: one of shape {values.shape}"
+            f"A kernel must have the shape (..., cin, cout). Received: shape {values.shape}"
         )
     *spatial, cin, cout = values.shape
     width = spatial[-1] if spatial else 1
@@ -55,24 +61,32 @@ def kernel_images(kernel: ArrayLike) -> np.ndarray:
 def largest_kernels(
     original: ArrayLike, predicted: ArrayLike, limit: int
 ) -> tuple[list[np.ndarray], float]:
-    """The grids of the kernels of largest norm, original and predicted, and their scale."""
+    """Draws the kernels of largest norm in the original.
+
+    Returns:
+        `(mosaics, scale)`: the original and the predicted kernels as mosaics, and the largest
+        absolute weight of the original ones.
+    """
     if np.shape(original) != np.shape(predicted):
         raise ValueError(
-            "Expected two kernels of one shape (..., cin, cout). "
+            "original and predicted must be kernels of one shape (..., cin, cout). "
             f"Received: {np.shape(original)} and {np.shape(predicted)}"
         )
-    kernels = [kernel_images(one) for one in (original, predicted)]
+    kernels = [to_images(one) for one in (original, predicted)]
     largest = np.argsort(-np.linalg.norm(kernels[0], axis=(1, 2)))[:limit]
     scale = np.abs(kernels[0][largest]).max() or 1.0
     return [mosaic(one[largest]) for one in kernels], scale
 
 
 def mosaic(kernels: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Kernels `(n, kh, kw)` as one image, with a gap of one pixel between them."""
+    """Arranges kernels `(n, kh, kw)` in rows, with gaps of one pixel.
+
+    Without `columns`, the mosaic has about as many rows as columns.
+    """
     n, kh, kw = kernels.shape
     columns = columns or int(np.ceil(np.sqrt(n)))
-    lines = int(np.ceil(n / columns))
-    grid = np.full((lines * (kh + 1) - 1, columns * (kw + 1) - 1), np.nan)
+    rows = int(np.ceil(n / columns))
+    grid = np.full((rows * (kh + 1) - 1, columns * (kw + 1) - 1), np.nan)
     for i, kernel in enumerate(kernels):
         top, left = i // columns * (kh + 1), i % columns * (kw + 1)
         grid[top : top + kh, left : left + kw] = kernel

@@ -1,25 +1,26 @@
-"""Which representations are worth their bytes: the Pareto front of size and score.
+"""The Pareto front of size and score.
 
-One representation *dominates* another where it takes no more bytes and scores no worse, and
-is better in one of the two. The front is what no other dominates: along it every further byte
-buys a better score, and off it bytes are wasted.
+One representation *dominates* another if it takes no more bytes, scores no worse, and is better
+in at least one of the two. The front consists of the representations that no other dominates:
+along it, every additional byte buys a better score.
 """
 
 import dataclasses
 import math
 
-_SCORE = "{:.5g}"
+from keras_nern.utils import checks
+from keras_nern.utils.tables import Printable, Table
 
 
 @dataclasses.dataclass(frozen=True)
 class ParetoPoint:
-    """One representation that was tried.
+    """One trial of a search.
 
     Attributes:
-        bytes: what it takes, see `report.SummaryTable.representation_bytes`.
-        score: what it was judged by.
-        hyperparameters: a dict of what it was made with.
-        trial_id: of the search's trial.
+        bytes: size of the representation, as `report.SummaryTable.representation_bytes`.
+        score: value of the objective; NaN if training diverged.
+        hyperparameters: dict of the representation's hyperparameters.
+        trial_id: id of the search's trial.
     """
 
     bytes: float
@@ -29,14 +30,14 @@ class ParetoPoint:
 
 
 @dataclasses.dataclass(frozen=True)
-class ParetoFront:
-    """The representations that no other dominates; prints as a table.
+class ParetoFront(Printable):
+    """The trials that no other trial dominates; prints as a table.
 
     Attributes:
-        points: list of `ParetoPoint` by rising bytes, and so by better scores.
-        trials: list of all `ParetoPoint`, by rising bytes.
+        points: list of the front's `ParetoPoint`, by increasing bytes and improving score.
+        trials: list of the `ParetoPoint` of all trials, by increasing bytes.
         objective: name of the score.
-        direction: `"max"` where a larger score is the better one, else `"min"`.
+        direction: `"max"` if larger scores are better, `"min"` if smaller ones are.
     """
 
     points: list
@@ -46,71 +47,72 @@ class ParetoFront:
 
     @classmethod
     def from_trials(cls, trials: list, objective: str, direction: str = "max") -> "ParetoFront":
-        """Finds the front of representations.
+        """Finds the front among trials.
 
         Args:
-            trials: list of `ParetoPoint`. Of equal ones the first is on the front.
+            trials: list of `ParetoPoint`. The first of several equal ones is on the front.
             objective: name of the score.
-            direction: `"max"` or `"min"`. Defaults to `"max"`.
+            direction: `"max"` if larger scores are better, `"min"` if smaller ones are.
+                Defaults to `"max"`.
 
         Returns:
             A `ParetoFront`.
 
         Raises:
-            ValueError: for another direction.
+            ValueError: if `direction` is neither `"max"` nor `"min"`.
 
         Example:
 
-        >>> rows = [ParetoPoint(4e4, 0.9, {}, "0"), ParetoPoint(6e4, 0.8, {}, "1")]
-        >>> [row.trial_id for row in ParetoFront.from_trials(rows, "val_accuracy").points]
+        >>> trials = [ParetoPoint(4e4, 0.9, {}, "0"), ParetoPoint(6e4, 0.8, {}, "1")]
+        >>> [point.trial_id for point in ParetoFront.from_trials(trials, "accuracy").points]
         ['0']
         """
-        if direction not in ("max", "min"):
-            raise ValueError(f'direction must be "max" or "min". Received: direction={direction!r}')
+        checks.one_of("direction", direction, ("max", "min"))
         sign = 1 if direction == "max" else -1
-        trials = sorted(trials, key=lambda row: (row.bytes, -sign * row.score))
+        trials = sorted(trials, key=lambda trial: (trial.bytes, -sign * trial.score))
         points: list[ParetoPoint] = []
-        for row in trials:
-            if math.isnan(row.score):  # of a fit that diverged
+        for trial in trials:
+            if math.isnan(trial.score):
                 continue
-            if not points or sign * row.score > sign * points[-1].score:
-                points.append(row)
+            if not points or sign * trial.score > sign * points[-1].score:
+                points.append(trial)
         return cls(points, trials, objective, direction)
 
     def best(self, max_bytes: float | None = None) -> ParetoPoint:
-        """The best score in at most so many bytes.
+        """Finds the best score within a budget of bytes.
 
         Args:
-            max_bytes: `None` for any number. Defaults to `None`.
+            max_bytes: the budget; `None` for no limit. Defaults to `None`.
 
         Returns:
             A `ParetoPoint`.
 
         Raises:
-            ValueError: where nothing that was tried is so small.
+            ValueError: if no trial fits the budget.
         """
-        fitting = [row for row in self.points if max_bytes is None or row.bytes <= max_bytes]
+        fitting = [one for one in self.points if max_bytes is None or one.bytes <= max_bytes]
         if not fitting:
-            smallest = "no trial"
+            smallest = "no trial with a score"
             if self.points:
-                smallest = f"the smallest takes {self.points[0].bytes:,.0f}"
+                smallest = f"{self.points[0].bytes:,.0f} bytes for the smallest"
             raise ValueError(
-                f"Expected a trial of at most {max_bytes} bytes among {len(self.trials)}. "
+                f"Expected a trial of at most {max_bytes} bytes among {len(self.trials)} trials. "
                 f"Received: {smallest}"
             )
         return fitting[-1]
 
-    def __str__(self) -> str:
-        names = list(dict.fromkeys(name for row in self.trials for name in row.hyperparameters))
-        columns = [["bytes", *(f"{row.bytes:,.0f}" for row in self.points)]]
-        columns.append([self.objective, *(_SCORE.format(row.score) for row in self.points)])
-        for name in names:
-            columns.append([name, *(str(row.hyperparameters.get(name)) for row in self.points)])
-        columns.append(["trial", *(row.trial_id for row in self.points)])
-        widths = [max(map(len, column)) for column in columns]
-        lines = [
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-            for row in zip(*columns, strict=True)
+    def tables(self) -> list[Table]:
+        """A row for each point, and how many of the trials are on the front."""
+        names = list(dict.fromkeys(name for one in self.trials for name in one.hyperparameters))
+        rows = [
+            (
+                f"{one.bytes:,.0f}",
+                f"{one.score:.5g}",
+                *(one.hyperparameters.get(name) for name in names),
+                one.trial_id,
+            )
+            for one in self.points
         ]
-        lines.insert(1, "-" * len(lines[0]))
-        return "\n".join([*lines, "", f"{len(self.points)} of {len(self.trials)} trials"])
+        header = ("bytes", self.objective, *names, "trial")
+        count = f"{len(self.points)} of {len(self.trials)} trials are on the front"
+        return [Table(rows, header, align="r"), Table([[count]])]

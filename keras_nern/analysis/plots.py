@@ -1,8 +1,8 @@
-"""Pictures of kernels, their order, their errors and of a fit, with matplotlib.
+"""Plots of kernels, errors, fits and searches, with matplotlib.
 
-Needs `pip install keras-nern[plots]`. Every function returns a `matplotlib.figure.Figure` that
-is attached to no window: save it, put it into a report, or let a notebook show it. Weights are
-red where positive, blue where negative, white at zero.
+The plots need `pip install "keras-nern[plots]"`. Every function returns a
+`matplotlib.figure.Figure` that is attached to no window: save it with `savefig`, or let a
+notebook display it. Positive weights are red, negative ones blue, and zeros white.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_nern.analysis.kernel_images import kernel_images, largest_kernels, mosaic
+from keras_nern.analysis.figure import new_figure
+from keras_nern.analysis.kernel_images import largest_kernels, mosaic, to_images
+from keras_nern.analysis.pareto import ParetoFront
+from keras_nern.model import NeRNModel
 
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from keras_nern.analysis.pareto import ParetoFront
-    from keras_nern.analysis.smoothness import SmoothnessReport
-    from keras_nern.model import NeRNModel
 
 
 def plot_kernels(
     original: ArrayLike, predicted: ArrayLike, title: str = "", limit: int = 64
 ) -> Figure:
-    """Draws a layer's kernels, as they were and as they are predicted, side by side.
+    """Draws a layer's original and predicted kernels side by side.
 
-    Both grids show the same kernels, those of largest norm, in the same order and on
-    one colour scale: red is positive, blue negative, white zero.
+    Both panels show the kernels of largest norm in the original, in the same order and on the
+    same color scale.
 
     Args:
-        original: array `(..., cin, cout)`, of any convolution or Dense layer; the slices
-            of a 3-D kernel are drawn one below the other.
+        original: array `(..., cin, cout)`, the kernel of any convolution or Dense layer. The
+            slices of a 3-D kernel are stacked vertically.
         predicted: array of the same shape.
-        title: heading of the figure. Defaults to `""`.
-        limit: kernels to show, at most. Defaults to `64`.
+        title: title of the figure. Defaults to `""`.
+        limit: maximum number of kernels to draw. Defaults to `64`.
 
     Returns:
-        A `matplotlib.figure.Figure`, not attached to any window.
+        A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: where the shapes differ, or are no kernel's.
+        ValueError: if the shapes differ or are not those of a kernel.
+        ImportError: if matplotlib is not installed.
 
     Example:
 
@@ -51,14 +51,13 @@ def plot_kernels(
     >>> figure = plot_kernels(base.get_layer("conv1").kernel, predicted, "conv1")
     >>> figure.savefig("conv1.png")
     """
-    grids, scale = largest_kernels(original, predicted, limit)
-    figure = _figure(figsize=(10, 5.4))
+    mosaics, scale = largest_kernels(original, predicted, limit)
+    figure = new_figure(figsize=(10, 5.4))
     figure.set_layout_engine("constrained", wspace=0.08)
     figure.suptitle(title)
-    for axes, grid, label in zip(
-        figure.subplots(1, 2), grids, ("original", "predicted"), strict=True
-    ):
-        image = axes.imshow(grid, cmap="RdBu_r", vmin=-scale, vmax=scale)
+    panels = figure.subplots(1, 2)
+    for axes, weights, label in zip(panels, mosaics, ("original", "predicted"), strict=True):
+        image = axes.imshow(weights, cmap="RdBu_r", vmin=-scale, vmax=scale)
         axes.set_title(label)
         axes.set_axis_off()
     figure.colorbar(image, ax=figure.axes, shrink=0.7, label="weight")
@@ -68,24 +67,25 @@ def plot_kernels(
 def plot_grids(
     kernels: dict[str, ArrayLike], orders: dict[str, ArrayLike] | None = None, limit: int = 16
 ) -> Figure:
-    """Draws layers' kernels where they stand: filters downwards, channels to the right.
+    """Draws kernels at their grid positions, one row per filter and one column per channel.
 
-    Where neighbours are alike, a predictor learns easily. Kernels are drawn as directions,
-    each divided by its norm, as the cosine sees them.
+    A predictor learns easily if neighbors on the grid are alike. Each kernel is divided by its
+    norm, because the cosine of two kernels depends on their directions only.
 
     Args:
-        kernels: a dict from title to array `(..., cin, cout)`, a picture for each.
-        orders: a dict from some of the titles to an int array `(cin * cout,)` of kernel
-            numbers, as in `Permutation.orders`: those pictures show the kernel that has
-            the coordinate. Defaults to `None`.
-        limit: filters and channels to show, at most. Defaults to `16`.
+        kernels: dict from the title of a panel to an array `(..., cin, cout)`.
+        orders: dict from some of the titles to an int array `(cin * cout,)` with the number of
+            the kernel at each position, as in `Permutation.orders`. Panels without an order
+            show the kernels as trained. Defaults to `None`.
+        limit: maximum number of filters, and of channels, to draw. Defaults to `16`.
 
     Returns:
-        A `matplotlib.figure.Figure`, not attached to any window.
+        A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: for an array that is no kernel, an order of another length, or of a
-            title that is not there.
+        ValueError: if an array is not a kernel, or if an order has another length or an unknown
+            title.
+        ImportError: if matplotlib is not installed.
 
     Example:
 
@@ -98,19 +98,20 @@ def plot_grids(
     orders = orders or {}
     if not set(orders) <= set(kernels):
         raise ValueError(
-            f"Expected orders of the kernels {sorted(kernels)}. Received: {sorted(orders)}"
+            f"orders must have titles of kernels, among {sorted(kernels)}. "
+            f"Received: {sorted(orders)}"
         )
-    figure = _figure(figsize=(5 * len(kernels), 5.4))
+    figure = new_figure(figsize=(5 * len(kernels), 5.4))
     panels = figure.subplots(1, len(kernels), squeeze=False)[0]
     for axes, (title, kernel) in zip(panels, kernels.items(), strict=True):
         filters = np.shape(kernel)[-1]
-        images = kernel_images(kernel)
+        images = to_images(kernel)
         if title in orders:
             order = np.asarray(orders[title])
             if order.shape != (len(images),):
                 raise ValueError(
-                    f"Expected an order of {len(images)} kernels for {title!r}. "
-                    f"Received: one of shape {order.shape}"
+                    f"The order of {title!r} must have {len(images)} entries, one per kernel. "
+                    f"Received: shape {order.shape}"
                 )
             images = images[order]
         norms = np.linalg.norm(images, axis=(1, 2), keepdims=True)
@@ -118,7 +119,7 @@ def plot_grids(
         rows = images.reshape(filters, -1, *images.shape[1:])[:limit, :limit]
         grid = mosaic(rows.reshape(-1, *images.shape[1:]), rows.shape[1])
         axes.imshow(grid, cmap="RdBu_r", vmin=-1, vmax=1)
-        axes.set_facecolor("0.6")  # seen in the gaps
+        axes.set_facecolor("0.6")  # the color of the gaps
         axes.set_title(title)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -131,19 +132,26 @@ def plot_images(images: ArrayLike, titles: Sequence | None = None, limit: int = 
     """Draws images in a row.
 
     Args:
-        images: array `(n, height, width, 3 or 1)`, in 0..255; what is beyond is cut off.
-        titles: one for each. Defaults to `None`.
-        limit: images to show, at most. Defaults to `8`.
+        images: array `(n, height, width, channels)` with 1 or 3 channels, and with values in
+            0..255 or 0..1. Floats are taken to be in 0..1 if none exceeds 2. Values outside the
+            range are clipped.
+        titles: sequence of one title per image. Defaults to `None`.
+        limit: maximum number of images to draw. Defaults to `8`.
 
     Returns:
-        A `matplotlib.figure.Figure`, not attached to any window.
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
 
     Example:
 
     >>> figure = plot_images(images, [f"class {label}" for label in labels])
     """
-    shown = np.clip(np.asarray(images, "float32")[:limit] / 255, 0, 1)
-    figure = _figure(figsize=(1.5 * len(shown), 1.9))
+    images = np.asarray(images)[:limit]
+    is_unit = not np.issubdtype(images.dtype, np.integer) and images.max() <= 2
+    shown = np.clip(images.astype("float32") / (1 if is_unit else 255), 0, 1)
+    figure = new_figure(figsize=(1.5 * len(shown), 1.9))
     for index, axes in enumerate(figure.subplots(1, len(shown), squeeze=False)[0]):
         axes.imshow(shown[index], cmap="gray", vmin=0, vmax=1)
         axes.set_axis_off()
@@ -152,49 +160,25 @@ def plot_images(images: ArrayLike, titles: Sequence | None = None, limit: int = 
     return figure
 
 
-def plot_smoothness(report: SmoothnessReport) -> Figure:
-    """Draws the mean cosine of neighbours along channels, layer by layer.
-
-    Args:
-        report: a `smoothness.SmoothnessReport`.
-
-    Returns:
-        A `matplotlib.figure.Figure`, not attached to any window: one line for each
-        order, -1 to 1 upwards, the layers in the network's order to the right.
-
-    Example:
-
-    >>> figure = plot_smoothness(keras_nern.smoothness_report(base))
-    """
-    figure = _figure(figsize=(max(6, 0.35 * len(report.layers)), 4.5))
-    axes = figure.subplots()
-    places = range(len(report.layers))
-    for order, cosines in report.cosines.items():
-        axes.plot(places, cosines[:, 0], marker="o", label=order)
-    axes.set_xticks(places, report.layers, rotation=90)
-    axes.set_ylim(-1.05, 1.05)
-    axes.set_ylabel("mean cosine of neighbours along channels")
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend()
-    return figure
-
-
 def plot_layer_errors(nern: NeRNModel) -> Figure:
-    """Draws how far each layer's predicted kernels are from the original's.
+    """Draws the relative squared error of each layer's predicted kernels.
 
     Args:
         nern: a `NeRNModel`.
 
     Returns:
-        A `matplotlib.figure.Figure`, not attached to any window: a bar for each layer, in
-        the network's order, and a line at the relative error of all weights together.
+        A `matplotlib.figure.Figure` with one bar per layer, in the network's order, and a line
+        at the relative error of all weights together.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
 
     Example:
 
     >>> figure = plot_layer_errors(nern)
     """
     errors = nern.layer_errors()
-    figure = _figure(figsize=(max(6, 0.35 * len(errors)), 4.5))
+    figure = new_figure(figsize=(max(6, 0.35 * len(errors)), 4.5))
     axes = figure.subplots()
     axes.bar(range(len(errors)), list(errors.values()))
     axes.axhline(nern.relative_error(), color="black", linestyle="--", label="all layers")
@@ -206,22 +190,22 @@ def plot_layer_errors(nern: NeRNModel) -> Figure:
 
 
 def plot_history(history: keras.callbacks.History | list[dict]) -> Figure:
-    """Draws the course of a fit, the two phases beside each other.
+    """Draws the learning curves of a fit, the two phases side by side.
 
-    Above are the losses, on a logarithmic scale; below the relative error of the weights
-    and, where they were measured, agreement and accuracy.
+    The upper panels show the losses on a logarithmic scale. The lower panels show the relative
+    error of the weights, and agreement and accuracy if they were measured.
 
     Args:
-        history: what `fit` returned, for a point for each epoch (a reconstruction that
-            comes before them is a single one), or the `history` of an `EvaluateRebuilt`,
-            for a point every `frequency` steps of either phase.
+        history: the return value of `NeRNModel.fit`, which has one value per epoch and a single
+            one for a reconstruction phase before the epochs; or the `history` of an
+            `EvaluateRebuilt` callback, which has values every `frequency` steps of both phases.
 
     Returns:
-        A `matplotlib.figure.Figure`, not attached to any window. Dashed lines are those
-        of validation data.
+        A `matplotlib.figure.Figure`. Dashed lines show validation data.
 
     Raises:
-        ValueError: where nothing was recorded.
+        ValueError: if the history is empty.
+        ImportError: if matplotlib is not installed.
 
     Example:
 
@@ -229,21 +213,21 @@ def plot_history(history: keras.callbacks.History | list[dict]) -> Figure:
     >>> history = nern.fit(images, epochs=5, callbacks=[watch])
     >>> figure = plot_history(watch.history)
     """
-    unit, phases = _courses(history)
+    unit, phases = _curves(history)
     if not phases:
-        raise ValueError("Expected a history of at least one epoch or step. Received: none")
-    figure = _figure(figsize=(5.5 * len(phases), 7))
+        raise ValueError("history must have at least one epoch or step. Received: none")
+    figure = new_figure(figsize=(5.5 * len(phases), 7))
     panels = figure.subplots(2, len(phases), squeeze=False, sharex="col")
-    for (phase, course), (above, below) in zip(phases.items(), panels.T, strict=True):
-        for name, (places, values) in course.items():
-            axes = above if name.endswith("loss") else below
+    for (phase, curves), (upper, lower) in zip(phases.items(), panels.T, strict=True):
+        for name, (places, values) in sorted(curves.items()):
+            axes = upper if name.endswith("loss") else lower
             style = "--" if name.startswith("val_") else "-"
             axes.plot(places, values, style, marker=".", label=name)
-        above.set_title(phase)
-        above.set_yscale("log")
-        below.set_xlabel(unit)
-        below.locator_params("x", integer=True)
-        for axes in (above, below):
+        upper.set_title(phase)
+        upper.set_yscale("log")
+        lower.set_xlabel(unit)
+        lower.locator_params("x", integer=True)
+        for axes in (upper, lower):
             axes.grid(alpha=0.3)
             if axes.lines:
                 axes.legend()
@@ -252,43 +236,43 @@ def plot_history(history: keras.callbacks.History | list[dict]) -> Figure:
     return figure
 
 
-def _courses(history: keras.callbacks.History | list[dict]) -> tuple[str, dict]:
-    """`(unit, {phase: {name: (places, values)}})` of a `History`, or of a list of results."""
+def _curves(history: keras.callbacks.History | list[dict]) -> tuple[str, dict[str, dict]]:
+    """The unit of the horizontal axis, and `{phase: {name: (places, values)}}`."""
+    phases: dict[str, dict] = {}
     if isinstance(history, list):
-        phases: dict[str, dict] = {}
         for result in history:
-            course = phases.setdefault(result["phase"], {})
+            curves = phases.setdefault(result["phase"], {})
             for name in result.keys() - {"phase", "step"}:
-                places, values = course.setdefault(name, ([], []))
+                places, values = curves.setdefault(name, ([], []))
                 places.append(result["step"])
                 values.append(result[name])
-        return "step", {phase: dict(sorted(course.items())) for phase, course in phases.items()}
-    # the epochs of a fit without images are of the reconstruction
-    epochs = "distillation" if "logits_loss" in history.history else "reconstruction"
-    before, places = history.reconstruction, history.places
-    phases = {"reconstruction": {name: ([1], values) for name, values in sorted(before.items())}}
-    phases[epochs] = {name: (places[name], v) for name, v in sorted(history.history.items())}
-    return "epoch", {phase: course for phase, course in phases.items() if course}
+        return "step", phases
+    phases["reconstruction"] = {
+        name: ([1], values) for name, values in history.reconstruction.items()
+    }
+    # without images, the epochs are those of the reconstruction
+    phase = "distillation" if "logits_loss" in history.history else "reconstruction"
+    phases[phase] = {name: (history.places[name], v) for name, v in history.history.items()}
+    return "epoch", {phase: curves for phase, curves in phases.items() if curves}
 
 
 def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> Figure:
-    """Draws which kernels matter: a map of filters and channels for each layer.
+    """Draws the importance of kernels, with a panel of filters by channels for each layer.
 
-    A kernel's colour is its rank, the share of all kernels in the network that score
-    lower: 0, dark, is what `importance.prune` sets to zero first, and what is darker
-    than 0.3 is gone when three tenths of the kernels are.
+    The color of a kernel is its rank: the share of the network's kernels that have a lower
+    score. `prune` removes the kernels of lowest rank first, so a sparsity of 0.3 removes about
+    the kernels of rank below 0.3.
 
     Args:
-        scores: what `importance.kernel_importance` returns, a dict from names to arrays
-            `(filters, channels)`.
-        title: heading of the figure. Defaults to `""`.
+        scores: dict from names to arrays `(filters, channels)`, as `kernel_importance` returns.
+        title: title of the figure. Defaults to `""`.
 
     Returns:
-        A `matplotlib.figure.Figure`, not attached to any window: filters downwards,
-        channels to the right.
+        A `matplotlib.figure.Figure`. Rows of a panel are filters, columns are channels.
 
     Raises:
-        ValueError: where there are no scores, or they are no such arrays.
+        ValueError: if `scores` is empty or contains an array of another rank.
+        ImportError: if matplotlib is not installed.
 
     Example:
 
@@ -298,63 +282,63 @@ def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> Figure:
     scores = {name: np.asarray(score) for name, score in scores.items()}
     if not scores or any(score.ndim != 2 for score in scores.values()):
         raise ValueError(
-            "Expected a dict from names to scores (filters, channels), at least one. "
-            f"Received: { ({name: score.shape for name, score in scores.items()}) }"
+            "scores must be a dict from names to arrays (filters, channels), with at least one. "
+            f"Received: shapes { ({name: score.shape for name, score in scores.items()}) }"
         )
     everything = np.sort(np.concatenate([score.ravel() for score in scores.values()]))
     columns = min(len(scores), 5)
-    lines = int(np.ceil(len(scores) / columns))
-    figure = _figure(figsize=(2.4 * columns + 1, 2.6 * lines + 0.4))
+    rows = int(np.ceil(len(scores) / columns))
+    figure = new_figure(figsize=(2.4 * columns + 1, 2.6 * rows + 0.4))
     figure.suptitle(title)
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes, (name, score) in zip(grid, scores.items(), strict=False):
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (name, score) in zip(panels, scores.items(), strict=False):
         ranks = np.searchsorted(everything, score) / len(everything)
         image = axes.imshow(ranks, cmap="viridis", vmin=0, vmax=1, aspect="auto")
         axes.set_title(name, fontsize="small")
         axes.set_xticks([])
         axes.set_yticks([])
-    for axes in grid[len(scores) :]:
+    for axes in panels[len(scores) :]:
         axes.set_axis_off()
-    figure.colorbar(image, ax=list(grid), shrink=0.7, label="share of kernels that score lower")
+    figure.colorbar(image, ax=list(panels), shrink=0.7, label="share of kernels that score lower")
     return figure
 
 
 def plot_pareto_front(front: ParetoFront) -> Figure:
-    """Draws the front of bytes and score, and what it dominates.
+    """Draws the Pareto front of size and score, and the trials that it dominates.
 
     Args:
-        front: a `front.ParetoFront`.
+        front: a `ParetoFront`, as `tuner.pareto_front` returns.
 
     Returns:
-        A `matplotlib.figure.Figure`, not attached to any window: bytes to the right, on a
-        logarithmic axis, the score upwards. The line is the best score in so many bytes;
-        dots beside it are the other trials.
+        A `matplotlib.figure.Figure` with bytes on a logarithmic horizontal axis and the score
+        on the vertical one. The line shows the best score within so many bytes; single dots are
+        the other trials.
 
     Raises:
-        ValueError: for a front without points.
+        ValueError: if the front has no points.
+        ImportError: if matplotlib is not installed.
 
     Example:
 
     >>> figure = plot_pareto_front(keras_nern.tuner.pareto_front(tuner))
     """
     if not front.points:
-        raise ValueError("Expected a front of at least one point. Received: none")
-    figure = _figure(figsize=(6, 4.5))
+        raise ValueError("front must have at least one point. Received: none")
+    figure = new_figure(figsize=(6, 4.5))
     axes = figure.subplots()
-    on_front = {row.trial_id for row in front.points}
-    others = [row for row in front.trials if row.trial_id not in on_front]
+    others = [trial for trial in front.trials if trial not in front.points]
     axes.scatter(
-        [row.bytes for row in others],
-        [row.score for row in others],
+        [trial.bytes for trial in others],
+        [trial.score for trial in others],
         color="lightgrey",
         label="other trials",
     )
     axes.plot(
-        [row.bytes for row in front.points],
-        [row.score for row in front.points],
+        [point.bytes for point in front.points],
+        [point.score for point in front.points],
         drawstyle="steps-post",
         marker="o",
-        label="front",
+        label="Pareto front",
     )
     axes.set_xscale("log")
     axes.set_xlabel("bytes")
@@ -362,12 +346,3 @@ def plot_pareto_front(front: ParetoFront) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
-
-
-def _figure(**arguments: typing.Any) -> Figure:
-    """A figure without a window, and so of any backend."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need `pip install keras-nern[plots]`") from error
-    return Figure(layout="constrained", **arguments)

@@ -1,70 +1,72 @@
-"""How alike neighbouring kernels are, as a network was trained and under permutations.
+"""Smoothness of a network's kernels, as trained and under permutations.
 
-On a layer's grid of positions, cout rows (filters) of cin (channels), the smoothness is
-the mean cosine of neighbours,
+The smoothness of a layer is the mean cosine of neighboring kernels on its grid of filters (rows)
+by channels (columns),
 
     along channels:  mean over f, c of  cos(W[f, c], W[f, c + 1])
     along filters:   mean over f, c of  cos(W[f, c], W[f + 1, c])
 
-where W[f, c] is the kernel that stands at that position, and the cosine is 0 where a
-norm is 0. A cross-filter order runs along the rows: it smooths along channels.
+where W[f, c] is the kernel at that position. A cosine with a kernel of zeros is 0. Cross-filter
+orders run along the rows and therefore raise the smoothness along channels.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import typing
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_nern.analysis.figure import new_figure
 from keras_nern.network.blocks import Blocks, check_order
-from keras_nern.permutations.orders import validate_names
+from keras_nern.permutations.orders import check_permutation_arguments
 from keras_nern.permutations.permutation import Permutation
+from keras_nern.utils.tables import Printable, Table
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AS_TRAINED = "as trained"
 
 
 def neighbour_cosines(kernel: ArrayLike, order: ArrayLike | None = None) -> tuple[float, float]:
-    """The mean cosine of neighbouring kernels of a layer.
+    """Computes the mean cosine of a layer's neighboring kernels.
 
     Args:
         kernel: array `(..., cin, cout)`.
-        order: int array `(cin * cout,)`, `order[p]` the kernel at position p; `None`
-            for the kernels as they stand. Defaults to `None`.
+        order: int array `(cin * cout,)` with the number of the kernel at each position, as in
+            `Permutation.orders`; `None` for the kernels as trained. Defaults to `None`.
 
     Returns:
         `(along_channels, along_filters)`: floats, NaN along an axis of length 1.
 
     Raises:
-        ValueError: where the order is no permutation of the kernels.
+        ValueError: if `order` is not a permutation of the kernels.
 
     Example:
 
     >>> neighbour_cosines(np.ones((3, 3, 2, 1)))
     (1.0, nan)
     """
-    kernel = np.asarray(kernel, "float64")
-    blocks = np.moveaxis(kernel, (-1, -2), (0, 1))  # (filters, channels, ...)
+    blocks = np.moveaxis(np.asarray(kernel), (-1, -2), (0, 1))  # (filters, channels, ...)
     if order is not None:
         check_order(np.asarray(order), blocks.shape[0] * blocks.shape[1], 0)
     return _cosines(blocks.reshape(*blocks.shape[:2], -1), order)
 
 
 def _cosines(blocks: np.ndarray, order: ArrayLike | None) -> tuple[float, float]:
-    """The same of blocks `(filters, columns, B)`."""
+    """Mean cosines of blocks `(filters, columns, B)`, along columns and along filters."""
+    blocks = blocks.astype("float64")
     norms = np.linalg.norm(blocks, axis=-1, keepdims=True)
     units = np.divide(blocks, norms, out=np.zeros_like(blocks), where=norms > 0)
     if order is not None:
         units = units.reshape(-1, units.shape[-1])[order].reshape(units.shape)
-    return _mean_product(units[:, :-1], units[:, 1:]), _mean_product(units[:-1], units[1:])
-
-
-def _mean_product(first: np.ndarray, second: np.ndarray) -> float:
-    return _mean((first * second).sum(axis=-1))
+    along_columns = (units[:, :-1] * units[:, 1:]).sum(axis=-1)
+    along_filters = (units[:-1] * units[1:]).sum(axis=-1)
+    return _mean(along_columns), _mean(along_filters)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -72,16 +74,16 @@ def _mean(values: np.ndarray) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class SmoothnessReport:
-    """Mean cosines of neighbouring kernels; prints as a table.
+class SmoothnessReport(Printable):
+    """Mean cosines of neighboring kernels by layer and order; prints as a table.
 
     Attributes:
-        layers: names of the kernels.
-        shapes: their shapes.
-        cosines: a dict from order (`"as trained"`, `"cross_filter, greedy"`, ...) to a
-            float64 array `(layers, 2)`, along channels and along filters.
-        permutations: a dict from order to the `Permutation`, for `NeRNModel`.
-        metric: what the orders that were searched for call near.
+        layers: list of the kernels' names.
+        shapes: list of the kernels' shapes.
+        cosines: dict from the name of an order (`"as trained"`, `"cross_filter, greedy"`, ...)
+            to a float64 array `(layers, 2)`: along channels and along filters.
+        permutations: dict from the name of an order to its `Permutation`, for `NeRNModel`.
+        metric: metric by which the orders were searched for.
     """
 
     layers: list
@@ -92,51 +94,51 @@ class SmoothnessReport:
 
     @property
     def bits(self) -> dict[str, float]:
-        """A dict from order to the bits it costs."""
-        return {order: one.bits for order, one in self.permutations.items()}
+        """A dict from the name of an order to the bits it takes to store."""
+        return {order: permutation.bits for order, permutation in self.permutations.items()}
 
     def mean(self, order: str) -> np.ndarray:
-        """The mean over all layers, along channels and along filters: `(2,)`."""
+        """The mean over layers, along channels and along filters: float64 `(2,)`."""
         return np.array([_mean(axis[~np.isnan(axis)]) for axis in self.cosines[order].T])
 
-    def plot(self) -> "Figure":
-        """Draws the cosines along channels of every layer, a line for each order.
+    def tables(self) -> list[Table]:
+        """A row for each layer and their mean, and the bits of each order."""
+        names = [*self.layers, "mean"]
+        shapes = [*("x".join(map(str, shape)) for shape in self.shapes), ""]
+        columns = [
+            [" / ".join(f"{x:.3f}" for x in row) for row in [*cosines, self.mean(order)]]
+            for order, cosines in self.cosines.items()
+        ]
+        title = (
+            "Mean cosine of neighboring kernels, along channels / along filters; "
+            f"orders searched for by {self.metric} distance"
+        )
+        rows = list(zip(names, shapes, *columns, strict=True))
+        header = ("layer", "kernel shape", *self.cosines)
+        bits = [(order, f"{bits:,.0f}") for order, bits in self.bits.items()]
+        return [
+            Table(rows, header, footer=True, title=title),
+            Table(bits, ("order", "bits"), align="lr"),
+        ]
+
+    def plot(self) -> Figure:
+        """Draws the mean cosine along channels by layer, with a line for each order.
 
         Returns:
-            A `matplotlib.figure.Figure`, not attached to any window.
+            A `matplotlib.figure.Figure` that is attached to no window. The layers are on the
+            horizontal axis, in the network's order.
         """
-        from keras_nern.analysis.plots import plot_smoothness
-
-        return plot_smoothness(self)
-
-    def __str__(self) -> str:
-        names = [*self.layers, "mean"]
-        shapes = ["x".join(map(str, shape)) for shape in self.shapes]
-        columns = [["layer", *names], ["kernel shape", *shapes, ""]]
+        figure = new_figure(figsize=(max(6, 0.35 * len(self.layers)), 4.5))
+        axes = figure.subplots()
+        places = range(len(self.layers))
         for order, cosines in self.cosines.items():
-            rows = [*cosines, self.mean(order)]
-            columns.append([order, *(" / ".join(f"{x:.3f}" for x in row) for row in rows)])
-        widths = [max(map(len, column)) for column in columns]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in zip(*columns, strict=True)
-        ]
-        rule = "-" * max(map(len, lines))
-        costs = ", ".join(f"{order}: {bits:,.0f}" for order, bits in self.bits.items())
-        return "\n".join(
-            [
-                "Mean cosine of neighbouring kernels, along channels / along filters; "
-                f"orders by {self.metric}",
-                rule,
-                lines[0],
-                rule,
-                *lines[1:-1],
-                rule,
-                lines[-1],
-                "",
-                f"bits of the order  {costs}",
-            ]
-        )
+            axes.plot(places, cosines[:, 0], marker="o", label=order)
+        axes.set_xticks(places, self.layers, rotation=90)
+        axes.set_ylim(-1.05, 1.05)
+        axes.set_ylabel("mean cosine of neighbors along channels")
+        axes.grid(axis="y", alpha=0.3)
+        axes.legend()
+        return figure
 
 
 def smoothness_report(
@@ -145,28 +147,29 @@ def smoothness_report(
     methods: str | Sequence[str] = ("greedy",),
     metric: str = "euclidean",
     verbose: str | int = "auto",
-    **selection: Any,
+    **selection: typing.Any,
 ) -> SmoothnessReport:
-    """Measures how smooth a model's kernels are, and would be under permutations.
+    """Measures the smoothness of a model's kernels, as trained and under permutations.
 
     Args:
-        model: a built `keras.Model`; for a `NeRNModel` give its `base`, and its
-            `kernel_permutation()` among the kinds.
-        kinds: of permutation (see `permutations`), each found by every method; or a
-            `Permutation` to be measured as it is. Defaults to both kinds.
-        methods: of finding one (see `tours`). Defaults to `("greedy",)`.
-        metric: what they call near. Defaults to `"euclidean"`, as for `NeRNModel`; what is
-            measured are cosines.
+        model: a built `keras.Model`. For a `NeRNModel`, pass its `base`, and its
+            `kernel_permutation()` as one of `kinds`.
+        kinds: kinds of permutation to search for, `"in_filter"` or `"cross_filter"`, or
+            `Permutation`s to measure as they are. Defaults to both kinds.
+        methods: methods of the search, as `permutation_method` of `NeRNModel`. Every kind is
+            searched for by every method. Defaults to `("greedy",)`.
+        metric: metric of the search, `"euclidean"` or `"cosine"`. The report contains cosines
+            in either case. Defaults to `"euclidean"`.
         verbose: as for `Permutation.from_model`. Defaults to `"auto"`.
-        **selection: arguments of `blocks.Blocks` (`view`, `include`, ...), as they are
-            given to `NeRNModel`.
+        **selection: `view`, `block_size`, `include`, `exclude` and `include_dense`, as for
+            `NeRNModel`.
 
     Returns:
-        A `SmoothnessReport`: print it, or `plot()` it. Its `permutations` are those found.
+        A `SmoothnessReport` to print or `plot()`. Its `permutations` hold the orders found.
 
     Raises:
-        ValueError: for another kind, method or metric, before any is computed, a
-            `Permutation` of another model, or a model without kernels to represent.
+        ValueError: before any search, if a kind, method or metric is unknown, if a
+            `Permutation` is that of another model, or if the model has no kernels to represent.
 
     Example:
 
@@ -177,30 +180,27 @@ def smoothness_report(
     kinds = (kinds,) if isinstance(kinds, (str, Permutation)) else kinds
     methods = (methods,) if isinstance(methods, str) else methods
     given = [kind for kind in kinds if isinstance(kind, Permutation)]
-    wanted = [
+    searched = [
         (kind, method) for kind in kinds if not isinstance(kind, Permutation) for method in methods
     ]
-    for kind, method in wanted:
-        validate_names(kind, method, metric)
+    for kind, method in searched:
+        check_permutation_arguments(kind, method, metric)
     blocks = Blocks(model, **selection)
     for permutation in given:
-        permutation.check(blocks.grids)
-    for kind, method in wanted:
-        Permutation.check_size(blocks.grids, kind, method)
+        permutation.check_grids(blocks.grids)
+    for kind, method in searched:
+        Permutation.check_method(blocks.grids, kind, method)
     permutations = {AS_TRAINED: Permutation.from_model(blocks, None)}
     for number, permutation in enumerate(given, start=1):
         name = f"{permutation.kind}, given"
         permutations[name if name not in permutations else f"{name} ({number})"] = permutation
-    for kind, method in wanted:
-        found = Permutation.from_model(blocks, kind, method, metric, verbose)
-        permutations[f"{kind}, {method}"] = found
-    cosines = {
-        name: np.array(
-            [
-                _cosines(blocks.kernel_blocks(index).astype("float64"), order)
-                for index, order in enumerate(permutation.orders)
-            ]
+    for kind, method in searched:
+        permutations[f"{kind}, {method}"] = Permutation.from_model(
+            blocks, kind, method, metric, verbose
         )
+    layers = [blocks.kernel_blocks(index) for index in range(len(blocks.kernels))]
+    cosines = {
+        name: np.array([_cosines(*pair) for pair in zip(layers, permutation.orders, strict=True)])
         for name, permutation in permutations.items()
     }
     return SmoothnessReport(

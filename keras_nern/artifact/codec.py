@@ -1,7 +1,22 @@
-"""How floats become bytes, and in which types.
+"""How numbers become bytes.
 
-Numbers are written in planes, the first bytes of all, then the second bytes and so on, and
-packed by zstandard, which sees that the last plane, of signs and exponents, repeats itself.
+*Floats* are written in planes, the first bytes of all numbers, then the second bytes and so on,
+and compressed by zstandard, for which the last plane, of signs and exponents, is repetitive.
+
+*Levels*, the integers of quantized kernels, are written by a range coder, which spends -log2(p)
+bits on a symbol of probability p. The probabilities are adaptive: levels are coded in runs, each by
+the counts of all runs of the kernel before it, so no table is stored (Cleary and Witten, "Data
+Compression Using Adaptive Coding and Partial String Matching", IEEE Transactions on Communications,
+1984).
+
+*Orders* of n blocks are written as the n - 1 swaps that turn the identity into the order, the i-th
+of which is one of i + 1 possible ones. Sequences of swaps and orders correspond one to one (Knuth,
+*The Art of Computer Programming*, volume 2, section 3.4.2, algorithm P), so an order takes log2(n!)
+bits.
+
+The range coder is constriction's (Bamler, "Understanding Entropy Coding With Asymmetric Numeral
+Systems (ANS): a Statistician's Perspective", 2022, arXiv 2201.01741). docs/format.md specifies what
+a reader without it has to do.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,32 +25,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_nern.artifact.container import require
 from keras_nern.permutations.orders import invert
 from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.quantization import BITS, largest_level
+from keras_nern.utils.optional import require
 
-LEVEL = 19  # of zstandard
+LEVEL = 19  # zstandard's compression level
 FLOATS = ("float32", "float16")
 PRECISIONS = (*FLOATS, *(f"int{bits}" for bits in BITS))
 WINDOW = 2**27  # bytes that a zstandard frame may refer back over
+PRECISION = 24  # bits of a probability in the range coder
+FIRST_RUN = 64  # levels in the first runs; a later run has an eighth of all levels before it
+LARGEST_DIGIT = 2**20  # larger digits are coded in two parts
+LOW = 2**10  # number of values of the lower part
+
+Shape = tuple[int, ...]
 
 
 def pack_floats(values: ArrayLike, dtype: str) -> bytes:
-    """Writes numbers of one type.
+    """Encodes numbers of one type.
 
     Args:
         values: array.
-        dtype: NumPy's name of the type to write them in.
+        dtype: NumPy's name of the type in which they are written.
 
     Returns:
-        bytes: a zstandard frame of the planes.
+        A zstandard frame of the planes.
 
     Raises:
-        ValueError: where a finite number is too large for the type.
-        ImportError: where zstandard is not installed.
+        ValueError: if a finite number is too large for the type.
+        ImportError: if zstandard is not installed.
     """
-    lost = too_large(values, dtype)
+    lost = count_too_large(values, dtype)
     if lost:
         raise ValueError(f"Expected numbers that {dtype} can hold. Received: {lost} larger ones")
     array = np.asarray(values).ravel().astype(np.dtype(dtype).newbyteorder("<"))
@@ -43,8 +64,8 @@ def pack_floats(values: ArrayLike, dtype: str) -> bytes:
     return pack(planes.tobytes())
 
 
-def too_large(values: ArrayLike, dtype: str) -> int:
-    """How many finite numbers are too large for a type, of NumPy's name `dtype`."""
+def count_too_large(values: ArrayLike, dtype: str) -> int:
+    """Counts the finite numbers that are too large for the type of NumPy's name `dtype`."""
     values = np.asarray(values)
     with np.errstate(over="ignore"):
         kept = np.isfinite(values.astype(dtype))
@@ -52,11 +73,11 @@ def too_large(values: ArrayLike, dtype: str) -> int:
 
 
 def unpack_floats(data: bytes, count: int, dtype: str) -> np.ndarray:
-    """Reads what `pack_floats` wrote: an array `(count,)`.
+    """Decodes what `pack_floats` wrote: an array `(count,)`.
 
     Raises:
-        ValueError: where there are not as many.
-        ImportError: where zstandard is not installed.
+        ValueError: if the data holds another number of them.
+        ImportError: if zstandard is not installed.
     """
     kind = np.dtype(dtype).newbyteorder("<")
     planes = unpack(data, count * kind.itemsize, exactly=True)
@@ -65,11 +86,11 @@ def unpack_floats(data: bytes, count: int, dtype: str) -> np.ndarray:
 
 
 def stored_type(dtype: str, precision: str) -> str:
-    """The type in which weights of a type are written.
+    """The type in which weights are written.
 
     Args:
         dtype: Keras's name of the weights' type.
-        precision: `"float32"`, which changes no number, or `"float16"`.
+        precision: `"float32"`, which is exact, or `"float16"`.
 
     Returns:
         NumPy's name of a type.
@@ -87,66 +108,47 @@ def bias_type(precision: str) -> str:
 
 
 def pack(data: bytes) -> bytes:
-    """Packs bytes into a zstandard frame that says how many they are."""
-    return require("zstandard").ZstdCompressor(level=LEVEL).compress(data)
+    """Compresses bytes into a zstandard frame that holds their number."""
+    return require("zstandard", "compact").ZstdCompressor(level=LEVEL).compress(data)
 
 
-def unpack(data: bytes, most: int, exactly: bool = False) -> bytes:
-    """Unpacks what `pack` packed, where it is at most, or exactly, so many bytes.
+def unpack(data: bytes, max_bytes: int, exactly: bool = False) -> bytes:
+    """Decompresses what `pack` returned.
+
+    Args:
+        data: a zstandard frame.
+        max_bytes: largest size of the result, checked before memory is taken.
+        exactly: whether the result must have that size. Defaults to `False`.
 
     Raises:
-        ValueError: where it is not.
-        ImportError: where zstandard is not installed.
+        ValueError: if the data is damaged or has another size.
+        ImportError: if zstandard is not installed.
     """
-    zstandard = require("zstandard")
+    zstandard = require("zstandard", "compact")
     try:
         size = zstandard.frame_content_size(data)
-        if size < 0 or size > most or (exactly and size != most):
+        if size < 0 or size > max_bytes or (exactly and size != max_bytes):
             bound = "" if exactly else "at most "
-            raise ValueError(f"{size:,} packed bytes where {bound}{most:,} are expected")
+            raise ValueError(f"it unpacks to {size:,} bytes instead of {bound}{max_bytes:,}")
         decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW)
         return decompressor.decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(f"zstandard cannot read it: {error}") from error
 
 
-# How integers become bytes: the levels of quantised kernels, and orders.
-#
-# *Levels*, the integers of a quantised kernel, are written by a range coder, which spends
-# -log2(p) bits on a symbol of probability p. The probabilities are learned on the way, by writer
-# and reader alike: the levels of a kernel are coded in runs, each by the counts of those before
-# it, so that no table is kept (Cleary and Witten, "Data Compression Using Adaptive Coding and
-# Partial String Matching", IEEE Transactions on Communications, 1984).
-#
-# *Orders* of n blocks are written as the n - 1 swaps that make them of the identity, the i-th
-# being any of i + 1: every sequence of swaps is an order, and every order one such sequence
-# (Knuth, *The Art of Computer Programming*, volume 2, section 3.4.2, algorithm P). Together they
-# take log2(n!) bits.
-#
-# The range coder is constriction's (Bamler, "Understanding Entropy Coding With Asymmetric Numeral
-# Systems (ANS): a Statistician's Perspective", 2022, arXiv 2201.01741). docs/format.md says what
-# a reader without it has to do.
-
-Shape = tuple[int, ...]
-PRECISION = 24  # bits of a probability in the range coder
-FIRST_RUN = 64  # levels in the first runs; later ones are an eighth of all before them
-LARGEST_DIGIT = 2**20  # up to here a digit is coded at once, above in two parts
-LOW = 2**10  # the number of values of the lower part
-
-
 def encode_levels(kernels: Sequence[np.ndarray], bits: int) -> bytes:
-    """Writes the levels of quantised kernels.
+    """Encodes the levels of quantized kernels.
 
     Args:
         kernels: list of integer arrays, entries in [-Q, Q], Q = 2^(bits - 1) - 1.
         bits: 2 to 8.
 
     Returns:
-        bytes.
+        The bytes of the range coder.
 
     Raises:
-        ValueError: for other bits, or levels beyond Q.
-        ImportError: where constriction is not installed.
+        ValueError: if `bits` is out of range or a level is beyond Q.
+        ImportError: if constriction is not installed.
 
     Example:
 
@@ -154,7 +156,7 @@ def encode_levels(kernels: Sequence[np.ndarray], bits: int) -> bytes:
     >>> len(data)  # of 100,000 levels
     44
     """
-    stream = require("constriction").stream
+    stream = require("constriction", "compact").stream
     encoder = stream.queue.RangeEncoder()
     top = largest_level(bits)
     for levels in kernels:
@@ -170,21 +172,21 @@ def encode_levels(kernels: Sequence[np.ndarray], bits: int) -> bytes:
 
 
 def decode_levels(data: bytes, shapes: Sequence[Shape], bits: int) -> list[np.ndarray]:
-    """Reads what `encode_levels` wrote.
+    """Decodes what `encode_levels` wrote.
 
     Args:
-        data: bytes.
-        shapes: of the kernels.
+        data: the bytes.
+        shapes: shapes of the kernels.
         bits: 2 to 8.
 
     Returns:
-        List of int8 arrays.
+        A list of int8 arrays.
 
     Raises:
-        ValueError: for other bits, or data that are no levels.
-        ImportError: where constriction is not installed.
+        ValueError: if `bits` is out of range or the data is damaged.
+        ImportError: if constriction is not installed.
     """
-    stream = require("constriction").stream
+    stream = require("constriction", "compact").stream
     decoder = stream.queue.RangeDecoder(_words(data))
     top = largest_level(bits)
     kernels = []
@@ -201,7 +203,7 @@ def decode_levels(data: bytes, shapes: Sequence[Shape], bits: int) -> list[np.nd
 
 
 class _Counts:
-    """How often each symbol came, as the probabilities of the next ones."""
+    """Counts of symbols, which give the probabilities of the next ones."""
 
     def __init__(self, size: int) -> None:
         self.counts = np.ones(size, "int64")
@@ -210,11 +212,11 @@ class _Counts:
         self.counts += 2 * np.bincount(symbols, minlength=len(self.counts))
 
     def model(self, stream: Any) -> Any:
-        """Frequencies f of at least 1, which add up to 2^24, in proportion to the counts."""
+        """Frequencies of at least 1 in proportion to the counts, with the sum 2^24."""
         free = 2**PRECISION - len(self.counts)
         shares = self.counts * free // self.counts.sum()
         shares[np.argmax(self.counts)] += free - shares.sum()
-        # The model gives each symbol 1 and shares out what is left, here without rounding.
+        # The model gives each symbol 1 and distributes the rest, here without rounding.
         return stream.model.Categorical(shares.astype("float64"), perfect=False)
 
 
@@ -227,18 +229,18 @@ def _runs(size: int) -> Iterator[tuple[int, int]]:
 
 
 def encode_orders(permutation: Permutation) -> bytes:
-    """Writes the orders of a permutation.
+    """Encodes the orders of a permutation.
 
     Args:
-        permutation: a `Permutation` that is not `None`'s kind.
+        permutation: a `Permutation` whose kind is not `None`.
 
     Returns:
-        bytes, close to `permutation.bits` bits.
+        The bytes of the range coder, close to `permutation.bits` bits.
 
     Raises:
-        ImportError: where constriction is not installed.
+        ImportError: if constriction is not installed.
     """
-    stream = require("constriction").stream
+    stream = require("constriction", "compact").stream
     encoder = stream.queue.RangeEncoder()
     for order, (filters, columns) in zip(permutation.orders, permutation.grids, strict=True):
         if permutation.kind == "in_filter":
@@ -251,24 +253,24 @@ def encode_orders(permutation: Permutation) -> bytes:
 
 
 def decode_orders(data: bytes, grids: Sequence[Shape], kind: str) -> Permutation:
-    """Reads what `encode_orders` wrote.
+    """Decodes what `encode_orders` wrote.
 
     Args:
-        data: bytes.
-        grids: for each layer `(filters, columns)`.
+        data: the bytes.
+        grids: `(filters, columns)` of each layer.
         kind: `"in_filter"` or `"cross_filter"`.
 
     Returns:
         A `Permutation`.
 
     Raises:
-        ValueError: for data that are no orders of such grids.
-        ImportError: where constriction is not installed.
+        ValueError: if the data does not hold orders of such grids.
+        ImportError: if constriction is not installed.
     """
-    stream = require("constriction").stream
+    stream = require("constriction", "compact").stream
     words = _words(data)
     blocks = sum(filters * columns for filters, columns in grids)
-    if blocks - len(grids) > 32 * len(words):  # no swap takes less than a bit
+    if blocks - len(grids) > 32 * len(words):  # a swap takes at least a bit
         raise ValueError(f"{len(data):,} bytes are too few for the order of {blocks:,} blocks")
     decoder = stream.queue.RangeDecoder(words)
     orders = []
@@ -288,7 +290,7 @@ def _encode_order(encoder: Any, stream: Any, order: np.ndarray) -> None:
         return
     current, place = order.tolist(), invert(order).tolist()
     swaps = [0] * len(current)
-    for i in range(len(current) - 1, 0, -1):  # brings i to its place i
+    for i in range(len(current) - 1, 0, -1):  # moves block i to place i
         swaps[i] = j = place[i]
         moved = current[i]
         current[j], place[moved] = moved, j
@@ -310,7 +312,7 @@ def _decode_order(decoder: Any, stream: Any, size: int) -> np.ndarray:
         low = _decoded(decoder, stream.model.Uniform(LOW), int(is_large.sum()))
         digits[is_large] = digits[is_large] * LOW + low
         if (digits > np.arange(1, size)).any():
-            raise ValueError("a swap with a block that is not there")
+            raise ValueError("it swaps a block with one that does not exist")
     order = list(range(size))
     for i, j in enumerate(digits.tolist(), start=1):
         order[i], order[j] = order[j], order[i]
@@ -318,7 +320,7 @@ def _decode_order(decoder: Any, stream: Any, size: int) -> np.ndarray:
 
 
 def _ranges(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of how many each swap of an order is one, as coded, and which are in two parts."""
+    """The number of values of each swap's (first) digit, and which swaps have two digits."""
     if size > LOW * LARGEST_DIGIT:
         raise ValueError(f"Expected at most {LOW * LARGEST_DIGIT:,} blocks. Received: {size:,}")
     ranges = np.arange(2, size + 1, dtype="int32")
@@ -332,14 +334,14 @@ def _bytes(encoder: Any) -> bytes:
 
 def _words(data: bytes) -> np.ndarray:
     if len(data) % 4:
-        raise ValueError(f"{len(data):,} bytes are no whole number of 4-byte words")
+        raise ValueError(f"{len(data):,} bytes are not a whole number of 4-byte words")
     return np.frombuffer(data, "<u4").astype("uint32")
 
 
 def _decoded(decoder: Any, model: Any, amount: int | np.ndarray) -> np.ndarray:
     try:
         return decoder.decode(model, amount)
-    except AssertionError as error:  # constriction's
+    except AssertionError as error:  # raised by constriction
         raise ValueError(f"the range coder cannot read it: {error}") from error
 
 

@@ -1,64 +1,47 @@
-"""One file of named parts, with a hash: the outer layer of the compact file.
+"""One file of named parts with a hash: the outer layer of the compact file.
 
     [ length n of the header: 8 bytes ][ header: n bytes of JSON ][ the parts ]
 
-This is a safetensors file (https://github.com/huggingface/safetensors), all of whose tensors
-are one-dimensional and of unsigned bytes. The last of them, `sha256`, is the SHA-256 of all
-bytes of the file before it. What the parts hold is in `coding` and `artifact`, and byte for
-byte in docs/format.md.
+This is a safetensors file (https://github.com/huggingface/safetensors) whose tensors are all
+one-dimensional and of unsigned bytes. The last one, `sha256`, is the SHA-256 of all bytes of the
+file before it. docs/format.md specifies the file byte by byte; `codec` documents the parts.
 
-A file comes from anywhere. Its header is read only up to a length that no file of ours has,
-its parts only where the header accounts for every byte of the file, and their content is
-given out only where the hash is right.
+A file may come from anywhere. The header is read only if its length is within bounds, the parts
+only if the header accounts for every byte of the file, and their content is returned only if the
+hash is right.
 """
 
 import hashlib
-import importlib
 import json
 import os
-import types
 import typing
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from keras_nern.utils.files import atomic_write
+from keras_nern.utils.optional import require
+from keras_nern.utils.types import Path
 
 VERSION = "1"  # of the format
-MARK = "keras_nern"  # the key of the version in the header's metadata
-HASH = "sha256"  # the last part: its name comes after all others'
+MARK = "keras_nern"  # key of the version in the header's metadata
+HASH = "sha256"  # the last part: its name sorts after all others
 HASH_BYTES = 32
-Path = str | os.PathLike
-LONGEST_HEADER = 65_536
-
-
-def require(module: str) -> types.ModuleType:
-    """A module of the extra `compact`.
-
-    Args:
-        module: its name.
-
-    Raises:
-        ImportError: where it is not installed, with what to do about it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"The compact file needs {module.partition('.')[0]}: `pip install keras-nern[compact]`"
-        ) from error
+MAX_HEADER_BYTES = 65_536
+CHUNK_BYTES = 2**20  # read at once
 
 
 def write(path: Path, parts: dict[str, bytes]) -> None:
     """Writes a file, whole or not at all.
 
     Args:
-        path: where to; a file that is there is replaced.
+        path: path of the file; a previous file is replaced.
         parts: dict from name to bytes.
 
     Raises:
-        ValueError: for names that do not come before `"sha256"`, or too many parts.
-        ImportError: where safetensors is not installed.
+        ValueError: if a name does not sort before `"sha256"`, or if there are too many parts.
+        ImportError: if safetensors is not installed.
     """
     data = dump(parts)
     with atomic_write(path) as partial, open(partial, "wb") as file:
@@ -66,65 +49,81 @@ def write(path: Path, parts: dict[str, bytes]) -> None:
 
 
 def dump(parts: dict[str, bytes]) -> bytes:
-    """The bytes of a file; see `write`."""
+    """Returns the bytes of a file; see `write`."""
     late = [name for name in parts if name >= HASH]
     if late:
-        raise ValueError(f"Names of parts must come before {HASH!r}. Received: {late}")
+        raise ValueError(f"Names of parts must sort before {HASH!r}. Received: {late}")
     tensors = {name: np.frombuffer(part, "uint8") for name, part in parts.items()}
     tensors[HASH] = np.zeros(HASH_BYTES, "uint8")
-    data = require("safetensors.numpy").save(tensors, {MARK: VERSION})
-    if int.from_bytes(data[:8], "little") > LONGEST_HEADER:
+    data = require("safetensors.numpy", "compact").save(tensors, {MARK: VERSION})
+    if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
         raise ValueError(f"Expected fewer parts. Received: {len(parts)}")
     return data[:-HASH_BYTES] + hashlib.sha256(data[:-HASH_BYTES]).digest()
 
 
-def read(path: Path, most: int | None = None) -> dict[str, bytes]:
+def read(
+    path: Path, max_bytes: int | None = None, names: Collection[str] | None = None
+) -> dict[str, bytes]:
     """Reads a file that `write` wrote.
 
     Args:
-        path: of the file.
-        most: bytes that it may have; `None` for any number. Defaults to `None`.
+        path: path of the file.
+        max_bytes: largest size of the file; `None` for any. Defaults to `None`.
+        names: the parts to return; all of the file is checked, but no more memory is taken than
+            for these. `None` for all. Defaults to `None`.
 
     Returns:
-        dict from name to bytes, `"sha256"` among them.
+        A dict from name to bytes, including `"sha256"`.
 
     Raises:
-        OSError: where the file cannot be opened.
-        ValueError: where it is none of ours, of another version, or damaged: the text says
-            how.
-        ImportError: where safetensors is not installed.
+        OSError: if the file cannot be opened.
+        ValueError: if the file has another format or version, or is damaged; the message says
+            what is wrong.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if most is not None and size > most:
-            raise invalid_file_error(path, f"it has {size:,} bytes, more than {most:,}")
-        return read_from(file, size, path)
+        if max_bytes is not None and size > max_bytes:
+            raise invalid_file_error(path, f"it has {size:,} bytes, more than {max_bytes:,}")
+        return read_from(file, size, path, names)
 
 
-def read_from(file: typing.BinaryIO, size: int, name: Path) -> dict[str, bytes]:
-    """The same, from a binary file of so many bytes; `name` is for the errors."""
-    safetensors = require("safetensors.numpy")
+def read_from(
+    file: typing.BinaryIO, size: int, path: Path, names: Collection[str] | None = None
+) -> dict[str, bytes]:
+    """Reads `size` bytes from an open file; `path` is used in errors. See `read`."""
     try:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or not 2 <= length <= LONGEST_HEADER:
-            raise ValueError(f"it begins with {start!r}, which is no length of a header")
-        header = file.read(length)
-        if len(header) < length:
-            raise ValueError(f"it ends within its header of {length:,} bytes")
-        expected = 8 + length + _length_of_parts(header)
+        header = _read_header(file)
+        sizes = _lengths_of_parts(header)
+        expected = 8 + len(header) + sum(sizes.values())
         if size != expected:
-            raise ValueError(f"it has {size:,} bytes where its header says {expected:,}")
-        data = start + header + file.read(size - 8 - length)
-        if hashlib.sha256(data[:-HASH_BYTES]).digest() != data[-HASH_BYTES:]:
-            raise ValueError("it is damaged: its SHA-256 is not the one that it ends with")
-        try:
-            tensors = safetensors.load(data)
-        except Exception as error:  # SafetensorError, and what NumPy says to odd shapes
-            raise ValueError(f"safetensors cannot read it: {error}") from error
+            raise ValueError(f"it has {size:,} bytes, but its header describes {expected:,}")
+        sha = hashlib.sha256(len(header).to_bytes(8, "little") + header)
+        parts = {}
+        for name, count in sizes.items():
+            wanted = names is None or name in names or name == HASH
+            kept = bytearray()
+            for begin in range(0, count, CHUNK_BYTES):
+                chunk = file.read(min(CHUNK_BYTES, count - begin))
+                if name != HASH:
+                    sha.update(chunk)
+                if wanted:
+                    kept += chunk
+            if wanted:
+                parts[name] = bytes(kept)
+        if sha.digest() != parts[HASH]:
+            raise ValueError("it is damaged: its content does not match its SHA-256")
     except ValueError as error:
-        raise invalid_file_error(name, error) from error
-    return {name: tensor.tobytes() for name, tensor in tensors.items()}
+        raise invalid_file_error(path, error) from error
+    return parts
+
+
+def lengths(path: Path) -> dict[str, int]:
+    """The bytes of each part of a file, from its header; `read` checks the rest of the file."""
+    with open(path, "rb") as file:
+        try:
+            return _lengths_of_parts(_read_header(file))
+        except ValueError as error:
+            raise invalid_file_error(path, error) from error
 
 
 def invalid_file_error(path: Path, reason: object) -> ValueError:
@@ -134,29 +133,41 @@ def invalid_file_error(path: Path, reason: object) -> ValueError:
     )
 
 
-def _length_of_parts(header: bytes) -> int:
-    """Checks a header, and returns how many bytes it says follow it."""
+def _read_header(file: typing.BinaryIO) -> bytes:
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
+        raise ValueError(f"it begins with {start!r}, which is not the length of a header")
+    header = file.read(length)
+    if len(header) < length:
+        raise ValueError(f"it ends within its header of {length:,} bytes")
+    return header
+
+
+def _lengths_of_parts(header: bytes) -> dict[str, int]:
+    """Checks a header and returns the bytes of each part, in the order of the file."""
     try:
         entries = json.loads(header.decode(), object_pairs_hook=_unique)
         version = entries.pop("__metadata__")[MARK]
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"its header is no JSON: {error}") from error
+        raise ValueError(f"its header is not JSON: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"its header says nothing of {MARK!r}") from error
+        raise ValueError(f"its header does not mention {MARK!r}") from error
     if version != VERSION:
         raise ValueError(
-            f"it is of format {version!r}, and this version of keras_nern reads {VERSION!r}"
+            f"it has format {version!r}, and this version of keras_nern reads {VERSION!r}"
         )
-    end = 0
+    end, lengths = 0, {}
     for name, entry in sorted(entries.items()):
         length = _length_of_part(name, entry)
         expected = {"dtype": "U8", "shape": [length], "data_offsets": [end, end + length]}
         if entry != expected:
-            raise ValueError(f"its part {name!r} must be {expected}, and is {entry}")
+            raise ValueError(f"its part {name!r} must be {expected}, but is {entry}")
         end += length
+        lengths[name] = length
     if max(entries, default="") != HASH or entries[HASH]["shape"] != [HASH_BYTES]:
         raise ValueError(f"its last part is not {HASH!r} of {HASH_BYTES} bytes")
-    return end
+    return lengths
 
 
 def _length_of_part(name: str, entry: Any) -> int:
@@ -170,8 +181,10 @@ def _length_of_part(name: str, entry: Any) -> int:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"its header names {twice} twice")
-    return dict(pairs)
+    """A JSON object whose names differ."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"its header names {name!r} twice")
+        found[name] = value
+    return found

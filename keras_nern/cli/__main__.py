@@ -1,7 +1,7 @@
 """The command `keras-nern`, also available as `python -m keras_nern.cli`.
 
 Exit codes: 0 for success; 1 if the work failed; 2 if the command line or a file it names cannot
-be used, in which case nothing was done; 130 and 143 after Ctrl-C (SIGINT) and SIGTERM.
+be used, in which case nothing was done; 130 and 143 if SIGINT (Ctrl-C) or SIGTERM stopped it.
 """
 
 import json
@@ -12,13 +12,13 @@ from typing import Any
 
 from keras_nern.utils.optional import require
 
-DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command.
 
-    With `--json`, stdout holds one JSON document in every case; everything else goes to stderr.
+    With `--json`, stdout holds exactly one JSON document; everything else goes to stderr.
 
     Args:
         arguments: the command line; `None` for `sys.argv[1:]`. Defaults to `None`.
@@ -36,18 +36,18 @@ def main(arguments: list[str] | None = None) -> int:
     from keras_nern.cli.commands import commands
 
     try:
-        return commands.main(arguments, "keras-nern", standalone_mode=False, obj=arguments) or DONE
+        return commands.main(arguments, "keras-nern", standalone_mode=False, obj=arguments) or OK
     except click.ClickException as error:
         error.show()  # on stderr
         return _report(arguments, error.format_message(), error.exit_code)
-    except click.Abort as error:  # raised by click for a KeyboardInterrupt
+    except click.Abort as error:  # raised by click for a KeyboardInterrupt, such as `Stopped`
         stopped = error.__cause__
-        text = str(stopped or "") or "Stopped; nothing was changed."
+        text = str(stopped or "") or "Stopped."
         print(text, file=sys.stderr)
         resume = getattr(stopped, "resume", None)
         more = {} if resume is None else {"resume": resume}
         return _report(arguments, text, getattr(stopped, "code", INTERRUPTED), **more)
-    except (ValueError, OSError, ImportError) as error:  # the library's errors for bad input
+    except (ValueError, OSError, ImportError) as error:  # their messages say what happened
         print(f"Error: {error}", file=sys.stderr)
         return _report(arguments, str(error), FAILED)
     except Exception as error:

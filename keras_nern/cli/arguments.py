@@ -1,31 +1,31 @@
-"""What a command line names, looked at before any work: no TensorFlow is needed for it."""
+"""Checks of the files that a command line names, made before any work."""
 
 import json
 import math
 import os
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Sequence
 
 import click
 
+from keras_nern.utils.files import DAMAGED, check_writable
+
 NERN, CLASSIFIER, HDF5, COMPACT = "a NeRN", "a Keras model", "an HDF5 file", "a compact file"
 IMAGES = (".npz", ".npy")
-SETTINGS = "settings.json"  # of a backup: the options of its fit
-MOST_CONFIG_BYTES = 2**26  # of a Keras file, unpacked
-# What zipfile, zlib and json raise for files that are damaged, or none of theirs.
-DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, EOFError),
-    *(NotImplementedError, RuntimeError),
-)
+MAX_CONFIG_BYTES = 2**26  # of a Keras file, uncompressed
+
+# Files of a backup folder: the options of the fit, and the weights as
+# keras.callbacks.BackupAndRestore names them (Keras 3.15; undocumented).
+SETTINGS = "settings.json"
+WEIGHTS = "latest.weights.h5"
 
 
-class Model(click.ParamType):
-    """A file that holds a model of some kind, told by its content.
+class ModelFile(click.ParamType):
+    """A file that holds a model; its kind is read from its content.
 
     Args:
-        *kinds: of `NERN`, `CLASSIFIER`, `HDF5` and `COMPACT`, those that will do.
+        *kinds: the allowed kinds: `NERN`, `CLASSIFIER`, `HDF5`, `COMPACT`.
     """
 
     name = "file"
@@ -43,26 +43,26 @@ class Model(click.ParamType):
         if not path.exists():
             self.fail(f"{str(path)!r} does not exist.", param, ctx)
         if not path.is_file():
-            self.fail(f"{str(path)!r} is no file.", param, ctx)
+            self.fail(f"{str(path)!r} is not a file.", param, ctx)
         try:
             kind = kind_of(path)
         except OSError as error:
             self.fail(f"{str(path)!r} cannot be read: {error.strerror}.", param, ctx)
         if kind not in self.kinds:
             self.fail(
-                f"Expected {' or '.join(self.kinds)}. Received: {str(path)!r}, which is "
-                f"{kind or 'neither'}.",
+                f"Expected {' or '.join(self.kinds)}. Received: {str(path)!r}, "
+                f"{kind or 'a file of another kind'}.",
                 param,
                 ctx,
             )
         return path
 
 
-class Output(click.ParamType):
-    """A file to be written.
+class OutputFile(click.ParamType):
+    """A file to write.
 
     Args:
-        *suffixes: that its name may have.
+        *suffixes: the allowed suffixes of its name.
     """
 
     name = "file"
@@ -84,18 +84,17 @@ class Output(click.ParamType):
                 param,
                 ctx,
             )
-        if path.is_dir():
-            self.fail(f"{str(path)!r} is a folder.", param, ctx)
-        folder = path.absolute().parent
-        if not folder.is_dir():
-            self.fail(f"The folder {str(folder)!r} does not exist.", param, ctx)
+        try:
+            folder = check_writable(path).parent
+        except OSError as error:
+            self.fail(f"{error.strerror}. Received: {str(path)!r}.", param, ctx)
         if not os.access(folder, os.W_OK | os.X_OK):
-            self.fail(f"The folder {str(folder)!r} cannot be written to.", param, ctx)
+            self.fail(f"The folder {str(folder)!r} is not writable.", param, ctx)
         return path
 
 
 def kind_of(path: pathlib.Path) -> str | None:
-    """What a file is by its content: one of the kinds above, or `None`."""
+    """The kind of a file by its content: one of the four above, or `None`."""
     with open(path, "rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
@@ -105,7 +104,7 @@ def kind_of(path: pathlib.Path) -> str | None:
         return HDF5
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.getinfo("config.json").file_size > MOST_CONFIG_BYTES:
+            if archive.getinfo("config.json").file_size > MAX_CONFIG_BYTES:
                 return None
             config = json.loads(archive.read("config.json"))
         name = config["registered_name"]
@@ -115,42 +114,55 @@ def kind_of(path: pathlib.Path) -> str | None:
 
 
 def backup_of(output: pathlib.Path) -> pathlib.Path:
-    """The folder that keeps a fit until its output is written."""
+    """The folder that backs up a fit until its output is written."""
     return output.with_name(f"{output.name}.backup")
 
 
-def check_backup(backup: pathlib.Path) -> None:
-    """Refuses to use, or to delete, what is in the backup's place and is none."""
-    if backup.exists() and not (backup / SETTINGS).is_file() and not _is_begun(backup):
+def has_backup(folder: pathlib.Path) -> bool:
+    """Whether a folder holds a step that a fit can continue from."""
+    return (folder / WEIGHTS).is_file()
+
+
+def check_backup(output: pathlib.Path, resume: bool, force: bool) -> None:
+    """Raises a UsageError if the backup of an output is missing, in the way or something else."""
+    folder = backup_of(output)
+    if folder.exists() and not _is_backup(folder):
         raise click.UsageError(
-            f"Expected a backup of keras-nern, or nothing. Received: {str(backup)!r}, which has no "
-            f"{SETTINGS}: move it away."
+            f"Expected a backup of keras-nern or nothing in its place. Received: {str(folder)!r} "
+            f"without a {SETTINGS}; rename it."
+        )
+    if resume and not has_backup(folder):
+        raise click.UsageError(f"--resume needs a backup. Received: none in {str(folder)!r}.")
+    if has_backup(folder) and not (resume or force):
+        raise click.UsageError(
+            f"{str(folder)!r} holds the backup of a stopped fit: continue it with --resume, or "
+            "start over with --force."
         )
 
 
-def _is_begun(backup: pathlib.Path) -> bool:
-    """Whether it is as a writer leaves it that was killed before its settings were there."""
-    return backup.is_dir() and all(one.name.startswith("partial.") for one in backup.iterdir())
+def _is_backup(folder: pathlib.Path) -> bool:
+    """Whether a fit made a folder; one that was killed at once left no settings in it."""
+    if not folder.is_dir():
+        return False
+    names = [path.name for path in folder.iterdir()]
+    return SETTINGS in names or all(name.startswith("partial.") for name in names)
 
 
-def no_overwriting(
+def check_overwriting(
     force: bool, *outputs: pathlib.Path | None, inputs: Sequence[pathlib.Path] = ()
 ) -> None:
-    """Refuses outputs that are there, unless with --force, and those that are inputs."""
+    """Raises a UsageError for an output that is an input, or exists and lacks --force."""
     for path in outputs:
-        if path is None:
+        if path is None or not path.exists():
             continue
-        if any(path.exists() and path.samefile(one) for one in inputs):
+        if any(path.samefile(one) for one in inputs):
             raise click.UsageError(f"{str(path)!r} is the input.")
-        if path.exists() and not force:
-            raise click.UsageError(f"{str(path)!r} exists: give --force to replace it.")
-    named = [path.absolute() for path in outputs if path is not None]
-    if len(set(named)) < len(named):
-        raise click.UsageError(f"Expected outputs of different names. Received: {named[0]} twice.")
+        if not force:
+            raise click.UsageError(f"{str(path)!r} exists: replace it with --force.")
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
-    """Checks that a number is finite."""
+    """Checks that the number of an option is finite."""
     if not math.isfinite(value):
         raise click.BadParameter(f"Expected a finite number. Received: {value}.", ctx, param)
     return value
@@ -158,17 +170,18 @@ def finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
 
 def data_source(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Checks `--data`: `noise`, a file of images, or else the name of a TFDS dataset."""
+    path = pathlib.Path(value)
     if value == "noise":
         return value
-    if pathlib.Path(value).suffix in IMAGES:
-        if not pathlib.Path(value).is_file():
+    if path.suffix in IMAGES:
+        if not path.is_file():
             raise click.BadParameter(f"{value!r} does not exist.", ctx, param)
-        if not os.access(value, os.R_OK):
+        if not os.access(path, os.R_OK):
             raise click.BadParameter(f"{value!r} cannot be read.", ctx, param)
-    elif pathlib.Path(value).exists():
+    elif path.exists():
         raise click.BadParameter(
-            f"Expected noise, a file {' or '.join(IMAGES)}, or a dataset of TFDS. "
-            f"Received: {value!r}, another file.",
+            f"Expected noise, a file that ends in {' or '.join(IMAGES)}, or the name of a TFDS "
+            f"dataset. Received: the file {value!r}.",
             ctx,
             param,
         )

@@ -1,33 +1,42 @@
-"""The verbs: what they take, how they are described, what is checked before any work."""
+"""The verbs: their options, their help, and the checks made before any work.
+
+`option` takes the name and the default of an option from an argument of the API, so that the
+command line and the API agree.
+"""
 
 import contextlib
 import functools
+import inspect
 import json
 import math
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import click
 
+import keras_nern
+from keras_nern.analysis.importance import MEASURES
+from keras_nern.artifact.codec import FLOATS, PRECISIONS
+from keras_nern.cli import runners
 from keras_nern.cli.arguments import (
     CLASSIFIER,
     COMPACT,
     HDF5,
     NERN,
-    Model,
-    Output,
-    backup_of,
+    ModelFile,
+    OutputFile,
     check_backup,
+    check_overwriting,
     data_source,
     finite,
-    no_overwriting,
 )
+from keras_nern.demo import run as run_demo
+from keras_nern.network.blocks import VIEWS
+from keras_nern.permutations.orders import KINDS
 
-MEASURES = ("relative", "absolute", "weightwise", "magnitude", "random")
-PRECISIONS = ("auto", "float32", "float16", *(f"int{bits}" for bits in range(2, 9)))
 AT_LEAST_ONE = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**32 - 1)
 
@@ -39,26 +48,25 @@ def commands() -> None:
 
     \b
     keras-nern fit classifier.keras nern.keras     # represent it by a small network
-    keras-nern evaluate nern.keras --data cifar10  # how well the rebuilt one does
-    keras-nern export nern.keras small.nern        # one small file that rebuilds it
+    keras-nern evaluate nern.keras --data cifar10  # measure the rebuilt classifier
+    keras-nern export nern.keras small.nern        # write one small file that rebuilds it
 
     Every verb has --help with examples, and --json for one JSON document on stdout.
-    Exit codes: 0 done, 1 failed, 2 refused before any work, 130 stopped by Ctrl-C.
+    Exit codes: 0 success, 1 failure, 2 refused before any work, 130 stopped by Ctrl-C.
     """
 
 
 def verb(function: Callable) -> click.Command:
-    """A verb whose function returns `(results, text)`, one of which is printed.
+    """Makes a verb of a function that returns `(results, text)`, and prints one of them.
 
-    Whatever else is printed meanwhile, such as Keras's progress bars, goes to stderr.
+    All other output, such as Keras's progress bars, goes to stderr.
     """
 
     @functools.wraps(function)
     def run(*arguments: Any, as_json: bool, **options: Any) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             results, text = function(*arguments, **options)
-        if as_json or text:
-            click.echo(json.dumps(_finite(results), allow_nan=False) if as_json else text)
+        click.echo(json.dumps(_finite(results), allow_nan=False) if as_json else text)
 
     as_json = click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
@@ -67,7 +75,7 @@ def verb(function: Callable) -> click.Command:
 
 
 def _finite(results: Any) -> Any:
-    """Results with `None` where there is no finite number, for which JSON has no word."""
+    """Results with `None` in place of NaN and infinity, which JSON does not have."""
     if isinstance(results, dict):
         return {name: _finite(value) for name, value in results.items()}
     if isinstance(results, list):
@@ -75,150 +83,185 @@ def _finite(results: Any) -> Any:
     return results if not isinstance(results, float) or math.isfinite(results) else None
 
 
-def data_options(required: bool) -> Callable:
-    """The options that say which images are read."""
-    # click takes even a default of None for one
-    default = {"required": True} if required else {"default": "noise", "show_default": True}
-    options = [
+def option(function: Callable, argument: str, help: str, **settings: Any) -> Callable:
+    """An option for an argument of `function`, with its name and default.
+
+    Args:
+        function: a function or class of the API.
+        argument: name of its argument.
+        help: a sentence.
+        **settings: settings of `click.option`, such as `type`.
+    """
+    default = settings.pop("default", inspect.signature(function).parameters[argument].default)
+    if isinstance(default, bool):
+        settings["is_flag"] = True
+    elif default is not None:
+        settings["show_default"] = True
+    name = argument.replace("_", "-")
+    return click.option(f"--{name}", argument, help=help, default=default, **settings)
+
+
+def _all(*options: Callable) -> Callable:
+    return lambda function: functools.reduce(lambda f, one: one(f), reversed(options), function)
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: Any) -> list[str] | None:
+    return list(value or ()) or None
+
+
+def _kind(ctx: click.Context, param: click.Parameter, value: str) -> str | None:
+    return None if value == "none" else value
+
+
+def data_options(default: str | None) -> Callable:
+    """The options that select images; `--data` is required if it has no default."""
+    settings = {"required": True} if default is None else {"default": default, "show_default": True}
+    noise = keras_nern.NoiseDataset
+    return _all(
         click.option(
             "--data",
             callback=data_source,
-            **default,
             metavar="noise|FILE|NAME",
-            help="noise with the statistics of the first batch normalisation; a file .npz "
-            "(arrays images and labels) or .npy (images); or the name of a TFDS dataset.",
+            help="Noise with the statistics of the first batch normalization; an .npz file "
+            "(arrays images and labels) or .npy file (images); or the name of a TFDS dataset.",
+            **settings,
         ),
         click.option(
             "--data-dir",
             type=click.Path(file_okay=False),
-            help="Of TFDS; a dataset that is not there is downloaded into it.",
+            help="Folder of the TFDS dataset, which is downloaded into it if it is missing.",
         ),
-        click.option("--split", help="Of a TFDS dataset. Default: test to evaluate, else train."),
+        click.option(
+            "--split", help="Split of the TFDS dataset. Default: test to evaluate, train to train."
+        ),
         click.option(
             "--scale",
             type=float,
             callback=finite,
             default=1.0,
             show_default=True,
-            help="Multiplies the pixels: 0.00392157 brings 0..255 to 0..1.",
+            help="Factor of the pixels: 0.00392157 scales 0..255 to 0..1.",
         ),
-        click.option("--batch-size", type=AT_LEAST_ONE, default=64, show_default=True),
+        option(noise, "batch_size", "Images per batch.", type=AT_LEAST_ONE),
         click.option(
             "--noise-batches",
             type=AT_LEAST_ONE,
-            default=100,
+            default=inspect.signature(noise).parameters["steps"].default,
             show_default=True,
-            help="Batches of noise in an epoch.",
+            help="Batches of noise per epoch.",
         ),
-        click.option("--seed", type=SEED, default=0, show_default=True),
-    ]
-    return _all(options)
-
-
-def _all(options: Sequence[Callable]) -> Callable:
-    return lambda function: functools.reduce(
-        lambda f, option: option(f), reversed(options), function
+        option(noise, "seed", "Seed of all random numbers.", type=SEED),
     )
 
 
-force_option = click.option("--force", is_flag=True, help="Replace outputs that are there.")
-quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+force_option = click.option("--force", is_flag=True, help="Replace outputs that exist.")
+quiet_option = click.option("--quiet", is_flag=True, help="Print no progress on stderr.")
 training_options = _all(
-    [
-        click.option(
-            "--backup-every",
-            type=AT_LEAST_ONE,
-            default=200,
-            show_default=True,
-            help="Steps between backups.",
-        ),
-        click.option("--resume", is_flag=True, help="Go on with this command, which was stopped."),
-        force_option,
-        quiet_option,
-    ]
+    click.option(
+        "--epochs",
+        type=click.IntRange(min=0),
+        default=1,
+        show_default=True,
+        help="Epochs of distillation on --data; 0 for none.",
+    ),
+    data_options(default="noise"),
+    click.option(
+        "--backup-every",
+        type=AT_LEAST_ONE,
+        default=200,
+        show_default=True,
+        help="Steps between backups.",
+    ),
+    click.option("--resume", is_flag=True, help="Continue this command after it was stopped."),
+    force_option,
+    quiet_option,
 )
 
 
 @verb
-@click.argument("base", type=Model(CLASSIFIER, HDF5))
-@click.argument("output", type=Output(".keras"))
-@click.option("--hidden-size", type=AT_LEAST_ONE, default=160, show_default=True, help="Width.")
-@click.option(
-    "--num-layers", type=click.IntRange(min=2), default=5, show_default=True, help="Depth."
+@click.argument("base", type=ModelFile(CLASSIFIER, HDF5))
+@click.argument("output", type=OutputFile(".keras"))
+@option(keras_nern.NeRNModel, "hidden_size", "Width of the predictor.", type=AT_LEAST_ONE)
+@option(
+    keras_nern.NeRNModel,
+    "num_layers",
+    "Dense layers of the predictor.",
+    type=click.IntRange(min=2),
 )
-@click.option(
-    "--permutation",
-    type=click.Choice(["none", "in_filter", "cross_filter"]),
+@option(
+    keras_nern.NeRNModel,
+    "permutation",
+    "Order of the coordinates in a layer.",
+    type=click.Choice([str(kind).lower() for kind in KINDS]),
+    callback=_kind,
     default="cross_filter",
-    show_default=True,
-    help="Order of a layer's coordinates.",
 )
-@click.option(
-    "--steps",
+@option(
+    keras_nern.NeRNModel,
+    "view",
+    "How kernels are cut into blocks.",
+    type=click.Choice(VIEWS),
+)
+@option(
+    keras_nern.NeRNModel,
+    "include",
+    "Represent only this layer; repeatable.",
+    metavar="LAYER",
+    multiple=True,
+    callback=_names,
+)
+@option(
+    keras_nern.NeRNModel,
+    "exclude",
+    "Do not represent this layer; repeatable.",
+    metavar="LAYER",
+    multiple=True,
+    callback=_names,
+)
+@option(keras_nern.NeRNModel, "include_dense", "Represent Dense layers, too.")
+@option(
+    keras_nern.NeRNModel.compile,
+    "reconstruction_steps",
+    "Steps of reconstruction, without images.",
     type=AT_LEAST_ONE,
-    default=6000,
-    show_default=True,
-    help="Of reconstruction, without images.",
 )
-@click.option(
-    "--epochs",
-    type=click.IntRange(min=0),
-    default=1,
-    show_default=True,
-    help="Of distillation on --data; 0 to reconstruct only.",
-)
-@data_options(required=False)
-@click.option("--include", multiple=True, metavar="LAYER", help="Represent these layers only.")
-@click.option("--exclude", multiple=True, metavar="LAYER", help="Keep these layers as they are.")
-@click.option("--include-dense", is_flag=True, help="Represent Dense layers, too.")
-@click.option("--view", type=click.Choice(["crop", "block"]), default="crop", show_default=True)
 @training_options
 @click.pass_obj
 def fit(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
     """Represent a classifier by a small network.
 
     BASE is a Keras classifier (.keras or .h5), OUTPUT the NeRN (.keras).
-    Ctrl-C, or SIGTERM, stops after the step under way: OUTPUT.backup keeps the fit, and the same
-    command with --resume goes on, to the same weights as if it had not been stopped.
+    Ctrl-C or SIGTERM stops after the current step, which is backed up in OUTPUT.backup. The same
+    command with --resume continues, and ends at the same weights as without the stop.
 
     \b
     Examples:
       keras-nern fit classifier.keras nern.keras
       keras-nern fit classifier.keras nern.keras --data images.npz --epochs 5
       keras-nern fit classifier.keras nern.keras --data cifar10 --data-dir ~/tfds --hidden-size 140
-      keras-nern fit classifier.h5 nern.keras --epochs 0 --steps 2000 --exclude stem --json
+      keras-nern fit classifier.h5 nern.keras --epochs 0 --exclude stem --json
     """
     check_training(options, options["base"])
-    from keras_nern.cli import runners
-
     return runners.fit(options, resume_command(arguments))
 
 
 @verb
-@click.argument("model", type=Model(NERN))
-@click.argument("output", type=Output(".keras"))
-@click.option("--bits", type=click.IntRange(2, 8), help="Of the predictor's weights.")
-@click.option(
-    "--sparsity",
+@click.argument("model", type=ModelFile(NERN))
+@click.argument("output", type=OutputFile(".keras"))
+@option(keras_nern.compress, "bits", "Bits of the predictor's kernels.", type=click.IntRange(2, 8))
+@option(
+    keras_nern.compress,
+    "sparsity",
+    "Share of the predictor's kernels to set to zero.",
     type=click.FloatRange(0, 1, max_open=True),
-    default=0.0,
-    show_default=True,
-    help="Share of them to set to zero.",
 )
-@click.option(
-    "--epochs",
-    type=click.IntRange(min=0),
-    default=1,
-    show_default=True,
-    help="Of distillation on --data with the weights as they are kept; 0 for none.",
-)
-@data_options(required=False)
 @training_options
 @click.pass_obj
 def compress(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
-    """Quantise and prune the predictor of a NeRN, and train it on.
+    """Quantize and prune the predictor of a NeRN, and train it further.
 
-    MODEL and OUTPUT are NeRNs (.keras); `export` makes a file of OUTPUT. Ctrl-C as for `fit`.
+    MODEL and OUTPUT are NeRNs (.keras); export OUTPUT for a small file. Ctrl-C and --resume work
+    as for fit.
 
     \b
     Examples:
@@ -229,31 +272,27 @@ def compress(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
     if options["bits"] is None and not options["sparsity"]:
         raise click.UsageError("Expected --bits, --sparsity, or both. Received: neither.")
     check_training(options, options["model"])
-    from keras_nern.cli import runners
-
     return runners.compress(options, resume_command(arguments))
 
 
 @verb
-@click.argument("model", type=Model(NERN, COMPACT))
+@click.argument("model", type=ModelFile(NERN, COMPACT))
 def info(**options: Any) -> tuple[dict, str]:
-    """Print what a NeRN or a compact file holds.
+    """Describe a NeRN or a compact file.
 
-    MODEL is a NeRN (.keras), told by layers and bytes, or a compact file (.nern).
+    MODEL is a NeRN (.keras) or a compact file (.nern).
 
     \b
     Examples:
       keras-nern info nern.keras
       keras-nern info small.nern --json
     """
-    from keras_nern.cli import runners
-
     return runners.info(options)
 
 
 @verb
-@click.argument("model", type=Model(NERN, COMPACT))
-@click.argument("output", type=Output(".keras", ".h5"))
+@click.argument("model", type=ModelFile(NERN, COMPACT))
+@click.argument("output", type=OutputFile(".keras", ".h5"))
 @force_option
 def reconstruct(**options: Any) -> tuple[dict, str]:
     """Rebuild the classifier as a Keras model.
@@ -265,20 +304,18 @@ def reconstruct(**options: Any) -> tuple[dict, str]:
       keras-nern reconstruct nern.keras rebuilt.keras
       keras-nern reconstruct small.nern rebuilt.keras --force
     """
-    no_overwriting(options["force"], options["output"], inputs=[options["model"]])
-    from keras_nern.cli import runners
-
+    check_overwriting(options["force"], options["output"], inputs=[options["model"]])
     return runners.reconstruct(options)
 
 
 @verb
-@click.argument("model", type=Model(NERN, COMPACT, CLASSIFIER, HDF5))
+@click.argument("model", type=ModelFile(NERN, COMPACT, CLASSIFIER, HDF5))
 @click.option(
     "--base",
-    type=Model(CLASSIFIER, HDF5),
-    help="The original, for the agreement; a NeRN brings its own.",
+    type=ModelFile(CLASSIFIER, HDF5),
+    help="Original classifier, for the agreement; a NeRN contains its own.",
 )
-@data_options(required=True)
+@data_options(default=None)
 @quiet_option
 def evaluate(**options: Any) -> tuple[dict, str]:
     """Measure a rebuilt classifier on images.
@@ -292,61 +329,61 @@ def evaluate(**options: Any) -> tuple[dict, str]:
       keras-nern evaluate nern.keras --data cifar10 --data-dir ~/tfds --json
       keras-nern evaluate small.nern --data images.npy --base classifier.keras
     """
-    from keras_nern.cli import runners
-
     return runners.evaluate(options)
 
 
 @verb
-@click.argument("model", type=Model(NERN))
-@click.argument("output", type=Output(".nern"))
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="auto",
-    show_default=True,
-    help="Of the predictor's weights.",
+@click.argument("model", type=ModelFile(NERN))
+@click.argument("output", type=OutputFile(".nern"))
+@option(
+    keras_nern.NeRNModel.export,
+    "precision",
+    "Type of the predictor's kernels.",
+    type=click.Choice(["auto", *PRECISIONS]),
 )
-@click.option(
-    "--kept-precision",
-    type=click.Choice(["float32", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Of the weights that are not represented.",
+@option(
+    keras_nern.NeRNModel.export,
+    "kept_precision",
+    "Type of the weights that are not represented.",
+    type=click.Choice(FLOATS),
 )
 @force_option
 def export(**options: Any) -> tuple[dict, str]:
     """Write the compact file of a NeRN.
 
-    OUTPUT (.nern) rebuilds the classifier where neither MODEL nor the original is.
+    OUTPUT (.nern) rebuilds the classifier without MODEL and without the original.
 
     \b
     Examples:
       keras-nern export nern.keras small.nern
       keras-nern export nern.keras small.nern --precision int7
     """
-    no_overwriting(options["force"], options["output"], inputs=[options["model"]])
-    from keras_nern.cli import runners
-
+    check_overwriting(options["force"], options["output"], inputs=[options["model"]])
     return runners.export(options)
 
 
 @verb
-@click.argument("model", type=Model(NERN))
-@click.option("--measure", type=click.Choice(MEASURES), default="relative", show_default=True)
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of random scores.")
-@click.option("--scores", type=Output(".npz"), help="Save all scores: an array for each layer.")
-@click.option("--plot", type=Output(".png", ".pdf", ".svg"), help="Save a map of each layer.")
-@click.option(
-    "--pruned", type=Output(".keras", ".h5"), help="Save the original without its lowest kernels."
+@click.argument("model", type=ModelFile(NERN))
+@option(
+    keras_nern.kernel_importance, "measure", "Measure of importance.", type=click.Choice(MEASURES)
 )
-@click.option("--sparsity", type=click.FloatRange(0, 1), help="Share of weights that go then.")
-@click.option("--per-layer", is_flag=True, help="The same share of each layer.")
+@option(keras_nern.kernel_importance, "seed", "Seed of the random scores.", type=SEED)
+@click.option("--scores", type=OutputFile(".npz"), help="Save all scores, one array per layer.")
+@click.option("--plot", type=OutputFile(".png", ".pdf", ".svg"), help="Save one map per layer.")
+@click.option(
+    "--pruned",
+    type=OutputFile(".keras", ".h5"),
+    help="Save the original without its least important kernels.",
+)
+@click.option(
+    "--sparsity", type=click.FloatRange(0, 1), help="Share of the weights to prune; with --pruned."
+)
+@option(keras_nern.prune, "per_layer", "Prune the same share of each layer.")
 @force_option
 def importance(**options: Any) -> tuple[dict, str]:
     """Score kernels by how well they are reconstructed.
 
-    MODEL is a NeRN. A kernel is a channel of a filter; the higher its score, the more it matters.
+    MODEL is a NeRN. A kernel is one channel of a filter; a higher score means more important.
 
     \b
     Examples:
@@ -355,62 +392,44 @@ def importance(**options: Any) -> tuple[dict, str]:
       keras-nern importance nern.keras --measure magnitude --scores scores.npz --json
     """
     if (options["pruned"] is None) != (options["sparsity"] is None):
-        raise click.UsageError("--pruned and --sparsity go together.")
+        raise click.UsageError("Expected --pruned and --sparsity together. Received: one of them.")
     if options["per_layer"] and options["pruned"] is None:
-        raise click.UsageError("--per-layer goes with --pruned and --sparsity.")
+        raise click.UsageError("--per-layer needs --pruned and --sparsity. Received: neither.")
     outputs = (options["scores"], options["plot"], options["pruned"])
-    no_overwriting(options["force"], *outputs, inputs=[options["model"]])
-    from keras_nern.cli import runners
-
+    check_overwriting(options["force"], *outputs, inputs=[options["model"]])
     return runners.importance(options)
 
 
 @verb
-@click.option("--hidden-size", type=AT_LEAST_ONE, default=160, show_default=True)
-@click.option(
-    "--epochs", type=AT_LEAST_ONE, default=20, show_default=True, help="Of the classifier."
-)
-@click.option("--reconstruction-steps", type=AT_LEAST_ONE, default=2000, show_default=True)
-@click.option("--distillation-epochs", type=AT_LEAST_ONE, default=10, show_default=True)
-@click.option("--seed", type=SEED, default=0, show_default=True)
-@click.option(
-    "--output",
+@option(run_demo, "hidden_size", "Width of the predictor.", type=AT_LEAST_ONE)
+@option(run_demo, "epochs", "Epochs of training the classifier.", type=AT_LEAST_ONE)
+@option(run_demo, "reconstruction_steps", "Steps of reconstruction.", type=AT_LEAST_ONE)
+@option(run_demo, "distillation_epochs", "Epochs of distillation.", type=AT_LEAST_ONE)
+@option(run_demo, "seed", "Seed of all random numbers.", type=SEED)
+@option(
+    run_demo,
+    "output",
+    "Folder of the picture.",
     type=click.Path(file_okay=False, writable=True, path_type=pathlib.Path),
-    default=pathlib.Path("demo_output"),
-    show_default=True,
-    help="Folder for the picture.",
 )
 def demo(**options: Any) -> tuple[dict, str]:
-    """Go the whole way on handwritten digits.
-
-    Trains a classifier, represents it, rebuilds it and compares the two.
+    """Train, represent and rebuild a classifier of handwritten digits.
 
     \b
     Examples:
       keras-nern demo
       keras-nern demo --hidden-size 80 --epochs 5 --json
     """
-    from keras_nern.cli import runners
-
     return runners.demo(options)
 
 
-def check_training(options: dict, input: pathlib.Path) -> None:
-    """Refuses outputs that are there, and a fit that was stopped unless it is to go on."""
-    output = options["output"]
-    no_overwriting(options["force"], output, inputs=[input])
-    backup = backup_of(output)
-    if options["resume"] and not backup.exists():
-        raise click.UsageError(f"There is nothing to resume: {str(backup)!r} does not exist.")
-    check_backup(backup)
-    if backup.exists() and not (options["resume"] or options["force"]):
-        raise click.UsageError(
-            f"{str(backup)!r} keeps a fit that was stopped: go on with --resume, or start over "
-            "with --force."
-        )
+def check_training(options: dict, source: pathlib.Path) -> None:
+    """Checks the output and the backup of a verb that trains."""
+    check_overwriting(options["force"], options["output"], inputs=[source])
+    check_backup(options["output"], options["resume"], options["force"])
 
 
 def resume_command(arguments: list[str]) -> str:
-    """The command line that goes on with the one that was given."""
+    """The command line that continues a stopped one."""
     more = [] if "--resume" in arguments else ["--resume"]
     return shlex.join(["keras-nern", *arguments, *more])

@@ -1,11 +1,11 @@
-"""What the verbs do, by the public API of `keras_nern`; imported when a verb is run.
+"""What the verbs do, in terms of the API of `keras_nern`.
 
-Each function takes the options of its verb and returns `(results, text)`: what is printed with
-`--json`, and what is printed without.
+Each verb takes its options and returns `(results, text)`: the document that `--json` prints, and
+the text that is printed without it.
 """
 
 import contextlib
-import functools
+import copy
 import hashlib
 import json
 import pathlib
@@ -15,7 +15,7 @@ import sys
 import time
 import types
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -24,63 +24,30 @@ import numpy as np
 
 import keras_nern
 from keras_nern.analysis import plots
+from keras_nern.artifact.info import inspect
 from keras_nern.cli import data
-from keras_nern.cli.arguments import COMPACT, NERN, SETTINGS, backup_of, kind_of
-from keras_nern.training.evaluation import ClassReader
+from keras_nern.cli.arguments import COMPACT, NERN, SETTINGS, backup_of, has_backup, kind_of
+from keras_nern.demo import run as run_demo
+from keras_nern.network.outputs import ClassReader
+from keras_nern.utils import checks
+from keras_nern.utils.backend import to_int
 from keras_nern.utils.files import atomic_write
+from keras_nern.utils.tables import Table
 
 BATCH_SIZE = 500  # of predictions
-UNIMPORTANT = ("resume", "force", "quiet", "backup_every")  # to which fit it is
+UNIMPORTANT = ("resume", "force", "quiet", "backup_every")  # options that may differ on --resume
 
 
-class Stopped(KeyboardInterrupt):
-    """A fit was stopped at the end of a step, and can go on."""
-
-    def __init__(self, text: str, code: int, resume: str) -> None:
-        super().__init__(text)
-        self.code = code
-        self.resume = resume
-
-
-def training(verb: Callable) -> Callable:
-    """A verb that trains: what is to go on is checked first, and said if it is stopped early."""
-
-    @functools.wraps(verb)
-    def run(options: dict, command: str) -> tuple[dict, str]:
-        keras.utils.set_random_seed(options["seed"])
-        _check_resumed(options)
-        try:
-            return verb(options, command)
-        except Stopped:
-            raise
-        except KeyboardInterrupt as error:  # before the first step, or the second Ctrl-C
-            backup = backup_of(options["output"])
-            if not (options["resume"] and backup.exists()):
-                raise
-            text = str(error) or f"Stopped. {backup} keeps the fit as it was; go on by\n  {command}"
-            raise Stopped(text, 130, command) from error
-
-    return run
-
-
-@training
-def fit(options: dict, command: str) -> tuple[dict, str]:
-    """Represents a classifier; `command` is the command line, for the way to go on."""
-    with refused():
-        base = _load_model(options["base"])
-        images = _training_images(options, base)
-        nern = keras_nern.NeRNModel(
-            base,
-            hidden_size=options["hidden_size"],
-            num_layers=options["num_layers"],
-            permutation=None if options["permutation"] == "none" else options["permutation"],
-            view=options["view"],
-            include=options["include"] or None,
-            exclude=options["exclude"] or None,
-            include_dense=options["include_dense"],
-        )
-        nern.compile(reconstruction_steps=options["steps"])
-    results = _train(nern, images, options, command)
+def fit(options: dict, resume_command: str) -> tuple[dict, str]:
+    """Represents a classifier."""
+    with _stoppable(options, resume_command) as backup:
+        with refused():
+            base = _load_model(options["base"])
+            images = _training_images(options, base)
+            arguments = checks.accepted(keras_nern.NeRNModel, options)
+            nern = keras_nern.NeRNModel(**arguments | {"base": base})
+            nern.compile(**checks.accepted(nern.compile, options))
+        results = _train(nern, images, options, backup)
     table = nern.summary_table()
     text = (
         f"{options['output']}: {table.weights:,} weights of {len(table.layers)} kernels in "
@@ -90,15 +57,15 @@ def fit(options: dict, command: str) -> tuple[dict, str]:
     return results, text
 
 
-@training
-def compress(options: dict, command: str) -> tuple[dict, str]:
-    """Compresses a NeRN's predictor and trains it on; `command` as for `fit`."""
-    with refused():
-        nern = _load_model(options["model"])
-        images = _training_images(options, nern.base)
-        small = keras_nern.compress(nern, options["bits"], options["sparsity"])
-    before, untrained = nern.relative_error(), small.relative_error()
-    results = _train(small, images, options, command)
+def compress(options: dict, resume_command: str) -> tuple[dict, str]:
+    """Compresses the predictor of a NeRN and trains it further."""
+    with _stoppable(options, resume_command) as backup:
+        with refused():
+            nern = _load_model(options["model"])
+            images = _training_images(options, nern.base)
+            small = keras_nern.compress(nern, options["bits"], options["sparsity"])
+        before, untrained = nern.relative_error(), small.relative_error()
+        results = _train(small, images, options, backup)
     results |= {"relative_error_before": before, "relative_error_untrained": untrained}
     text = (
         f"{options['output']}: {results['representation_bytes']:,.0f} bytes, relative squared "
@@ -108,38 +75,35 @@ def compress(options: dict, command: str) -> tuple[dict, str]:
 
 
 def _training_images(options: dict, base: keras.Model) -> Any:
-    """What `--data` names; `None` where there are no epochs to need it."""
+    """The images of `--data`, or `None` for no epochs of distillation."""
     if not options["epochs"]:
         return None
     images, _ = data.load(options, base, "train", for_training=True)
     return images
 
 
-def _train(nern: keras_nern.NeRNModel, images: Any, options: dict, command: str) -> dict:
-    """Fits as far as there is something to do, keeping backups; saves; tells what came out."""
-    output, backup = options["output"], backup_of(options["output"])
+def _train(
+    nern: keras_nern.NeRNModel, images: Any, options: dict, backup: "StoppableBackup"
+) -> dict[str, Any]:
+    """Fits, if there is something to train, and saves the result unless the fit diverged."""
+    output, steps = options["output"], options.get("reconstruction_steps")
     start = time.perf_counter()
     logs: dict[str, list] = {}
-    if images is not None or options.get("steps"):
-        _open_backup(backup, options)
-        keeping = keras.callbacks.BackupAndRestore(
-            backup, save_freq=options["backup_every"], delete_checkpoint=False
-        )
-        given: dict[str, Any] = {"steps_per_epoch": options.get("steps")}
+    backup.open(options)
+    if images is not None or steps:
+        given: dict[str, Any] = {"steps_per_epoch": steps}
         if images is not None:
             batch_size = options["batch_size"] if isinstance(images, np.ndarray) else None
             given = {"x": images, "epochs": options["epochs"], "batch_size": batch_size}
-        verbose = 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
-        with _stop_between_steps(keeping, backup, command) as stopping:
-            logs = nern.fit(**given, verbose=verbose, callbacks=[keeping, stopping]).history
-            error = _save_if_finite(nern, output)
-        shutil.rmtree(backup)
-    else:
-        error = _save_if_finite(nern, output)
+        logs = nern.fit(**given, verbose=_verbosity(options), callbacks=[backup]).history
+    error = nern.relative_error()
+    if np.isfinite(error):
+        nern.save(output)
+    backup.delete()
     if not np.isfinite(error):
         raise ValueError(
-            "Expected a fit that ends with finite weights. Received: some NaN or infinite, "
-            f"it diverged; {str(output)!r} was not written"
+            "Expected a fit that ends with finite weights. Received: NaN or infinite weights, as "
+            f"the fit diverged; {str(output)!r} was not written"
         )
     table = nern.summary_table()
     return {
@@ -152,28 +116,17 @@ def _train(nern: keras_nern.NeRNModel, images: Any, options: dict, command: str)
     }
 
 
-def _save_if_finite(nern: keras_nern.NeRNModel, output: pathlib.Path) -> float:
-    """Saves a NeRN unless it diverged; returns its relative squared error."""
-    error = nern.relative_error()
-    if np.isfinite(error):
-        nern.save(output)
-    return error
-
-
 def info(options: dict) -> tuple[dict, str]:
-    """What a NeRN or a compact file holds."""
+    """Describes a NeRN or a compact file."""
     path = options["model"]
-    if kind_of(path) == COMPACT:
-        with refused():
-            held = keras_nern.artifact.info.inspect(path)
-        return {"kind": COMPACT, **held.to_dict()}, str(held)
+    kind = kind_of(path)
     with refused():
-        table = _load_model(path).summary_table()
-    return {"kind": NERN, **table.to_dict()}, str(table)
+        found = inspect(path) if kind == COMPACT else _load_model(path).summary_table()
+    return {"kind": kind, **found.to_dict()}, str(found)
 
 
 def reconstruct(options: dict) -> tuple[dict, str]:
-    """The rebuilt classifier, as a file of Keras's."""
+    """Saves the rebuilt classifier as a Keras model."""
     output = options["output"]
     with refused():
         _, _, rebuilt = _open(options["model"])
@@ -184,7 +137,7 @@ def reconstruct(options: dict) -> tuple[dict, str]:
 
 
 def evaluate(options: dict) -> tuple[dict, str]:
-    """How a rebuilt classifier does on images, beside the original where there is one."""
+    """Measures a classifier on images, beside the original if there is one."""
     with refused():
         nern, base, rebuilt = _open(options["model"])
         if options["base"] is not None:
@@ -192,72 +145,64 @@ def evaluate(options: dict) -> tuple[dict, str]:
         images, labels = data.load(options, rebuilt, "test")
         if labels is None and base is None:
             raise ValueError(
-                "Expected labels in --data, for the accuracy, or --base, for the agreement with "
-                "the original. Received: neither"
+                "evaluate needs labels in --data, for the accuracy, or --base, for the agreement "
+                "with the original. Received: neither"
             )
-        first = data.one_of(images)
+        first = data.first_batch(images)
         reader = ClassReader(rebuilt, first)
-        original_reader = None if base is None else ClassReader(base, first)
-        if original_reader and original_reader.num_classes != reader.num_classes:
+        base_reader = None if base is None else ClassReader(base, first)
+        if base_reader and base_reader.num_classes != reader.num_classes:
             raise ValueError(
-                f"Expected an original of {reader.num_classes} classes, as the rebuilt one. "
-                f"Received: one of {original_reader.num_classes}"
+                f"--base must have {reader.num_classes} classes, as the rebuilt classifier. "
+                f"Received: {base_reader.num_classes} classes"
             )
         if labels is not None:
-            data.check_labels(labels, reader.num_classes)
+            data.check_classes(labels, reader.num_classes)
     predicted = reader(_outputs(rebuilt, images, options))
     results: dict[str, float] = {"images": len(predicted)}
     if labels is not None:
         results["accuracy"] = float(np.mean(predicted == labels))
-    if original_reader:
-        original = original_reader(_outputs(base, images, options))
+    if base_reader:
+        original = base_reader(_outputs(base, images, options))
         results["agreement"] = float(np.mean(predicted == original))
         if labels is not None:
             results["original_accuracy"] = float(np.mean(original == labels))
             results["drop"] = results["original_accuracy"] - results["accuracy"]
     if nern is not None:
         results["relative_error"] = nern.relative_error()
-    shown = {
-        name: f"{value:,}" if name == "images" else f"{value:.4f}"
+    rows = [
+        (name, f"{value:,}" if name == "images" else f"{value:.4f}")
         for name, value in results.items()
-    }
-    return results, "\n".join(f"{name:<18} {value:>10}" for name, value in shown.items())
+    ]
+    return results, Table(rows, align="lr").to_text()
 
 
 def export(options: dict) -> tuple[dict, str]:
-    """The compact file of a NeRN."""
+    """Writes the compact file of a NeRN."""
     output = options["output"]
     with refused():
         nern = _load_model(options["model"])
-    with refused((ValueError, ImportError)):  # which come before it writes
+    with refused((ValueError, ImportError)):  # raised before anything is written
         nern.export(
             output, precision=options["precision"], kept_precision=options["kept_precision"]
         )
-    held = keras_nern.artifact.info.inspect(output)
-    return {"output": str(output), **held.to_dict()}, f"{output}: {held.file_bytes:,} bytes"
+    found = inspect(output)
+    return {"output": str(output), **found.to_dict()}, f"{output}: {found.file_bytes:,} bytes"
 
 
 def importance(options: dict) -> tuple[dict, str]:
-    """Scores of all kernels; of each layer the middle one and how many are pruned."""
+    """Scores kernels and saves, on request, the scores, a plot and a pruned classifier."""
     with refused():
         nern = _load_model(options["model"])
         scores = keras_nern.kernel_importance(nern, options["measure"], options["seed"])
         if any(np.isnan(score).any() for score in scores.values()):
-            raise ValueError(
-                "Expected a NeRN with finite weights. Received: one whose errors are NaN"
-            )
+            raise ValueError("Expected a NeRN with finite weights. Received: scores that are NaN")
     figure = None
     if options["plot"] is not None:
-        with refused((ImportError,)):  # matplotlib may not be there: before anything is written
+        with refused((ImportError,)):  # without matplotlib, nothing is written
             figure = plots.plot_importance(scores, options["measure"])
     if options["scores"] is not None:
-        with (
-            atomic_write(options["scores"]) as path,
-            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-        ):
-            for name, score in scores.items():  # np.savez has uses of its own for some names
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, score)
+        _save_scores(options["scores"], scores)
     if figure is not None:
         with atomic_write(options["plot"]) as path:
             figure.savefig(path)
@@ -273,22 +218,29 @@ def importance(options: dict) -> tuple[dict, str]:
         with atomic_write(options["pruned"]) as path:
             pruned.save(path)
         results |= {"sparsity": options["sparsity"], "pruned": str(options["pruned"])}
-    width = max(len(name) for name in ["layer", *scores])
-    lines = [f"{'layer':{width}}  kernels  median score"]
-    lines += [
-        f"{one['name']:{width}}  {one['kernels']:7,}  {one['median']:12.4g}" for one in layers
-    ]
-    lines += [str(options[name]) for name in ("scores", "plot", "pruned") if options[name]]
-    return results, "\n".join(lines)
+    rows = [(one["name"], f"{one['kernels']:,}", f"{one['median']:.4g}") for one in layers]
+    table = Table(rows, ("layer", "kernels", "median score"), "lrr").to_text()
+    written = [str(options[name]) for name in ("scores", "plot", "pruned") if options[name]]
+    return results, "\n".join([table, *written])
+
+
+def _save_scores(output: pathlib.Path, scores: dict[str, np.ndarray]) -> None:
+    """Writes an .npz file; np.savez takes some names, such as `file`, for its own arguments."""
+    with (
+        atomic_write(output) as path,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name, score in scores.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, score)
 
 
 def demo(options: dict) -> tuple[dict, str]:
-    """The demo of `keras_nern.demo`."""
-    from keras_nern import demo
-
-    with refused():
+    """Runs `keras_nern.demo`."""
+    with refused((OSError,)):
         options["output"].mkdir(parents=True, exist_ok=True)
-    results = demo.main([f"--{name.replace('_', '-')}={value}" for name, value in options.items()])
+    with refused((ImportError,)):  # raised before any work
+        results = run_demo(**options)
     original, rebuilt = (results[name]["accuracy"] for name in ("original", "rebuilt"))
     return results, f"accuracy: {original:.3f} original, {rebuilt:.3f} rebuilt"
 
@@ -297,11 +249,7 @@ def demo(options: dict) -> tuple[dict, str]:
 def refused(
     errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError),
 ) -> Iterator[None]:
-    """Before the work starts: what the library refuses is the command line's mistake.
-
-    Args:
-        errors: by which it refuses.
-    """
+    """Before the work starts, turns errors of the library into a UsageError, exit code 2."""
     try:
         yield
     except errors as error:
@@ -311,7 +259,7 @@ def refused(
 def _load_model(path: pathlib.Path) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=kind_of(path) == NERN)
-    except Exception as error:  # HDF5, zip, JSON and Keras have each their own
+    except Exception as error:  # HDF5, zip, JSON and Keras raise errors of many kinds
         raise ValueError(
             f"Expected a model that Keras can load. Received: {str(path)!r} ({error})"
         ) from error
@@ -320,7 +268,7 @@ def _load_model(path: pathlib.Path) -> keras.Model:
 def _open(
     path: pathlib.Path,
 ) -> tuple[keras_nern.NeRNModel | None, keras.Model | None, keras.Model]:
-    """`(nern, base, rebuilt)` of a NeRN, and of a compact file and a classifier the last."""
+    """`(nern, base, rebuilt)` of a NeRN; `(None, None, classifier)` of any other file."""
     kind = kind_of(path)
     if kind == COMPACT:
         return None, None, keras_nern.load(path)
@@ -331,90 +279,161 @@ def _open(
 
 
 def _outputs(model: keras.Model, images: Any, options: dict) -> np.ndarray:
-    verbose = 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
     batch_size = BATCH_SIZE if isinstance(images, np.ndarray) else None
-    return model.predict(images, batch_size=batch_size, verbose=verbose)
+    if isinstance(images, keras_nern.NoiseDataset):
+        images = copy.copy(images)  # Keras ends its epoch, after which it has other images
+    return model.predict(images, batch_size=batch_size, verbose=_verbosity(options))
 
 
-def _check_resumed(options: dict) -> None:
-    """Sees that what is to go on is a fit like this one."""
-    if not options["resume"]:
-        return
-    backup = backup_of(options["output"])
-    kept = _settings(options)
-    try:
-        before = json.loads((backup / SETTINGS).read_text())
-        if not isinstance(before, dict):
-            raise ValueError(f"its {SETTINGS} is no object")
-    except (OSError, ValueError) as error:
-        raise click.UsageError(f"{str(backup)!r} holds no fit: {error}") from error
-    other = [name for name in kept if kept[name] != before.get(name)]
-    if other:
-        shown = ", ".join(f"{name}={before.get(name)!r}, now {kept[name]!r}" for name in other)
-        raise click.UsageError(
-            f"--resume goes on with the command that was stopped. Received: other options "
-            f"than its ({shown})"
-        )
+def _verbosity(options: dict) -> int:
+    """Keras's `verbose`: silent, a progress bar on a terminal, or a line per epoch."""
+    return 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
 
 
-def _open_backup(backup: pathlib.Path, options: dict) -> None:
-    """Makes the folder that keeps a fit, unless one goes on."""
-    if options["resume"]:
-        return
-    shutil.rmtree(backup, ignore_errors=True)  # `commands` has seen to it that it may go
-    backup.mkdir()
-    with atomic_write(backup / SETTINGS) as path:
-        pathlib.Path(path).write_text(json.dumps(_settings(options)))
+class Stopped(KeyboardInterrupt):
+    """The command was stopped by a signal.
+
+    Args:
+        text: the message.
+        code: the exit code.
+        resume: the command that continues from the backup; `None` if there is no backup.
+    """
+
+    def __init__(self, text: str, code: int, resume: str | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+        self.resume = resume
 
 
-def _settings(options: dict) -> dict:
-    """What tells a fit from another."""
-    kept = {name: value for name, value in options.items() if name not in UNIMPORTANT}
-    # what is in the file, too, which may be another one by then
-    with open(options.get("base") or options["model"], "rb") as file:
-        kept["content"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return json.loads(json.dumps(kept, default=lambda path: str(pathlib.Path(path).absolute())))
+class StoppableBackup(keras.callbacks.BackupAndRestore):
+    """Backs up a fit, and stops the command when a signal comes.
 
+    Before the fit, a signal raises `Stopped` at once. During the fit, the first signal raises it
+    when the current step has ended and is backed up, the second one at once. After the last step,
+    signals have no effect, so that the result is saved.
 
-class _StopBetweenSteps(keras.callbacks.Callback):
-    """Raises `Stopped` at the end of the step in which a signal came."""
+    A message names a step only if that step was backed up, and a backup only if one of this fit
+    exists.
+
+    Args:
+        folder: the backup's folder.
+        save_freq: steps between backups.
+        resume_command: the command that continues from the backup.
+        is_resumed: whether the folder holds a backup of this fit.
+    """
 
     def __init__(
-        self, keeping: keras.callbacks.BackupAndRestore, backup: pathlib.Path, command: str
+        self, folder: pathlib.Path, save_freq: int, resume_command: str, is_resumed: bool
     ) -> None:
-        super().__init__()
-        self.keeping, self.backup, self.command = keeping, backup, command
+        super().__init__(folder, save_freq=save_freq, delete_checkpoint=False)
+        self.folder = folder
+        self.resume_command = resume_command
+        self.is_own = is_resumed  # whether the folder belongs to this fit
+        self.stage = "before"  # then "during" and "after"
         self.signal: int | None = None
 
+    def open(self, options: dict) -> None:
+        """Makes the folder, unless the fit is resumed; replaces an old backup."""
+        if self.is_own:
+            return
+        if self.folder.exists():
+            shutil.rmtree(self.folder)  # check_backup has allowed it
+        self.is_own = True
+        self.folder.mkdir()
+        with atomic_write(self.folder / SETTINGS) as path:
+            pathlib.Path(path).write_text(json.dumps(_settings(options)))
+
+    def delete(self) -> None:
+        """Deletes the folder of this fit."""
+        if self.is_own:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def on_signal(self, number: int, frame: types.FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt("Stopped at once; --resume goes on from the last backup.")
-        self.signal = number
-        self.keeping.save_freq = 1  # this step is backed up
-        print("\nStopping after this step; once more to stop at once.", file=sys.stderr)
+        """Handles a signal."""
+        if self.stage == "after":
+            _notify("The fit is done and is being saved.")
+        elif self.stage == "before" or self.signal is not None:
+            raise self._stopped(number)
+        else:
+            self.signal = number
+            _notify("Stopping after this step; once more to stop at once.")
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        super().on_train_begin(logs)
+        self.stage = "during"
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        if self.signal is None:
-            return
-        steps = int(keras.ops.convert_to_numpy(self.model.phase_iterations))
-        raise Stopped(
-            f"Stopped. {self.backup} keeps step {steps:,} of the {self.model.phase}; go on by\n"
-            f"  {self.command}",
-            128 + self.signal,
-            self.command,
-        )
+        number = self.signal  # a signal that comes later than this stops the next step
+        if number is not None:
+            self.save_freq = 1
+        super().on_train_batch_end(batch, logs)
+        if number is not None:
+            steps = to_int(self.model.phase_iterations)
+            raise self._stopped(number, f"Backed up at step {steps:,} of the {self.model.phase}")
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self.stage = "after"
+        super().on_train_end(logs)
+
+    def _stopped(self, number: int, backup: str = "The last backup is") -> Stopped:
+        if not (self.is_own and has_backup(self.folder)):
+            return Stopped("Stopped without a backup.", 128 + number)
+        text = f"Stopped. {backup} in {self.folder}; continue with\n  {self.resume_command}"
+        return Stopped(text, 128 + number, self.resume_command)
 
 
 @contextlib.contextmanager
-def _stop_between_steps(
-    keeping: keras.callbacks.BackupAndRestore, backup: pathlib.Path, command: str
-) -> Iterator[_StopBetweenSteps]:
-    """Lets Ctrl-C and SIGTERM wait for the end of a step; gives the callback for it."""
-    stopping = _StopBetweenSteps(keeping, backup, command)
+def _stoppable(options: dict, resume_command: str) -> Iterator[StoppableBackup]:
+    """Handles Ctrl-C and SIGTERM while a verb trains; provides the callback for its fit."""
+    keras.utils.set_random_seed(options["seed"])
+    _check_resumed(options)
+    backup = StoppableBackup(
+        backup_of(options["output"]), options["backup_every"], resume_command, options["resume"]
+    )
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, stopping.on_signal) for number in numbers}
+    handlers = {number: signal.signal(number, backup.on_signal) for number in numbers}
     try:
-        yield stopping
+        yield backup
     finally:
-        for number, handler in before.items():
+        if not has_backup(backup.folder):
+            backup.delete()
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _notify(text: str) -> None:
+    """Prints a line from a signal handler, unless the signal interrupted another print."""
+    with contextlib.suppress(RuntimeError):  # "reentrant call"
+        print(f"\n{text}", file=sys.stderr)
+
+
+def _check_resumed(options: dict) -> None:
+    """Raises a UsageError if the backup to resume is of another fit."""
+    if not options["resume"]:
+        return
+    folder = backup_of(options["output"])
+    settings = _settings(options)
+    try:
+        before = json.loads((folder / SETTINGS).read_text())
+        if not isinstance(before, dict):
+            raise ValueError(f"{SETTINGS} must be an object. Received: {before!r}")
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"{str(folder)!r} cannot be resumed: {error}") from error
+    changed = [
+        f"{name}={before.get(name)!r}, now {value!r}"
+        for name, value in settings.items()
+        if value != before.get(name)
+    ]
+    if changed:
+        raise click.UsageError(
+            "--resume needs the options and files of the stopped command. "
+            f"Received: other ones ({', '.join(changed)})"
+        )
+
+
+def _settings(options: dict) -> dict:
+    """What tells one fit from another: its options, and the content of the file it starts from."""
+    settings = {name: value for name, value in options.items() if name not in UNIMPORTANT}
+    with open(options.get("base") or options["model"], "rb") as file:
+        settings["content"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return json.loads(json.dumps(settings, default=lambda path: str(pathlib.Path(path).absolute())))

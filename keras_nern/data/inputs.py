@@ -1,7 +1,7 @@
-"""What `fit` is given, looked at before any work is done.
+"""Checks of the data that `fit` and `evaluate` receive, before any training.
 
-A mistake in a dataset should not cost the minutes of the reconstruction phase that
-comes before its first image is read, so one batch is examined up front.
+The reconstruction phase can take minutes before the first image is read, so one batch is checked
+up front.
 """
 
 import itertools
@@ -16,27 +16,27 @@ import tensorflow as tf
 
 from keras_nern.utils.types import Shape
 
-# Packages with other things that Keras reads batches from: tf.distribute's datasets, DataLoader.
+# Packages of further data loaders that Keras reads, such as torch's DataLoader.
 LOADERS = ("tensorflow", "torch", "grain")
 
 
-def examine(data: Any, input_shapes: Sequence[Shape] | None, name: str = "x") -> Any:
-    """Checks that data yields batches of what a network takes.
+def check_inputs(data: Any, input_shapes: Sequence[Shape] | None, name: str = "x") -> Any:
+    """Checks that data yields batches that fit a network's inputs.
 
     Args:
-        data: what `fit` takes as `x`: an array or a structure of them, a
-            `tf.data.Dataset`, a `keras.utils.PyDataset`, a generator, or where the network
-            has one input a pair that starts with one.
-        input_shapes: for each of the network's inputs its shape without the batch, such
-            as `(height, width, channels)`, `None` where any length will do; `None` for a
-            network that does not tell.
-        name: the argument's name, for messages. Defaults to `"x"`.
+        data: the argument `x` of `fit`: an array or a structure of arrays, a `tf.data.Dataset`,
+            a `keras.utils.PyDataset` or a generator. For a network with one input, also a tuple
+            that starts with an array.
+        input_shapes: the shape of each of the network's inputs without the batch axis, such as
+            `(height, width, channels)`, with `None` for an axis of any length; `None` if the
+            shapes are unknown.
+        name: name of the argument, for errors. Defaults to `"x"`.
 
     Returns:
-        `data`, or for a generator an equivalent one that still yields everything.
+        `data`; for a generator, a new one that yields all of its batches.
 
     Raises:
-        ValueError: where there is nothing in it, or its images have another shape.
+        ValueError: if the data are empty or their images have another shape.
     """
     if isinstance(data, types.GeneratorType):
         try:
@@ -48,9 +48,9 @@ def examine(data: Any, input_shapes: Sequence[Shape] | None, name: str = "x") ->
     if isinstance(data, tf.data.Dataset):
         shapes = [spec.shape for spec in keras.tree.flatten(_inputs(data.element_spec))]
         cardinality = int(data.cardinality())
-        told = all(shape.rank is not None and None not in shape[1:] for shape in shapes)
+        known = all(shape.rank is not None and None not in shape[1:] for shape in shapes)
         element = data.element_spec
-        if cardinality == tf.data.UNKNOWN_CARDINALITY or not told:
+        if cardinality == tf.data.UNKNOWN_CARDINALITY or not known:
             first = next(iter(data.take(1)), None)
             cardinality = 0 if first is None else cardinality
             element = element if first is None else first
@@ -58,37 +58,26 @@ def examine(data: Any, input_shapes: Sequence[Shape] | None, name: str = "x") ->
             raise _empty(name, "a tf.data.Dataset without elements")
         _check_element(element, input_shapes, name)
     elif isinstance(data, keras.utils.PyDataset):
-        if data.num_batches == 0:  # None where it never ends
+        if data.num_batches == 0:  # None if it never ends
             raise _empty(name, "a PyDataset without batches")
         _check_element(data[0], input_shapes, name)
-    else:
-        if _takes_pairs(input_shapes) and isinstance(data, (tuple, list)) and data:
-            examine(data[0], input_shapes, name)
-            return data
-        if not are_arrays(data):
-            return data
-        arrays = keras.tree.flatten(data)
-        if not all(hasattr(array, "shape") for array in arrays):
-            raise ValueError(
-                f"{name} must be arrays, a tf.data.Dataset, a keras.utils.PyDataset or a "
-                f"generator. Received: {name} of type {type(data).__name__}"
-            )
-        if any(len(array.shape) and array.shape[0] == 0 for array in arrays):
-            raise _empty(name, f"arrays of shapes {[tuple(a.shape) for a in arrays]}")
-        _check_shapes(arrays, input_shapes, name)
+    elif _takes_pairs(input_shapes) and isinstance(data, (tuple, list)) and data:
+        check_inputs(data[0], input_shapes, name)
+    elif are_arrays(data):
+        _check_arrays(data, input_shapes, name)
     return data
 
 
 def check_targets(inputs: Any, labels: Any, weights: Any, name: str = "x") -> None:
-    """Checks that there are as many labels and weights as inputs, all of them numbers.
+    """Checks that labels and sample weights are numbers, and as many as the inputs.
 
     Args:
-        inputs: an array or a structure of them.
-        labels, weights: the same, or `None`.
-        name: of the argument that holds the inputs, for messages. Defaults to `"x"`.
+        inputs: an array or a structure of arrays.
+        labels, weights: arrays or structures of arrays, or `None`.
+        name: name of the argument that holds the inputs, for errors. Defaults to `"x"`.
 
     Raises:
-        ValueError: where there are not.
+        ValueError: if labels or weights are not numbers, or are more or fewer than the inputs.
     """
     if labels is None and weights is None:
         return
@@ -101,27 +90,30 @@ def check_targets(inputs: Any, labels: Any, weights: Any, name: str = "x") -> No
                     f"{name} must have as many {what} as images. Received: "
                     f"{sorted(counts)[0]} images, {what} of shape {tuple(array.shape)}"
                 )
-            dtype = getattr(array.dtype, "name", str(array.dtype))  # TensorFlow's, or NumPy's
+            dtype = getattr(array.dtype, "name", str(array.dtype))  # of TensorFlow or NumPy
             if dtype == "object" or "str" in dtype:
-                raise ValueError(f"{name} must have {what} that are numbers. Received: {dtype}")
+                raise ValueError(
+                    f"{name} must have {what} that are numbers. Received: {what} of type {dtype}"
+                )
 
 
 def are_arrays(data: Any) -> bool:
-    """Whether data is arrays, and not something that yields batches of them."""
+    """Whether data consists of arrays, rather than being a source of batches."""
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset, types.GeneratorType)):
         return False
     packages = {one.__module__.partition(".")[0] for one in type(data).__mro__}
     return hasattr(data, "shape") or packages.isdisjoint(LOADERS)
 
 
-def unpacked(
+def unpack(
     x: Any, y: Any, sample_weight: Any, input_shapes: Sequence[Shape] | None
 ) -> tuple[Any, Any, Any]:
-    """Takes a pair of arrays apart, as `(images, labels)` is one argument of `fit`.
+    """Splits a pair of arrays, `fit((images, labels))`, into the arguments of Keras's `fit`.
 
     Args:
-        x, y, sample_weight: as for `keras.Model.fit`.
-        input_shapes: as for `examine`.
+        x, y, sample_weight: as for `keras.Model.fit`, or `x` a tuple of `(x, y)` or
+            `(x, y, sample_weight)`.
+        input_shapes: as for `check_inputs`.
 
     Returns:
         `(x, y, sample_weight)`.
@@ -132,13 +124,13 @@ def unpacked(
     return x, y, sample_weight
 
 
-def is_pair(data: Any, input_shapes: Sequence[Shape] | None = None) -> bool:
-    """Whether the data, or the elements of a dataset, hold more than inputs.
+def is_pair(data: Any, input_shapes: Sequence[Shape] | None) -> bool:
+    """Whether data, or the elements of a dataset, contain labels besides the inputs.
 
     Args:
-        data: as for `examine`.
-        input_shapes: as for `examine`: arrays in a list are the inputs of a network that
-            takes several. Defaults to `None`.
+        data: as for `check_inputs`.
+        input_shapes: as for `check_inputs`. For a network with several inputs, a list of arrays
+            are its inputs.
     """
     if isinstance(data, tf.data.Dataset):
         element = data.element_spec
@@ -148,12 +140,12 @@ def is_pair(data: Any, input_shapes: Sequence[Shape] | None = None) -> bool:
 
 
 def _takes_pairs(input_shapes: Sequence[Shape] | None) -> bool:
-    """Whether a list of arrays is (inputs, labels): where the network has one input."""
+    """Whether a list of arrays is (inputs, labels), which it is for a network with one input."""
     return input_shapes is not None and len(input_shapes) == 1
 
 
 def never_ends(data: Any) -> bool:
-    """Whether an epoch of the data needs `steps_per_epoch` to end."""
+    """Whether the data are infinite, so that an epoch needs `steps_per_epoch`."""
     if isinstance(data, keras.utils.PyDataset):
         return data.num_batches is None
     return (
@@ -162,17 +154,18 @@ def never_ends(data: Any) -> bool:
     )
 
 
-def steps_in(data: Any, batch_size: int | None = None, validation_split: float = 0.0) -> int | None:
+def steps_per_epoch_of(
+    data: Any, batch_size: int | None = None, validation_split: float = 0.0
+) -> int | None:
     """Counts the batches of one epoch.
 
     Args:
-        data: as for `examine`.
-        batch_size: images per batch of an array; `None` for Keras's 32. Defaults to
-            `None`.
-        validation_split: share of an array that is held out. Defaults to `0.0`.
+        data: as for `check_inputs`.
+        batch_size: images per batch of an array; `None` for Keras's 32. Defaults to `None`.
+        validation_split: share of an array that is held out for validation. Defaults to `0.0`.
 
     Returns:
-        The number of batches, or `None` where it cannot be told.
+        The number of batches, or `None` if it is unknown or infinite.
     """
     if isinstance(data, tf.data.Dataset):
         cardinality = int(data.cardinality())
@@ -189,13 +182,14 @@ def steps_in(data: Any, batch_size: int | None = None, validation_split: float =
 def input_batches(
     data: Any, count: int, batch_size: int, input_shapes: Sequence[Shape] | None
 ) -> Iterator:
-    """Yields the first inputs of what `fit` takes.
+    """Yields batches of inputs from the start of data.
 
     Args:
-        data: as for `examine`; it should have passed it.
-        count: examples in all, fewer where there are fewer.
-        batch_size: how many at once, where `data` holds arrays.
-        input_shapes: as for `examine`.
+        data: data that passed `check_inputs`.
+        count: maximum number of examples in all batches.
+        batch_size: examples per batch if `data` are arrays; other data have batches of their
+            own.
+        input_shapes: as for `check_inputs`.
     """
     batches: Iterator
     if isinstance(data, (tf.data.Dataset, types.GeneratorType)):
@@ -221,14 +215,26 @@ def input_batches(
 
 
 def _chain(first: Any, rest: Iterable) -> Iterator:
-    # A generator function: Keras takes generators, but not every iterator, and of tuples.
+    # A generator function, because Keras accepts generators of tuples, but not every iterator.
     for element in itertools.chain([first], rest):
         yield element if isinstance(element, (tuple, list)) else (element,)
 
 
 def _inputs(element: Any) -> Any:
-    """The inputs of a dataset's element: all of it, or what comes before the labels."""
+    """The inputs of a dataset's element, which may be followed by labels and weights."""
     return element[0] if isinstance(element, (tuple, list)) else element
+
+
+def _check_arrays(data: Any, input_shapes: Sequence[Shape] | None, name: str) -> None:
+    arrays = keras.tree.flatten(data)
+    if not all(hasattr(array, "shape") for array in arrays):
+        raise ValueError(
+            f"{name} must be arrays, a tf.data.Dataset, a keras.utils.PyDataset or a generator. "
+            f"Received: {name} of type {type(data).__name__}"
+        )
+    if any(len(array.shape) and array.shape[0] == 0 for array in arrays):
+        raise _empty(name, f"arrays of shapes {[tuple(array.shape) for array in arrays]}")
+    _check_shapes(arrays, input_shapes, name)
 
 
 def _check_element(element: Any, input_shapes: Sequence[Shape] | None, name: str) -> None:
@@ -238,8 +244,8 @@ def _check_element(element: Any, input_shapes: Sequence[Shape] | None, name: str
             inputs = inputs[0]
         if isinstance(inputs, dict):
             raise ValueError(
-                f"{name} must give images or (images, labels). Received: a dict with the keys "
-                f"{sorted(inputs)} (tfds.load gives pairs with as_supervised=True)"
+                f"{name} must contain images or (images, labels). Received: a dict with the keys "
+                f"{sorted(inputs)} (tfds.load yields pairs with as_supervised=True)"
             )
     arrays = keras.tree.flatten(inputs)
     _check_shapes([x if hasattr(x, "shape") else np.asarray(x) for x in arrays], input_shapes, name)
@@ -251,21 +257,21 @@ def _check_shapes(arrays: Sequence, input_shapes: Sequence[Shape] | None, name: 
     shapes = [tuple(array.shape) for array in arrays]
     if len(shapes) == len(input_shapes) and all(map(_fits, shapes, input_shapes)):
         return
-    wanted = [f"(batch, {', '.join(map(str, shape))})" for shape in input_shapes]
-    batched = shapes == list(input_shapes)
-    hint = " The batch dimension is missing: batch the dataset." if batched else ""
+    expected = [f"(batch, {', '.join(map(str, shape))})" for shape in input_shapes]
+    unbatched = shapes == list(input_shapes)
+    hint = " The batch axis is missing: batch the dataset." if unbatched else ""
     raise ValueError(
-        f"{name} must give images of shape {', '.join(wanted)}, as the base takes them. "
+        f"{name} must contain images of shape {', '.join(expected)}, the base's input shape. "
         f"Received: {', '.join(map(str, shapes))}.{hint}"
     )
 
 
-def _fits(shape: Sequence[int | None], wanted: Shape) -> bool:
-    return len(shape) == len(wanted) + 1 and all(
+def _fits(shape: Sequence[int | None], expected: Shape) -> bool:
+    return len(shape) == len(expected) + 1 and all(
         got is None or length is None or got == length
-        for got, length in zip(shape[1:], wanted, strict=True)
+        for got, length in zip(shape[1:], expected, strict=True)
     )
 
 
 def _empty(name: str, received: str) -> ValueError:
-    return ValueError(f"{name} must give at least one batch of images. Received: {received}")
+    return ValueError(f"{name} must contain at least one batch of images. Received: {received}")

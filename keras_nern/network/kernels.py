@@ -1,12 +1,12 @@
-"""The kernels of a classifier: the weights that a predictor can stand for.
+"""Kernels of a classifier: the weight variables that a predictor can represent.
 
-A convolution holds one variable, a separable one two; *kernels* for short. Put with its
-spatial axes first and the axes (channels, filters) last, a kernel is for each filter a row
+A convolution holds one kernel variable, a separable convolution two. The *rows* of a kernel are
+its weights, one row per filter f,
 
-    W[f] = ( W[f, c, s] ),    channel by channel, and within a channel place by place,
+    W[f] = ( W[f, c, s] ),    channel by channel, and position by position within a channel,
 
-of cin * S weights, S being the number of spatial places: 9 for 3x3, 1 for 1x1 and for Dense
-layers. How rows are cut into what a predictor answers with is in `blocks`.
+with cin * S weights, where S is the number of spatial positions: 9 for 3x3, and 1 for 1x1 and for
+Dense layers. `blocks` describes how rows are cut into blocks.
 """
 
 import dataclasses
@@ -35,13 +35,13 @@ CONVOLUTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A variable that can be represented.
+    """A weight variable that can be represented.
 
     Attributes:
-        path: the layer's, as in `"stem/conv1"`.
+        path: path of the layer, such as `"stem/conv1"`.
         layer: the Keras layer.
-        attribute: the layer's attribute that holds the variable.
-        shape: the variable's shape.
+        attribute: name of the layer's attribute that holds the variable.
+        shape: shape of the variable.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """The path, and the variable's name where the layer has two of them."""
+        """The layer's path, followed by the attribute if the layer has two kernels."""
         return self.path if self.attribute == "kernel" else f"{self.path}/{self.attribute}"
 
     @property
@@ -60,88 +60,104 @@ class Kernel:
         return getattr(self.layer, self.attribute)
 
     @property
-    def spatial(self) -> tuple[int, ...]:
-        """The lengths of the spatial axes, `()` for a Dense layer's."""
+    def spatial_shape(self) -> tuple[int, ...]:
+        """Lengths of the spatial axes; `()` for a Dense layer."""
         return self.shape[:-2]
 
     @property
-    def places(self) -> int:
-        """S, the weights of one channel in one filter."""
-        return math.prod(self.spatial)
+    def spatial_size(self) -> int:
+        """S, the number of weights per filter and channel."""
+        return math.prod(self.spatial_shape)
 
     @property
     def channels(self) -> int:
-        """cin; of one group, where the convolution has groups."""
+        """cin; the channels of one group if the convolution is grouped."""
         return self.shape[-1 if self._is_transposed else -2]
 
     @property
     def filters(self) -> int:
-        """cout; of a depthwise convolution, its multiplier."""
+        """cout; the depth multiplier of a depthwise convolution."""
         return self.shape[-2 if self._is_transposed else -1]
 
     @property
     def num_weights(self) -> int:
-        """All weights in it."""
+        """Number of weights."""
         return math.prod(self.shape)
 
     @property
     def _is_transposed(self) -> bool:
         return isinstance(self.layer, _TRANSPOSED)
 
-    def rows(self, values: ArrayLike) -> np.ndarray:
-        """Lays an array of the variable's shape out as `(filters, channels * places)`."""
-        rank = len(self.spatial)
+    def values(self) -> np.ndarray:
+        """The current weights: float32 array of the variable's shape."""
+        return np.asarray(keras.ops.convert_to_numpy(self.variable), "float32")
+
+    def by_channel(self, values: ArrayLike) -> np.ndarray:
+        """Rearranges an array of the variable's shape to `(filters, channels, S)`."""
+        rank = len(self.spatial_shape)
         filters, channels = (rank, rank + 1) if self._is_transposed else (rank + 1, rank)
         values = np.asarray(values).transpose(filters, channels, *range(rank))
-        return values.reshape(self.filters, -1)
+        return values.reshape(self.filters, self.channels, self.spatial_size)
+
+    def rows(self, values: ArrayLike) -> np.ndarray:
+        """Rearranges an array of the variable's shape to `(filters, channels * S)`."""
+        return self.by_channel(values).reshape(self.filters, -1)
 
     def from_rows(self, rows: Tensor) -> Tensor:
-        """The inverse of `rows`, of a tensor and differentiable."""
-        rank = len(self.spatial)
-        tensor = keras.ops.reshape(rows, (self.filters, self.channels, *self.spatial))
+        """Inverts `rows` and `by_channel` for a tensor; it is differentiable."""
+        rank = len(self.spatial_shape)
+        tensor = keras.ops.reshape(rows, (self.filters, self.channels, *self.spatial_shape))
         last = (0, 1) if self._is_transposed else (1, 0)
         return keras.ops.transpose(tensor, (*range(2, rank + 2), *last))
 
 
 def kernels_of(path: str, layer: keras.layers.Layer) -> list[Kernel]:
-    """Lists the kernels that a layer holds itself.
+    """Lists the kernels that a layer itself holds.
 
     Args:
-        path: the layer's.
+        path: path of the layer.
         layer: a built Keras layer.
 
     Returns:
         A list of `Kernel`: one for a convolution or a Dense layer, two for a separable
         convolution, none for other layers.
     """
-    attributes: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
     if isinstance(layer, _SEPARABLE):
         attributes = ("depthwise_kernel", "pointwise_kernel")
     elif isinstance(layer, (*CONVOLUTIONS, keras.layers.Dense)):
         attributes = ("kernel",)
-    else:
-        attributes = ()
     return [
         Kernel(path, layer, attribute, tuple(getattr(layer, attribute).shape))
         for attribute in attributes
     ]
 
 
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Lists the layers that a layer holds directly.
+
+    Only models list theirs in public, as `Model.layers`, which calls the private
+    `Layer._flatten_layers` like this function. Tried on Keras 3.15.
+    """
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
 def walk_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:
-    """Lists all layers in a model, to any depth.
+    """Lists all layers of a model at every depth.
+
+    Nested models, wrappers and custom layers are listed, followed by the layers that they hold.
 
     Args:
         model: a `keras.Model`.
 
     Returns:
-        A list of `(path, layer)`, each layer once and after the one it is in, the path as
-        in `"inner/conv1"`: nested models, wrappers and custom layers are entered, and
-        listed themselves. Where a path is taken, a number is put behind it.
+        A list of `(path, layer)`, such as `"inner/conv1"`. Each layer is listed once. A number is
+        appended to a path that is taken.
     """
     found, seen, taken = [], {id(model)}, set()
 
     def walk(layer: keras.layers.Layer, prefix: str) -> None:
-        for inner in layer._flatten_layers(include_self=False, recursive=False):
+        for inner in sublayers(layer):
             if id(inner) in seen:
                 continue
             seen.add(id(inner))
@@ -158,10 +174,10 @@ def walk_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:
 
 
 def finalize(model: keras.Model) -> None:
-    """Lets layers know of weights that were assigned.
+    """Updates what layers derive from their weights, after weights were assigned.
 
-    `keras.layers.Normalization` computes with tensors that it makes of its weights when it
-    loads them, not when they are assigned.
+    `keras.layers.Normalization` computes with tensors that it derives from its weights when it
+    loads them, but not when they are assigned.
 
     Args:
         model: a `keras.Model`.

@@ -1,14 +1,14 @@
-"""Second moments of what convolutions are given: which errors of a kernel would show.
+"""Second moments of layers' inputs, which weigh the errors of a kernel by their effect.
 
-A convolution is linear in its kernel. With x a patch of its input, flattened, and D an
-error of its kernel as a matrix (patch, filters), its outputs change by D^T x, whose mean
-square over patches and images is
+A convolution is linear in its kernel. Let x be a patch of its input, flattened, and D the error of
+its kernel as a matrix (patch, filters). The outputs then change by D^T x, with the mean square over
+patches and images
 
     E |D^T x|^2 = tr(D^T C D),      C = E x x^T.
 
-C, gathered once from a few thousand images, or noise, says what an error of the weights
-does to the layer's output without running the network again. The batch normalisation
-that follows scales filter f by gamma_f / sigma_f, and the change with it.
+C is gathered once, from a few thousand images or from noise, and gives the effect of any error on
+the layer's output without running the network again. A batch normalization that follows scales the
+output of filter f, and its change, by gamma_f / sigma_f.
 """
 
 import math
@@ -19,17 +19,18 @@ import keras
 import numpy as np
 
 from keras_nern.network.kernels import Kernel
-from keras_nern.network.recording import Call, capture_calls, normalisations
+from keras_nern.network.recording import Call, capture_calls, normalizations
 from keras_nern.utils.types import Tensor
 
 
 class InputMoments(typing.NamedTuple):
-    """What is known of a kernel's inputs and outputs.
+    """Second moments of a kernel's inputs, and the scale of its outputs.
 
     Attributes:
-        moments: C, float32 `(groups, patch, patch)`, with patch = kh kw cin in the order of
-            a kernel's axes.
-        scale: of its outputs by the normalisation that follows, float32 `(filters,)`.
+        moments: C, float32 array `(groups, patch, patch)`, where patch = kh kw cin in the order of
+            the kernel's axes.
+        scale: gamma / sigma of the batch normalization that follows, 1 without one: float32 array
+            `(filters,)`.
     """
 
     moments: np.ndarray
@@ -39,41 +40,49 @@ class InputMoments(typing.NamedTuple):
 def second_moments(
     base: keras.Model, kernels: Sequence[Kernel], batches: Iterable
 ) -> list[InputMoments | None]:
-    """C of every ordinary convolution and Dense layer, over all patches of all images.
+    """Gathers the second moments of kernels' inputs over all patches of all images.
 
     Args:
         base: a built `keras.Model`.
-        kernels: list of `kernels.Kernel`.
-        batches: an iterable of what the base takes.
+        kernels: sequence of `kernels.Kernel` of the model.
+        batches: an iterable of inputs of the model.
 
     Returns:
-        A list of `InputMoments`, `None` for kernels of other layers (transposed, depthwise,
-        separable and 3-D convolutions) and for those that are not called.
+        A list of one `InputMoments` per kernel, `None` for a layer that is not called or is
+        neither Dense nor an ordinary convolution in one or two dimensions.
 
     Raises:
-        ValueError: where there are no batches.
+        ValueError: if `batches` is empty.
+
+    Example:
+
+    >>> kernels, _ = find_kernels(base)
+    >>> moments, scale = second_moments(base, kernels, [images])[0]
     """
+    indices = {
+        id(kernel.layer): index for index, kernel in enumerate(kernels) if _is_plain(kernel.layer)
+    }
     sums: dict[int, np.ndarray] = {}
     counts: dict[int, int] = {}
     scales: dict[int, np.ndarray] = {}
-    seen = False
+    is_empty = True
     for inputs in batches:
+        is_empty = False
         with capture_calls(base) as calls:
             base(inputs, training=False)
-        after = normalisations(calls)
-        for index, kernel in enumerate(kernels):
-            for call in calls:
-                if call.operation is not kernel.layer or not _is_plain(kernel.layer):
-                    continue
-                patches = _patches(call.inputs[0], kernel)  # (groups, positions, patch)
-                product = keras.ops.matmul(keras.ops.transpose(patches, (0, 2, 1)), patches)
-                product = keras.ops.convert_to_numpy(product).astype("float64")
-                sums[index] = sums.get(index, 0.0) + product
-                counts[index] = counts.get(index, 0) + patches.shape[1]
-                scales.setdefault(index, _scale(kernel, after.get(id(call.output))))
-        seen = True
-    if not seen:
-        raise ValueError("Expected at least one batch of images. Received: none")
+        after = normalizations(calls)
+        for call in calls:
+            index = indices.get(id(call.operation))
+            if index is None:
+                continue
+            patches = _patches(call.inputs[0], kernels[index])  # (groups, positions, patch)
+            product = keras.ops.matmul(keras.ops.transpose(patches, (0, 2, 1)), patches)
+            product = keras.ops.convert_to_numpy(product).astype("float64")
+            sums[index] = sums.get(index, 0.0) + product
+            counts[index] = counts.get(index, 0) + patches.shape[1]
+            scales.setdefault(index, _scale(kernels[index], after.get(id(call.output))))
+    if is_empty:
+        raise ValueError("batches must yield at least one batch of inputs. Received: none")
     return [
         InputMoments((sums[index] / counts[index]).astype("float32"), scales[index])
         if index in sums
@@ -86,10 +95,10 @@ def _is_plain(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Dense))
 
 
-def _scale(kernel: Kernel, normalisation: Call | None) -> np.ndarray:
-    if normalisation is None:
+def _scale(kernel: Kernel, normalization: Call | None) -> np.ndarray:
+    if normalization is None:
         return np.ones(kernel.filters, "float32")
-    layer = normalisation.operation
+    layer = normalization.operation
     scale = 1.0 / np.sqrt(keras.ops.convert_to_numpy(layer.moving_variance) + layer.epsilon)
     if layer.scale:
         scale = scale * keras.ops.convert_to_numpy(layer.gamma)
@@ -97,7 +106,7 @@ def _scale(kernel: Kernel, normalisation: Call | None) -> np.ndarray:
 
 
 def _patches(tensor: Tensor, kernel: Kernel) -> Tensor:
-    """The patches a kernel is multiplied with: `(groups, positions, places * channels)`."""
+    """The patches of an input that the kernel multiplies: `(groups, positions, patch)`."""
     layer = kernel.layer
     tensor = keras.ops.cast(tensor, "float32")
     if isinstance(layer, keras.layers.Dense):
@@ -121,6 +130,6 @@ def _patches(tensor: Tensor, kernel: Kernel) -> Tensor:
         data_format="channels_last",
     )
     positions = math.prod(patches.shape[:3])
-    shape = (positions, kernel.places, layer.groups, kernel.channels)
+    shape = (positions, kernel.spatial_size, layer.groups, kernel.channels)
     patches = keras.ops.transpose(keras.ops.reshape(patches, shape), (2, 0, 1, 3))
     return keras.ops.reshape(patches, (layer.groups, positions, -1))

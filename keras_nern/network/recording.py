@@ -1,13 +1,18 @@
-"""What a network's layers are given and give, while it runs.
+"""Records the inputs and outputs of a network's layers while it runs.
 
-Any Keras model can be listened to: functional, nested or subclassed. While recording, each
-layer's `call` is stood in for by one that notes inputs and output, so a map in
-the midst of the network is found without its graph: the batch normalisation that follows a
-convolution is the one whose input *is* the convolution's output. A layer of another precision
-is given a copy that Keras casts; what is noted is the tensor that was cast.
+Every Keras model can be recorded: functional, nested or subclassed. While a block records, the
+`call` method of each layer is replaced by a function that calls it and notes inputs and output, so
+a tensor inside the network is found without the network's graph: the batch normalization that
+follows a convolution is the one whose input *is* the convolution's output. A layer of another
+precision computes on a copy that Keras casts; the recorded input is the tensor before the cast.
+
+Only the thread that opened the block is recorded. Other threads may call the same layers
+meanwhile, and may record them, too.
 """
 
+import collections
 import contextlib
+import functools
 import threading
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +25,13 @@ from keras_nern.utils.types import Tensor
 
 
 class Call(typing.NamedTuple):
-    """One call of a layer or operation: what it was given, flat, and what it gave."""
+    """One call of a layer or operation.
+
+    Attributes:
+        operation: the layer or operation.
+        inputs: flat list of its arguments.
+        output: what it returned.
+    """
 
     operation: keras.Operation
     inputs: list
@@ -29,13 +40,13 @@ class Call(typing.NamedTuple):
 
 @contextlib.contextmanager
 def capture_calls(model: keras.Model) -> Iterator[list[Call]]:
-    """Notes the calls of all layers and operations in a model.
+    """Records the calls of all layers and operations in a model.
 
     Args:
         model: a built `keras.Model`.
 
     Yields:
-        A list to which each `Call` is added when it is done, the innermost first.
+        A list of `Call`. A call is appended when it returns, so inner layers precede outer ones.
 
     Example:
 
@@ -43,64 +54,97 @@ def capture_calls(model: keras.Model) -> Iterator[list[Call]]:
     ...     outputs = model(images)
     >>> maps = [call.output for call in calls if isinstance(call.operation, keras.layers.ReLU)]
     """
-    calls, wrapped = [], []
+    calls: list[Call] = []
+    sources: dict[int, tuple] = {}  # id of a cast copy -> (copy, source); keeps the copy alive
 
-    def listen(operation: keras.Operation, name: str, sources: dict[int, tuple]) -> None:
-        call = getattr(operation, name)
+    def record(operation: keras.Operation, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        output = call(*args, **kwargs)
+        flat = keras.tree.flatten((args, kwargs))
+        inputs = [sources.get(id(given), (given, given))[1] for given in flat]
+        calls.append(Call(operation, inputs, output))
+        return output
 
-        def listening(*args: Any, **kwargs: Any) -> Any:
-            output = call(*args, **kwargs)
-            inputs = [_source(one, sources) for one in keras.tree.flatten((args, kwargs))]
-            calls.append(Call(operation, inputs, output))
-            return output
+    def note_cast(convert: Callable, given: Any, *args: Any, **kwargs: Any) -> Any:
+        converted = convert(given, *args, **kwargs)
+        if converted is not given and keras.ops.is_tensor(given):
+            sources[id(converted)] = (converted, given)
+        return converted
 
-        operation.__dict__[name] = listening  # an attribute that Keras need not track
-        wrapped.append((operation, name))
+    operations = all_operations(model)
+    layers = [one for one in operations if isinstance(one, keras.layers.Layer)]
+    policies = {id(layer.dtype_policy): layer.dtype_policy for layer in layers}
+    with contextlib.ExitStack() as stack:
+        for operation in operations:
+            stack.enter_context(_wrapped(operation, "call", functools.partial(record, operation)))
+        for layer in layers:  # a quantized layer runs `quantized_call` instead of `call`
+            recorder = functools.partial(record, layer)
+            stack.enter_context(_wrapped(layer, "quantized_call", recorder))
+        for policy in policies.values():
+            stack.enter_context(_wrapped(policy, "convert_input", note_cast))
+        yield calls
 
-    with _noted_casts() as sources:
-        try:
-            for operation in all_operations(model):
-                listen(operation, "call", sources)
-                if hasattr(operation, "quantized_call"):  # in place of call, once quantised
-                    listen(operation, "quantized_call", sources)
-            yield calls
-        finally:
-            for operation, name in wrapped:
-                del operation.__dict__[name]
+
+class _Wrapping:
+    """A method of an object and, per thread, the functions around it."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.method = getattr(owner, name)
+        self.own = vars(owner).get(name)  # an attribute of the instance, if it has one
+        self.wrappers: dict[int, list[Callable]] = collections.defaultdict(list)
+
+    def function(self) -> Callable:
+        """The function that replaces the method."""
+
+        # the method's signature, which Keras quotes in errors
+        @functools.wraps(self.method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            function = self.method
+            for wrapper in self.wrappers.get(threading.get_ident(), ()):
+                function = functools.partial(wrapper, function)
+            return function(*args, **kwargs)
+
+        return call
 
 
-# Casts are noted for all layers of the process, so for one recording at a time.
-_NOTING = threading.RLock()
+_WRAPPINGS: dict[tuple[int, str], _Wrapping] = {}  # by object id and method
+_LOCK = threading.Lock()  # of the table, held only while it is changed
 
 
 @contextlib.contextmanager
-def _noted_casts() -> Iterator[dict[int, tuple]]:
-    """Notes what Keras casts to a layer's precision: from the copy's id to copy and source."""
-    sources: dict[int, tuple] = {}
-    convert = keras.DTypePolicy.convert_input
+def _wrapped(owner: Any, name: str, wrapper: Callable) -> Iterator[None]:
+    """Calls `wrapper(method, *args, **kwargs)` for this thread's calls of `owner.name`.
 
-    def noting(self: keras.DTypePolicy, x: Any, *args: Any, **kwargs: Any) -> Any:
-        converted = convert(self, x, *args, **kwargs)
-        if converted is not x and keras.ops.is_tensor(x):
-            sources[id(converted)] = (converted, x)
-        return converted
-
-    with _NOTING:
-        keras.DTypePolicy.convert_input = noting
-        try:
-            yield sources
-        finally:
-            keras.DTypePolicy.convert_input = convert
-
-
-def _source(given: Any, sources: dict[int, tuple]) -> Any:
-    return sources.get(id(given), (given, given))[1]  # copies are kept, so that ids are theirs
+    The method is replaced by an attribute of the instance, written to `__dict__` so that Keras
+    does not track it. Keras has no public hook around a layer's call or its casts. It looks up
+    `layer.call`, `layer.quantized_call` and `layer.dtype_policy.convert_input` on the instance at
+    every call. Tried on Keras 3.15.
+    """
+    key, thread = (id(owner), name), threading.get_ident()
+    with _LOCK:
+        if key not in _WRAPPINGS:
+            _WRAPPINGS[key] = _Wrapping(owner, name)
+            vars(owner)[name] = _WRAPPINGS[key].function()
+        wrapping = _WRAPPINGS[key]
+        wrapping.wrappers[thread].append(wrapper)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            wrapping.wrappers[thread].pop()
+            if not wrapping.wrappers[thread]:
+                del wrapping.wrappers[thread]
+            if not wrapping.wrappers:  # no thread is left
+                del _WRAPPINGS[key]
+                if wrapping.own is None:
+                    del vars(owner)[name]
+                else:
+                    vars(owner)[name] = wrapping.own
 
 
 def all_operations(model: keras.Model) -> list[keras.Operation]:
-    """All layers of a model, to any depth, and the operations between them (`x + y`, ...).
+    """Lists all layers of a model and the operations between them (`x + y`, ...).
 
-    Those of a subclassed model's own code are no objects of Keras, and are not among them.
+    The operations in a subclassed model's own code are not Keras objects and are not listed.
     """
     layers = [layer for _, layer in walk_layers(model)]
     found = {id(layer): layer for layer in layers}
@@ -110,15 +154,15 @@ def all_operations(model: keras.Model) -> list[keras.Operation]:
     return list(found.values())
 
 
-def normalisations(calls: Sequence[Call]) -> dict[int, Call]:
-    """The first batch normalisation of each convolution's output.
+def normalizations(calls: Sequence[Call]) -> dict[int, Call]:
+    """Finds the batch normalization that follows each output.
 
     Args:
-        calls: what `capture_calls` noted.
+        calls: calls from `capture_calls`.
 
     Returns:
-        A dict from the id of an output to the `Call` of the `BatchNormalization` that was
-        given it.
+        A dict from the id of an output to the first `Call` of a `BatchNormalization` with that
+        input.
     """
     found: dict[int, Call] = {}
     for call in calls:
@@ -128,24 +172,24 @@ def normalisations(calls: Sequence[Call]) -> dict[int, Call]:
 
 
 class _Reached(Exception):
-    """Ends a run at the layer that was waited for."""
+    """Stops a network at the layer that a probe waits for."""
 
 
-def first_normalisation(
+def first_normalization(
     model: keras.Model, images: Tensor
 ) -> tuple[keras.layers.Layer, Callable[[Tensor], Tensor]]:
-    """The batch normalisation that comes first in a network.
+    """Finds the first batch normalization of a network.
 
     Args:
         model: a built `keras.Model`.
-        images: a batch that it takes.
+        images: a batch of inputs of the model.
 
     Returns:
-        `(layer, probe)`: the layer, and a function from images to what the layer is given,
-        which runs the network no further.
+        `(layer, probe)`: the layer, and a function from images to the layer's input, which runs
+        the network up to this layer.
 
     Raises:
-        ValueError: where the network has none.
+        ValueError: if the network has no batch normalization.
     """
     with capture_calls(model) as calls:
         model(images, training=False)
@@ -158,60 +202,14 @@ def first_normalisation(
     layer = found[0].operation
 
     def probe(images: Tensor) -> Tensor:
-        given = []
+        reached = []
 
-        def stop(inputs: Tensor, *args: Any, **kwargs: Any) -> None:
-            given.append(inputs)
+        def stop(call: Callable, inputs: Tensor, *args: Any, **kwargs: Any) -> None:
+            reached.append(inputs)
             raise _Reached
 
-        layer.__dict__["call"] = stop
-        try:
+        with contextlib.suppress(_Reached), _wrapped(layer, "call", stop):
             model(images, training=False)
-        except _Reached:
-            pass
-        finally:
-            del layer.__dict__["call"]
-        return given[0]
+        return reached[0]
 
     return layer, probe
-
-
-# Layers that give the numbers they are given, in another shape or the same.
-_PASSING = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Identity)
-
-# By the names of the functions in keras.activations, keras.ops and tf.nn, and of the operations
-# behind keras.layers.Softmax and keras.ops.
-_PROBABILITIES = {
-    "softmax": keras.activations.softmax,
-    "softmax_v2": keras.activations.softmax,
-    "Softmax": keras.activations.softmax,
-    "sigmoid": keras.activations.sigmoid,
-    "Sigmoid": keras.activations.sigmoid,
-    "hard_sigmoid": keras.activations.sigmoid,  # a probability as well
-    "HardSigmoid": keras.activations.sigmoid,
-}
-
-
-def output_activation(calls: Sequence[Call], output: Tensor) -> Callable | None:
-    """What turned logits into an output: softmax, sigmoid, another activation, or None.
-
-    Args:
-        calls: what `capture_calls` noted of the network that gave the output.
-        output: the tensor itself.
-    """
-    for call in reversed(calls):  # the last come last
-        if call.output is not output:
-            continue
-        activation = getattr(call.operation, "activation", None)
-        linear = activation is keras.activations.linear
-        if isinstance(call.operation, _PASSING) or (
-            linear and isinstance(call.operation, keras.layers.Activation)
-        ):
-            output = call.inputs[0]
-            continue
-        for named in (type(call.operation).__name__, getattr(activation, "__name__", "")):
-            if named in _PROBABILITIES:
-                return _PROBABILITIES[named]
-        if activation is not None:
-            return activation
-    return None

@@ -1,18 +1,17 @@
-"""Orders in which a layer's kernels are smooth, without moving a weight.
+"""Orders in which a layer's kernels are smooth.
 
-A predictor learns a smooth function of the coordinate most easily, and a trained
-network's kernels come in no order at all. NeRN therefore permutes the *coordinates*
-so that neighbouring ones belong to similar kernels (Ashkenazi et al., ICLR 2023,
-section 3.2). A layer is a grid of F filters by C columns of blocks (see `blocks`; in the
-paper's view, a column is a channel and a block a kernel). What is ordered is either
+A predictor fits a smooth function of the coordinate best, but the kernels of a trained network are
+in no particular order. NeRN therefore permutes the *coordinates*, so that neighboring coordinates
+belong to similar kernels (Ashkenazi et al., ICLR 2023, section 3.2); the weights stay in place. A
+layer is a grid of F filters by C columns of blocks (see `network.blocks`; in the paper, a column is
+a channel and a block is a kernel). There are two kinds of permutation:
 
-* *cross-filter*: all F * C blocks of a layer together. It costs log2((F * C)!) bits to keep.
-* *in-filter*: the C blocks within each filter, then the filters, each compared as the
-  vector of its reordered blocks. It costs F * log2(C!) + log2(F!) bits.
+* *cross-filter* orders all F * C blocks of a layer together. Storing it takes log2((F * C)!) bits.
+* *in-filter* orders the C blocks within each filter, then the filters as vectors of their reordered
+  blocks. Storing it takes F * log2(C!) + log2(F!) bits.
 
-How a short path through blocks or filters is found, and what a short step is, is in
-`tours`. An order is an integer array: `order[p]` is the number of the block at position p,
-block `filter * C + column` being that of filter and column.
+`tours` finds the orders. An order is an integer array: `order[p]` is the number of the block at
+position p, and the block of filter f and column c has the number f * C + c.
 """
 
 import math
@@ -28,8 +27,10 @@ from keras_nern.utils.types import Grid, Progress
 KINDS = (None, "in_filter", "cross_filter")
 
 
-def validate_names(kind: object, method: object = "greedy", metric: object = "euclidean") -> None:
-    """Raises a ValueError for another kind, method or metric than there are."""
+def check_permutation_arguments(
+    kind: object, method: object = "greedy", metric: object = "euclidean"
+) -> None:
+    """Raises a ValueError if a kind of permutation, a method or a metric is unknown."""
     checks.one_of("permutation", kind, KINDS)
     checks.one_of("permutation_method", method, METHODS)
     checks.one_of("metric", metric, METRICS)
@@ -42,62 +43,62 @@ def block_order(
     metric: str = "euclidean",
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """The order of one layer's blocks.
+    """Finds a smooth order of a layer's blocks.
 
     Args:
         blocks: array `(filters, columns, B)`.
-        kind: `None` (as they stand), `"in_filter"` or `"cross_filter"`. Defaults to
+        kind: `"in_filter"`, `"cross_filter"`, or `None` for the original order. Defaults to
             `None`.
         method: `"greedy"`, `"two_opt"` or `"fast_tsp"`. Defaults to `"greedy"`.
         metric: `"cosine"` or `"euclidean"`. Defaults to `"euclidean"`.
         progress: as for `tours.order_vectors`. Defaults to `None`.
 
     Returns:
-        int64 array `(filters * columns,)` of block numbers; in-filter, positions
-        `f * columns` to `(f + 1) * columns - 1` all belong to one filter.
+        int64 array `(filters * columns,)` of block numbers. In an in-filter order, the positions
+        `f * columns` to `(f + 1) * columns - 1` hold the blocks of one filter.
 
     Raises:
-        ValueError: for another kind, method or metric.
+        ValueError: if `kind`, `method` or `metric` is unknown, or a block is not finite.
     """
-    validate_names(kind, method, metric)
+    check_permutation_arguments(kind, method, metric)
     blocks = np.asarray(blocks)
     filters, columns, length = blocks.shape
     if kind is None:
         return np.arange(filters * columns)
     if kind == "cross_filter":
         return order_vectors(blocks.reshape(-1, length), method, metric, progress)
-    within = np.stack([order_vectors(one, method, metric, progress) for one in blocks])
+    within = np.stack([order_vectors(row, method, metric, progress) for row in blocks])
     ordered = np.take_along_axis(blocks, within[:, :, None], axis=1)
     by_filter = order_vectors(ordered.reshape(filters, -1), method, metric, progress)
     return (by_filter[:, None] * columns + within[by_filter]).ravel()
 
 
 def invert(order: np.ndarray) -> np.ndarray:
-    """The inverse: `invert(order)[i]` is the position of kernel i.
+    """Computes the positions of blocks from their order.
 
     Args:
         order: int array `(n,)`, a permutation of `range(n)`.
 
     Returns:
-        int64 array `(n,)`.
+        int64 array `(n,)`, the inverse permutation: entry i is the position of block i.
     """
-    inverse = np.empty(len(order), "int64")
-    inverse[order] = np.arange(len(order))
-    return inverse
+    positions = np.empty(len(order), "int64")
+    positions[order] = np.arange(len(order))
+    return positions
 
 
 def permutation_bits(grid: Grid, kind: str | None = None) -> float:
-    """The bits it takes to keep a layer's permutation.
+    """Computes the bits that it takes to store a layer's permutation.
 
     Args:
         grid: `(filters, columns)` of the layer's blocks.
         kind: `None`, `"in_filter"` or `"cross_filter"`. Defaults to `None`.
 
     Returns:
-        The logarithm, to base 2, of the number of possible permutations: a float.
+        The base-2 logarithm of the number of permutations of this kind, a float.
 
     Raises:
-        ValueError: for another kind.
+        ValueError: if `kind` is unknown.
 
     Example:
 

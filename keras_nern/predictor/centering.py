@@ -1,18 +1,19 @@
-"""Steps that leave a layer's mean output where it is.
+"""Gradient centering: updates of a layer's kernel that leave its mean output unchanged.
 
-A Dense layer y = W^T x + b whose inputs x have a mean m far from 0, as ReLU's outputs and
-the encoding's slow cosines have, answers to a change of W first of all by a shift that is
-the same for every kernel. The loss is steep along it, so it bounds the learning rate of
-everything else, the more so with Muon, whose steps are of one size in all directions. With
+The inputs x of a Dense layer y = W^T x + b have a mean m far from 0 if they are outputs of a ReLU
+or slow cosines of the encoding. A change of W then mostly shifts y by the same vector for every
+kernel. The loss is steep in that direction, which limits the learning rate of all others,
+especially with Muon, whose updates have the same size in every direction. In the centered form
 
     y = W^T (x - m) + c,    c = b + W^T m,
 
-the same function, W no longer shifts the mean. Its gradient in this form is G - m g^T, of
-the gradients G of W and g of b in the first; and a step from W to W + D that leaves c to its
-own gradient changes b by -D^T m besides. So nothing is added to the predictor: m is taken
-anew from the coordinates of each step (Schraudolph, "Centering Neural Network Gradient
-Factors", in "Neural Networks: Tricks of the Trade", 1998). A new predictor starts with
-c = 0, so that each of its ReLUs bends where the kernels are.
+which is the same function, W does not affect the mean output. With G and g the gradients of W and
+b in the original form, the gradient of W in the centered form is G - m g^T. After an update from W
+to W + D, the bias that leaves c to its own gradient is b - D^T m. The predictor therefore needs no
+extra weights: m is computed from the coordinates of each step (Schraudolph, "Centering Neural
+Network Gradient Factors", in "Neural Networks: Tricks of the Trade", 1998).
+
+A new predictor starts with c = 0 in its hidden layers, which centers the inputs of each ReLU.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,23 +22,20 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_nern.predictor.predictor import KernelPredictor, effective_kernel
+from keras_nern.predictor.predictor import KernelPredictor
 from keras_nern.utils.types import Tensor
 
-# Coordinates from which a new predictor's means are best taken.
-SAMPLE = 65_536
 
-
-def centre(predictor: KernelPredictor, coordinates: Tensor) -> None:
-    """Sets the biases of the hidden layers so that their outputs have the mean 0.
+def center_biases(predictor: KernelPredictor, coordinates: Tensor) -> None:
+    """Sets the biases of the hidden layers so that the mean before each ReLU is 0.
 
     Args:
         predictor: a built `KernelPredictor`.
-        coordinates: int tensor `(n, 3)`; of very many, `SAMPLE` or so are enough.
+        coordinates: int tensor `(n, 3)`; all coordinates or a large sample.
     """
     x = predictor.encoding(coordinates)
     for layer in predictor.hidden:
-        layer.bias.assign(-keras.ops.matmul(keras.ops.mean(x, axis=0), effective_kernel(layer)))
+        layer.bias.assign(-keras.ops.matmul(keras.ops.mean(x, axis=0), layer.effective_kernel))
         x = layer(x)
 
 
@@ -48,35 +46,36 @@ def apply_centered_gradients(
     predictor: KernelPredictor,
     means: Sequence[Tensor],
 ) -> None:
-    """Takes an optimizer's step with the predictor's layers in their centred form.
+    """Applies gradients with the predictor's Dense layers in their centered form.
+
+    A layer whose kernel or bias is frozen is updated in its original form.
 
     Args:
         optimizer: a Keras optimizer.
-        gradients: of `variables`, in the same order.
-        variables: those to be changed, the predictor's Dense layers' among them.
+        gradients: gradients of `variables`, in the same order.
+        variables: the trainable variables, including those of the predictor.
         predictor: a `KernelPredictor`.
-        means: for each of its layers the mean of its inputs, `(width,)`.
+        means: the mean input of each Dense layer, tensors `(width,)`.
     """
-    place = {id(variable): i for i, variable in enumerate(variables)}
     gradients = list(gradients)
-    learning = [  # layers that the user has not frozen
+    indices = {id(variable): i for i, variable in enumerate(variables)}
+    centered = [
         (layer, mean)
         for layer, mean in zip(predictor.layers, means, strict=True)
-        if id(layer.kernel) in place and id(layer.bias) in place
+        if id(layer.kernel) in indices and id(layer.bias) in indices
     ]
     before = []
-    for layer, mean in learning:
-        kernel, bias = place[id(layer.kernel)], place[id(layer.bias)]
+    for layer, mean in centered:
+        kernel, bias = indices[id(layer.kernel)], indices[id(layer.bias)]
         gradients[kernel] = gradients[kernel] - mean[:, None] * gradients[bias][None, :]
-        before.append(tf.identity(effective_kernel(layer)))
+        before.append(tf.identity(layer.effective_kernel))
     optimizer.apply_gradients(zip(gradients, variables, strict=True))
-    for (layer, mean), kernel in zip(learning, before, strict=True):
-        change = effective_kernel(layer) - kernel
-        _subtract(layer.bias, keras.ops.matmul(mean, change))
+    for (layer, mean), kernel in zip(centered, before, strict=True):
+        _subtract(layer.bias, keras.ops.matmul(mean, layer.effective_kernel - kernel))
 
 
 def _subtract(variable: keras.Variable, value: Tensor) -> None:
-    """Subtracts from a variable what is the same on all replicas."""
+    """Subtracts a value that is the same on all replicas from a variable."""
 
     def update(strategy: Any, value: Tensor) -> None:
         strategy.extended.update(variable.value, lambda v, x: v.assign_sub(x), args=(value,))

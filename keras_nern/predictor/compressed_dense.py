@@ -1,13 +1,13 @@
-"""A Dense layer that computes with a pruned and quantised kernel, and learns with it.
+"""The predictor's Dense layer, whose kernel can be pruned and quantized.
 
-    y = W~^T x + b,    W~ = quantise(M * W)
+    y = W~^T x + b,    W~ = quantize(M * W)
 
-M is a mask of zeros and ones, and what quantising does is in `quantization`. Forwards the
-layer is what a compact file will hold. Backwards the kernel W, which is a float32 as ever,
-learns as if it were not quantised, so that a few small steps move its weights to where
-rounding harms least (quantisation-aware training: Jacob et al., "Quantization and Training of
-Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, arXiv 1712.05877).
-Mask and step_sizes are set once, by `compress`, and do not learn.
+M is a mask of zeros and ones; `quantization` defines the quantizer. The forward pass computes
+with W~, the kernel that a compact file stores. In the backward pass the float32 kernel W receives
+gradients as if it were not quantized, so that a short training moves its weights to values that
+rounding harms least. This is quantization-aware training (Jacob et al., "Quantization and
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018,
+arXiv 1712.05877). `compress` sets the mask and the step sizes once; they are not trained.
 """
 
 from typing import Any
@@ -16,7 +16,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_nern.predictor.positional_encoding import PACKAGE
 from keras_nern.predictor.quantization import (
     Quantized,
     choose_step_sizes,
@@ -24,21 +23,26 @@ from keras_nern.predictor.quantization import (
     largest_level,
     quantize,
 )
+from keras_nern.utils.backend import register
 from keras_nern.utils.types import Shape, Tensor
 
 
-@keras.saving.register_keras_serializable(package=PACKAGE)
+@register
 class CompressedDense(keras.layers.Dense):
-    """A `keras.layers.Dense` whose kernel is pruned, quantised, or both.
+    """A `keras.layers.Dense` whose kernel can be pruned, quantized, or both.
 
     Args:
-        units: as for `keras.layers.Dense`.
-        bits: of the kernel, 2 to 8; `None` for floats. Defaults to `None`.
-        pruned: whether there is a mask. Defaults to `False`.
+        units: number of outputs.
+        bits: bits per weight of the kernel, from 2 to 8; `None` for floats. Defaults to `None`.
+        pruned: whether the kernel has a mask. Defaults to `False`.
         **kwargs: `keras.layers.Dense` arguments.
 
+    Attributes:
+        mask: float32 variable `(inputs, units)` of zeros and ones, or `None`.
+        step_sizes: float32 variable `(units,)` with float16 values, or `None`.
+
     Raises:
-        ValueError: for other bits.
+        ValueError: if `bits` is neither `None` nor an integer from 2 to 8.
     """
 
     def __init__(
@@ -63,25 +67,27 @@ class CompressedDense(keras.layers.Dense):
         return self.add_weight(name=name, shape=shape, initializer="ones", trainable=False)
 
     def compress(self, sparsity: float = 0.0) -> None:
-        """Prunes the smallest weights, then chooses the step_sizes for those that are left.
+        """Prunes the smallest weights, then chooses step sizes for the remaining ones.
+
+        A layer without a mask is not pruned, and a layer without `bits` has no step sizes.
 
         Args:
-            sparsity: share of the weights to prune, in [0, 1), where the layer is pruned at
-                all. Defaults to `0.0`.
+            sparsity: fraction of the weights to prune, in [0, 1). Defaults to `0.0`.
         """
         kernel = ops.convert_to_numpy(self.kernel)
         if self.mask is not None:
-            count = round(sparsity * kernel.size)
             mask = np.ones(kernel.size, "float32")
-            mask[np.argsort(np.abs(kernel), axis=None, kind="stable")[:count]] = 0
-            self.mask.assign(mask.reshape(kernel.shape))
-            kernel = kernel * mask.reshape(kernel.shape)
+            smallest = np.argsort(np.abs(kernel), axis=None, kind="stable")
+            mask[smallest[: round(sparsity * kernel.size)]] = 0
+            mask = mask.reshape(kernel.shape)
+            self.mask.assign(mask)
+            kernel = kernel * mask
         if self.bits is not None and self.step_sizes is not None:
             self.step_sizes.assign(choose_step_sizes(kernel, self.bits).astype("float32"))
 
     @property
     def effective_kernel(self) -> Tensor:
-        """W~, a float32 tensor `(inputs, units)`."""
+        """W~, the kernel that the forward pass uses: a float32 tensor `(inputs, units)`."""
         kernel = ops.convert_to_tensor(self.kernel)
         if self.pruned:
             kernel = kernel * self.mask
@@ -90,13 +96,18 @@ class CompressedDense(keras.layers.Dense):
         return kernel
 
     def quantized(self) -> Quantized:
-        """The kernel as integers and step_sizes, a `quantization.Quantized`.
+        """Returns the kernel's integers and step sizes.
+
+        Returns:
+            A `quantization.Quantized`.
 
         Raises:
-            ValueError: where it is not quantised.
+            ValueError: if the kernel is not quantized.
         """
         if self.bits is None:
-            raise ValueError(f"{self.name!r} must be quantised. Received: bits=None")
+            raise ValueError(
+                f"The kernel of {self.name!r} must be quantized, see compress. Received: bits=None"
+            )
         kernel = self.kernel * self.mask if self.pruned else self.kernel
         step_sizes = ops.convert_to_numpy(self.step_sizes).astype("float16")
         return quantize(ops.convert_to_numpy(kernel), self.bits, step_sizes)
@@ -105,9 +116,9 @@ class CompressedDense(keras.layers.Dense):
         outputs = ops.matmul(inputs, self.effective_kernel)
         if self.bias is not None:
             outputs = outputs + self.bias
-        return outputs if self.activation is None else self.activation(outputs)
+        return self.activation(outputs)
 
-    # Dense saves its kernel and bias and nothing else.
+    # keras.layers.Dense saves only its kernel and bias.
 
     def save_own_variables(self, store: Any) -> None:
         for variable in self.variables:

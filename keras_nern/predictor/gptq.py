@@ -1,21 +1,22 @@
-"""Compressing a predictor's weights one after another, so that those left make up for it.
+"""GPTQ: compressing a predictor's weights row by row, with feedback of each row's error.
 
-Rounding or pruning a Dense kernel W to W~ changes its outputs by (W~ - W)^T x. Of inputs with
-the covariance H, the mean squared change beside that of the mean, which a bias takes back, is
+Rounding or pruning a Dense kernel W to W~ changes the outputs by (W~ - W)^T x. The bias can
+correct the mean of this change; the mean square of the rest is, with H the covariance of x,
 
-    tr((W~ - W)^T H (W~ - W)),
+    tr((W~ - W)^T H (W~ - W)).
 
-and inputs of a predictor are anything but independent: neighbouring frequencies of the encoding
-are nearly alike over a few indices. So the rows of W are rounded one by one, and after each the
-error is made good, as far as can be, by the rows that are still to come. With U the upper
-Cholesky factor of H^-1 = U^T U, rounding row i to w~ moves every row j > i by
+The inputs of a predictor's layers are strongly correlated: neighboring frequencies of the encoding
+are almost equal over a few indices. GPTQ therefore rounds the rows of W one at a time and lets the
+remaining rows compensate for each error. With U the upper Cholesky factor of H^-1 = U^T U,
+rounding row i to w~ updates every later row j by
 
     W[j] -= U[i, j] (W[i] - w~) / U[i, i].
 
-This is GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323), with its damping, a hundredth of H's
-mean diagonal, and with the order of its code's option `act_order`: inputs that vary most come
-first. Pruned weights are made good in the same way, as in SparseGPT (Frantar and Alistarh, ICML
-2023, arXiv 2301.00774); which ones go is decided by magnitude, before.
+Frantar et al., ICLR 2023, arXiv 2210.17323, with the paper's damping of 1 percent of H's mean
+diagonal, and with the order of the option `act_order` of its code: inputs with the largest
+variance first. The errors of pruned weights are compensated in the same way, as in SparseGPT
+(Frantar and Alistarh, ICML 2023, arXiv 2301.00774); magnitude decides beforehand which weights are
+pruned.
 """
 
 from collections.abc import Callable
@@ -24,93 +25,95 @@ import keras
 import numpy as np
 
 from keras_nern.predictor.compressed_dense import CompressedDense
-from keras_nern.predictor.predictor import KernelPredictor, effective_kernel
+from keras_nern.predictor.predictor import KernelPredictor
 from keras_nern.predictor.quantization import quantize
 from keras_nern.utils.types import Tensor
 
-DAMPING = 0.01  # of the covariance's mean diagonal
-RIDGE = 1e-5  # likewise: what varies less is nothing
-CHUNK = 8_192  # coordinates whose inputs are centred at once
+DAMPING = 0.01  # fraction of the covariance's mean diagonal
+RIDGE = 1e-5  # likewise; inputs with a smaller variance count as constant
+CHUNK = 8_192  # coordinates that are converted to float64 at once
 
 
 def compress_into(
     copy: KernelPredictor, predictor: KernelPredictor, coordinates: Tensor, sparsity: float = 0.0
 ) -> None:
-    """Gives a predictor with compressed kernels the weights of another.
+    """Compresses the weights of a predictor into a copy.
 
-    Layer by layer, with x the layer's inputs in the one and x~ those in the other, whose layers
-    before it are compressed already. First the kernel W loses what does nothing: by ridge
-    regression of (x - mean(x)) W on x - mean(x), weights of inputs that hardly vary, as the slowest
-    frequencies, become 0 and cost next to nothing. Then it is refitted to x~ - mean(x~), by
-    ridge regression with itself as the prior; it is pruned and rounded as above; and the
-    layer's mean output stays, by a correction of its bias,
+    The layers are compressed in order. Let x be a layer's inputs in `predictor` and x~ its inputs
+    in `copy`, whose previous layers are compressed already. For each layer:
 
-        b~ = mean(W^T x + b) - mean(W~^T x~).
+    1. Ridge regression of W^T (x - mean(x)) on x - mean(x) sets the weights of nearly constant
+       inputs, such as the slowest frequencies, to about 0, where they cost few bytes.
+    2. Ridge regression on x~ - mean(x~), with the kernel of step 1 as the prior, fits the kernel
+       to the compressed inputs.
+    3. The kernel is pruned by magnitude, and GPTQ rounds it.
+    4. The bias restores the mean output: b~ = mean(W^T x + b) - mean(W~^T x~).
 
-    Means and covariances are weighted: the coordinates of a layer of the represented network
-    count by 1 / sum of its squared weights, so that every layer's relative error does alike.
+    Means and covariances weight each coordinate by 1 / (sum of squared weights of its layer in
+    the represented network), so that the relative errors of all layers count equally.
 
     Args:
-        copy: a built `KernelPredictor` with `bits` or `pruned`, otherwise like `predictor`.
-        predictor: a built `KernelPredictor`; it stays as it is. Where it is pruned, `copy` has
-            to be, too, and is given its masks.
-        coordinates: `(n, 3)`, integer (layer, filter, channel), of all kernels or many.
-        sparsity: as for `KernelPredictor.compress`. Defaults to `0.0`.
+        copy: a built `KernelPredictor` with `bits` or `pruned`, otherwise like `predictor`. It
+            must be pruned if `predictor` is, and then takes over its masks.
+        predictor: a built `KernelPredictor`, which is not changed.
+        coordinates: `(n, 3)`, integers (layer, filter, column); all coordinates or a large
+            sample.
+        sparsity: fraction of the weights to prune in each layer, in [0, 1); ignored if
+            `predictor` is pruned. Defaults to `0.0`.
 
     Raises:
-        ValueError: where a weight of `predictor` is not finite.
+        ValueError: if a weight of `predictor` is not finite.
 
-    Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative
-    Pre-trained Transformers", ICLR 2023, arXiv 2210.17323; the bias as Nagel et al., ICCV 2019,
+    Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+    Transformers", ICLR 2023, arXiv 2210.17323; bias correction as in Nagel et al., ICCV 2019,
     arXiv 1906.04721.
     """
-    broken = predictor.not_finite()
-    if broken:
+    not_finite = predictor.not_finite()
+    if not_finite:
         raise ValueError(
             "The predictor must have finite weights to be compressed. "
-            f"Received: {broken[0]!r} with some that are not"
+            f"Received: {not_finite[0]!r} with infinite or NaN entries"
         )
-    shares = _layers_alike(predictor, coordinates)
+    weights = _coordinate_weights(predictor, coordinates)
     x = keras.ops.cast(predictor.encoding(coordinates), "float32")
     y = keras.ops.cast(copy.encoding(coordinates), "float32")
     for layer, other in zip(predictor.layers, copy.layers, strict=True):
-        kernel = keras.ops.convert_to_numpy(effective_kernel(layer))
-        mean, own_mean, covariance, own, across = _statistics(x, y, shares)
-        needed = np.linalg.solve(damped(covariance, RIDGE), covariance @ kernel)
-        own_damped = damped(own, DAMPING)
-        # the ridge's solution, with `needed` as the prior
-        refitted = needed + np.linalg.solve(own_damped, across @ kernel - own @ needed)
-        share = sparsity
-        if getattr(layer, "mask", None) is not None:
+        kernel = keras.ops.convert_to_numpy(layer.effective_kernel)
+        x_mean, y_mean, xx, yy, yx = _statistics(x, y, weights)
+        prior = np.linalg.solve(damped(xx, RIDGE), xx @ kernel)
+        yy_damped = damped(yy, DAMPING)
+        refitted = prior + np.linalg.solve(yy_damped, yx @ kernel - yy @ prior)
+        if layer.mask is not None:
             mask = keras.ops.convert_to_numpy(layer.mask)
-            refitted, share = refitted * mask, float(np.mean(mask == 0))
+            refitted, sparsity = refitted * mask, float(np.mean(mask == 0))
         other.kernel.assign(refitted)
-        other.compress(share)
-        compressed = gptq_quantize(refitted, own_damped, _row_compressor(other))
+        other.compress(sparsity)
+        compressed = gptq_quantize(refitted, yy_damped, _row_compressor(other))
         other.kernel.assign(compressed)
         bias = keras.ops.convert_to_numpy(layer.bias)
-        other.bias.assign(bias + mean @ kernel - own_mean @ compressed)
+        other.bias.assign(bias + x_mean @ kernel - y_mean @ compressed)
         x, y = layer(x), other(y)
 
 
-def _layers_alike(predictor: KernelPredictor, coordinates: Tensor) -> np.ndarray:
-    """Of each coordinate its share of all, float64 `(n,)`; see `compress_into`."""
+def _coordinate_weights(predictor: KernelPredictor, coordinates: Tensor) -> np.ndarray:
+    """Weights of the coordinates, float64 `(n,)` with the sum 1; see `compress_into`."""
     layers = keras.ops.convert_to_numpy(coordinates)[:, 0]
-    energies = (keras.ops.convert_to_numpy(predictor(coordinates)).astype("float64") ** 2).sum(1)
-    by_layer = np.bincount(layers, energies)
-    shares = 1 / np.where(by_layer > 0, by_layer, 1.0)[layers]
-    return shares / shares.sum()
+    blocks = keras.ops.convert_to_numpy(predictor(coordinates)).astype("float64")
+    energies = np.bincount(layers, (blocks**2).sum(axis=1))  # (layers,)
+    weights = 1 / np.where(energies > 0, energies, 1.0)[layers]
+    return weights / weights.sum()
 
 
-def _statistics(x: Tensor, y: Tensor, shares: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Means of x and of y, and with both centred E[x x^T], E[y y^T] and E[y x^T].
+def _statistics(x: Tensor, y: Tensor, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Computes weighted means and covariances.
 
     Args:
         x, y: float32 tensors `(n, inputs)`.
-        shares: of each row, float64 `(n,)`; they add up to 1.
+        weights: weights of the rows, float64 `(n,)` with the sum 1.
 
     Returns:
-        float64 arrays `(inputs,)` twice and `(inputs, inputs)` three times.
+        The means of x and y, float64 `(inputs,)`, and with both centered E[x x^T], E[y y^T] and
+        E[y x^T], float64 `(inputs, inputs)`.
     """
     count, width = x.shape
     chunks = [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
@@ -118,24 +121,30 @@ def _statistics(x: Tensor, y: Tensor, shares: np.ndarray) -> tuple[np.ndarray, .
     def rows(tensor: Tensor, chunk: slice) -> np.ndarray:
         return keras.ops.convert_to_numpy(tensor[chunk]).astype("float64")
 
-    x_mean, y_mean = (sum(shares[chunk] @ rows(t, chunk) for chunk in chunks) for t in (x, y))
+    x_mean, y_mean = (sum(weights[chunk] @ rows(t, chunk) for chunk in chunks) for t in (x, y))
     xx, yy, yx = np.zeros((3, width, width))
     for chunk in chunks:
         a, b = rows(x, chunk) - x_mean, rows(y, chunk) - y_mean
-        weighted = b.T * shares[chunk]
-        xx += (a.T * shares[chunk]) @ a
+        weighted = b.T * weights[chunk]
+        xx += (a.T * weights[chunk]) @ a
         yy += weighted @ b
         yx += weighted @ a
     return x_mean, y_mean, xx, yy, yx
 
 
-def damped(covariance: np.ndarray, share: float) -> np.ndarray:
-    """A covariance `(inputs, inputs)` that can be inverted: float64, with a share of its mean
-    diagonal added.
+def damped(covariance: np.ndarray, fraction: float) -> np.ndarray:
+    """Adds a fraction of its mean diagonal to a covariance.
+
+    Args:
+        covariance: array `(inputs, inputs)`.
+        fraction: fraction of the mean diagonal.
+
+    Returns:
+        float64 array `(inputs, inputs)`, positive definite; the identity if all inputs are
+        constant.
     """
     covariance = np.asarray(covariance, "float64")
-    damping = share * np.trace(covariance) / len(covariance)
-    # inputs that are all constant say nothing of what any weight does
+    damping = fraction * np.trace(covariance) / len(covariance)
     return covariance + (damping or 1.0) * np.eye(len(covariance))
 
 
@@ -144,20 +153,20 @@ def gptq_quantize(
     covariance: np.ndarray,
     compress_row: Callable[[int, np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Compresses a kernel row by row; each row's error is passed on to those after it.
+    """Compresses a kernel row by row; later rows compensate for each row's error.
 
     Args:
-        kernel: `(inputs, units)`.
-        covariance: of the inputs, `(inputs, inputs)`, positive definite.
-        compress_row: from the number of an input and its weights `(units,)`, as they are by
-            then, to those that it is to have.
+        kernel: array `(inputs, units)`.
+        covariance: covariance of the inputs, `(inputs, inputs)`, positive definite.
+        compress_row: function of a row's index and its current weights `(units,)` that returns
+            its final weights `(units,)`.
 
     Returns:
-        float32 array `(inputs, units)`, of the rows that `compress_row` gave.
+        float32 array `(inputs, units)` of the rows that `compress_row` returned.
     """
     order = np.argsort(-np.diag(covariance), kind="stable")
     inverse = np.linalg.inv(covariance[np.ix_(order, order)])
-    factor = np.linalg.cholesky(inverse).T  # upper
+    factor = np.linalg.cholesky(inverse).T  # upper triangular
     weights = np.asarray(kernel, "float64")[order]
     compressed = np.empty(kernel.shape, "float32")
     for i, row in enumerate(order):
@@ -168,13 +177,13 @@ def gptq_quantize(
 
 
 def _row_compressor(layer: CompressedDense) -> Callable[[int, np.ndarray], np.ndarray]:
-    """What a layer's mask and step_sizes make of a row."""
+    """A function for `gptq_quantize` that applies a layer's mask and step sizes."""
     mask = None if layer.mask is None else keras.ops.convert_to_numpy(layer.mask)
     step_sizes = None if layer.step_sizes is None else keras.ops.convert_to_numpy(layer.step_sizes)
 
-    def compress_row(number: int, row: np.ndarray) -> np.ndarray:
+    def compress_row(index: int, row: np.ndarray) -> np.ndarray:
         if mask is not None:
-            row = row * mask[number]
+            row = row * mask[index]
         if layer.bits is not None and step_sizes is not None:
             row = quantize(row[None], layer.bits, step_sizes).values()[0]
         return row

@@ -1,12 +1,13 @@
-"""Weights as small integers: the arithmetic of a quantised predictor.
+"""Uniform symmetric quantization of Dense kernels.
 
-A Dense kernel W `(inputs, units)` is kept as integers q and one step s_j for each unit,
+A kernel W `(inputs, units)` is stored as integers q and one step size s_j per unit:
 
-    W^[i, j] = s_j q[i, j],    q = clip(round(W[i, j] / s_j), -Q, Q),    Q = 2^(bits - 1) - 1,
+    W^[i, j] = s_j q[i, j],    q = clip(round(W[i, j] / s_j), -Q, Q),    Q = 2^(bits - 1) - 1.
 
-symmetric about 0, so that a weight that was pruned stays 0. Steps are float16 numbers, two
-bytes for each unit. The step of a unit is that of a few candidates, from its largest weight
-down, with the least squared error: clipping a few large weights makes room for the many.
+The levels are symmetric about 0, so that a pruned weight stays 0. Step sizes are float16, two
+bytes per unit. A unit's step size is the one with the least squared error among candidates that
+put Q between 30 and 100 percent of the unit's largest weight: clipping a few large weights leaves
+finer levels for all others.
 """
 
 import dataclasses
@@ -19,38 +20,38 @@ from numpy.typing import ArrayLike
 from keras_nern.utils.types import Tensor
 
 BITS = tuple(range(2, 9))
-SHARES = np.linspace(1.0, 0.3, 29)  # of the largest weight, where Q is put
-LEAST_STEP = 2.0**-14  # the smallest normal float16
+CLIPPING = np.linspace(1.0, 0.3, 29)  # candidates for s_j Q, as fractions of the largest weight
+SMALLEST_STEP = 2.0**-14  # the smallest normal float16
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """A quantised kernel.
+    """A quantized kernel.
 
     Attributes:
-        levels: int8 `(inputs, units)`, q.
-        step_sizes: float16 `(units,)`, s.
+        levels: int8 array `(inputs, units)`, q.
+        step_sizes: float16 array `(units,)`, s.
     """
 
     levels: np.ndarray
     step_sizes: np.ndarray
 
     def values(self) -> np.ndarray:
-        """The weights that these stand for, float32 `(inputs, units)`."""
+        """The dequantized kernel W^, float32 `(inputs, units)`."""
         return self.levels.astype("float32") * self.step_sizes.astype("float32")
 
 
 def largest_level(bits: int) -> int:
-    """Q, the largest integer of so many bits.
+    """Returns Q, the largest level of a number of bits.
 
     Args:
-        bits: 2 to 8.
+        bits: bits per weight, from 2 to 8.
 
     Returns:
         2^(bits - 1) - 1.
 
     Raises:
-        ValueError: for other bits than the integers 2 to 8.
+        ValueError: if `bits` is not an integer from 2 to 8.
     """
     if not isinstance(bits, numbers.Integral) or bits not in BITS:
         raise ValueError(
@@ -60,50 +61,43 @@ def largest_level(bits: int) -> int:
 
 
 def choose_step_sizes(kernel: ArrayLike, bits: int) -> np.ndarray:
-    """Chooses the step of each unit.
+    """Chooses the step size of each unit.
 
     Args:
         kernel: array `(inputs, units)`.
-        bits: 2 to 8.
+        bits: bits per weight, from 2 to 8.
 
     Returns:
         float16 array `(units,)`, all positive.
 
     Raises:
-        ValueError: for other bits.
+        ValueError: if `bits` is not an integer from 2 to 8.
     """
     top = largest_level(bits)
     kernel = np.asarray(kernel, "float64")
     largest = np.abs(kernel).max(axis=0)
-    best: np.ndarray | None = None
-    for share in SHARES:
-        step_sizes = np.maximum(share * largest / top, LEAST_STEP).astype("float16")
-        exact = step_sizes.astype("float64")
-        levels = np.clip(np.rint(kernel / exact), -top, top)
-        error = ((kernel - levels * exact) ** 2).sum(axis=0)
-        if best is None:
-            best, least = step_sizes, error
-        else:
-            better = error < least
-            best, least = np.where(better, step_sizes, best), np.where(better, error, least)
-    assert best is not None  # there are shares
-    return best
+    candidates = np.maximum(CLIPPING[:, None] * largest / top, SMALLEST_STEP).astype("float16")
+    errors = []  # (candidates, units)
+    for step_sizes in candidates.astype("float64"):
+        levels = np.clip(np.rint(kernel / step_sizes), -top, top)
+        errors.append(((kernel - levels * step_sizes) ** 2).sum(axis=0))
+    return candidates[np.argmin(errors, axis=0), np.arange(len(largest))]
 
 
 def quantize(kernel: ArrayLike, bits: int, step_sizes: ArrayLike | None = None) -> Quantized:
-    """Quantises a kernel.
+    """Quantizes a kernel.
 
     Args:
         kernel: array `(inputs, units)`.
-        bits: 2 to 8.
-        step_sizes: float16 `(units,)`; `None` for those of `choose_step_sizes`. Defaults to
+        bits: bits per weight, from 2 to 8.
+        step_sizes: float16 array `(units,)`; `None` to call `choose_step_sizes`. Defaults to
             `None`.
 
     Returns:
         A `Quantized`.
 
     Raises:
-        ValueError: for other bits.
+        ValueError: if `bits` is not an integer from 2 to 8.
 
     Example:
 
@@ -112,27 +106,29 @@ def quantize(kernel: ArrayLike, bits: int, step_sizes: ArrayLike | None = None) 
            [-1]], dtype=int8)
     """
     top = largest_level(bits)
-    step_sizes = (
-        choose_step_sizes(kernel, bits) if step_sizes is None else np.asarray(step_sizes, "float16")
-    )
+    if step_sizes is None:
+        step_sizes = choose_step_sizes(kernel, bits)
+    step_sizes = np.asarray(step_sizes, "float16")
     levels = np.rint(np.asarray(kernel, "float32") / step_sizes.astype("float32"))
     return Quantized(np.clip(levels, -top, top).astype("int8"), step_sizes)
 
 
 def fake_quantize(kernel: Tensor, step_sizes: Tensor, bits: int) -> Tensor:
-    """A kernel as it is quantised, with gradients as if it were not.
+    """Quantizes a kernel in the forward pass only, with the straight-through estimator.
 
     Args:
         kernel: float32 tensor `(inputs, units)`.
-        step_sizes: float32 tensor `(units,)`, of float16 values.
-        bits: 2 to 8.
+        step_sizes: float32 tensor `(units,)` with float16 values.
+        bits: bits per weight, from 2 to 8.
 
     Returns:
-        float32 tensor `(inputs, units)`; the values are those of `quantize`, the gradient is
-        the identity's (Bengio et al., "Estimating or Propagating Gradients Through Stochastic
-        Neurons for Conditional Computation", 2013, arXiv 1308.3432).
+        float32 tensor `(inputs, units)` with the values of `quantize(...).values()` and the
+        gradient of the identity.
+
+    Source: Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons for
+    Conditional Computation", 2013, arXiv 1308.3432.
     """
     top = largest_level(bits)
     levels = ops.clip(ops.round(kernel / step_sizes), -top, top)
-    # this way round the first term is not rounded
+    # Adding an exact 0 keeps the values exact; kernel + stop_gradient(W^ - kernel) would round.
     return ops.stop_gradient(levels * step_sizes) + (kernel - ops.stop_gradient(kernel))

@@ -1,13 +1,12 @@
-"""How many bytes a predictor takes, and how wide it may be in so many.
+"""The size of a predictor in bytes, and the largest width that fits into a budget.
 
-For features of d numbers, a width h, n Dense layers and blocks of B weights
+With d features, width h, n Dense layers and blocks of B weights, the layers have
 
     kernel weights   d h + (n - 2) h^2 + h B
     units            (n - 1) h + B
 
-A float predictor takes 4 bytes for each kernel weight and each unit's bias; one of b bits
-(see `compression`) b / 8 for a weight, and 2 more for each unit's step. That is what
-`report.SummaryTable` counts of a predictor that is built; here nothing need be.
+Each unit has a bias of 4 bytes. A kernel weight takes 4 bytes as a float, or b / 8 bytes if it is
+quantized to b bits; each unit then has a step size of 2 bytes.
 """
 
 import bisect
@@ -20,17 +19,17 @@ def predictor_bytes(
     features: int,
     bits: int | None = None,
 ) -> float:
-    """The bytes of a predictor's Dense layers.
+    """Counts the bytes of a predictor's Dense layers.
 
     Args:
-        hidden_size: h.
-        num_layers: n, at least 2.
-        block_length: B.
-        features: d, what the encoding gives for a coordinate.
-        bits: of the kernels; `None` for floats. Defaults to `None`.
+        hidden_size: h, width of the hidden layers.
+        num_layers: n, number of Dense layers, at least 2.
+        block_length: B, weights per block.
+        features: d, features per coordinate that the encoding returns.
+        bits: bits per kernel weight; `None` for floats. Defaults to `None`.
 
     Returns:
-        As `predictor.KernelPredictor.num_bytes`, without weights of the encoding's own.
+        The number of bytes, a float, without any weights of the encoding.
 
     Example:
 
@@ -51,21 +50,21 @@ def max_width(
     features: int,
     bits: int | None = None,
 ) -> int:
-    """The largest width at which a predictor takes no more than so many bytes.
+    """Finds the largest width of a predictor that fits into a budget.
 
     Args:
-        num_bytes: that are there for the predictor.
+        num_bytes: the budget in bytes.
         num_layers, block_length, features, bits: as for `predictor_bytes`.
 
     Returns:
-        h, or 0 where not even a width of 1 fits.
+        The largest h with `predictor_bytes(h, ...) <= num_bytes`, or 0 if there is none.
 
     Example:
 
     >>> max_width(469_156, num_layers=5, block_length=9, features=240)
     160
     """
-    widths = range(1, max(1, int(num_bytes)) + 1)  # a unit takes more than a byte
+    widths = range(1, max(1, int(num_bytes)) + 1)  # each unit takes more than a byte
 
     def size(hidden_size: int) -> float:
         return predictor_bytes(hidden_size, num_layers, block_length, features, bits)

@@ -1,16 +1,14 @@
-"""How a representation learns.
+"""How a representation learns: the two phases of a fit.
 
-A fit has two phases (Ashkenazi et al., ICLR 2023, sections 3.1 and 3.3):
+* *Reconstruction* needs no images. Each step draws a batch of kernels, predicts them from their
+  coordinates and minimizes  a_1 L_rec.
+* *Distillation* rebuilds the whole network from predicted kernels, runs it beside the original on
+  a batch of images and minimizes  a_1 L_rec + a_2 L_logits + a_3 L_maps.
 
-* *reconstruction* needs no images. Each step draws a batch of kernels, predicts
-  them from their coordinates and takes the loss  a_1 L_rec.
-* *distillation* rebuilds the whole network from predicted kernels, runs it beside
-  the original on a batch of images and takes  a_1 L_rec + a_2 L_logits + a_3 L_maps.
-
-Both networks run in inference mode, and only the predictor learns. The losses are
-those of `losses`. Where the paper trains the sum from the start for hundreds of
-epochs, the phases here are apart: the first is cheap and goes most of the way, the
-second needs few, small steps.
+Both networks run in inference mode, and only the predictor learns. The paper (Ashkenazi et al.,
+ICLR 2023, sections 3.1 and 3.3) trains the sum for hundreds of epochs from the start. Here the
+phases are separate: the first is cheap and covers most of the way, the second needs few, small
+steps.
 """
 
 import operator
@@ -22,185 +20,167 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern.data.inputs import never_ends, steps_in, unpacked
+from keras_nern.data.inputs import never_ends, steps_per_epoch_of, unpack
 from keras_nern.data.noise import NoiseDataset
-from keras_nern.predictor.centering import apply_centered_gradients
-from keras_nern.training.fit_callbacks import BeforeTheEpochs, FitCallbacks
-from keras_nern.training.objective import WEIGHTED
-from keras_nern.training.settings import RepresentationCompiler
-from keras_nern.utils.backend import count, needs_tensorflow
-from keras_nern.utils.types import Tensor
+from keras_nern.training.fit_callbacks import FitCallbacks, ReconstructionCallbacks
+from keras_nern.training.objective import Objective
+from keras_nern.training.optimizer import PhaseOptimizer
+from keras_nern.training.settings import LOSSES, Settings
+from keras_nern.utils.backend import require_tensorflow, to_int
 
-# The length of an epoch that cannot be told: the rate then stays at its peak.
+# The length assumed for an epoch of unknown length: the learning rate then stays at its peak.
 UNKNOWN_STEPS = 10**9
 
 
-class RepresentationTrainer(RepresentationCompiler):
-    """The training half of `NeRNModel`, as `keras.Model` keeps its own in a Trainer.
+class TwoPhaseFit:
+    """One call of `NeRNModel.fit`.
 
-    `NeRNModel` calls `_start_training` at the end of its constructor.
+    Args:
+        model: the `NeRNModel`, compiled.
+        keras_fit: `keras.Model.fit` of the model, which runs the epochs of a phase.
     """
 
-    def _start_training(self) -> None:
-        self._start_evaluation()
-        self.reconstruction_iterations = self._counter("reconstruction_iterations")
-        self.phase_iterations = self._counter("phase_iterations")
-        self._seed = keras.random.SeedGenerator(name="sampling")
-        self.built = True
-        self.phase = "reconstruction"
-        self.compile()
+    def __init__(
+        self, model: keras.Model, keras_fit: Callable[..., keras.callbacks.History]
+    ) -> None:
+        self._model = model
+        self._keras_fit = keras_fit
+        self._settings: Settings = model._settings
+        self._objective: Objective = model._objective
+        self._input_shapes = model._original.input_shapes
+        self._optimizer = PhaseOptimizer(model, model._schedule)
 
-    def _counter(self, name: str) -> keras.Variable:
-        return self.add_weight(
-            name=name,
-            shape=(),
-            dtype="int32",
-            initializer="zeros",
-            trainable=False,
-            aggregation="only_first_replica",
-        )
-
-    def fit(
+    def run(
         self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        epochs: int = 1,
-        verbose: int | str = "auto",
-        callbacks: Any = None,
-        validation_split: float = 0.0,
-        validation_data: Any = None,
-        shuffle: bool | None = None,
-        class_weight: dict[int, float] | None = None,
-        sample_weight: Any = None,
-        initial_epoch: int = 0,
-        steps_per_epoch: int | None = None,
-        validation_steps: int | None = None,
-        validation_batch_size: int | None = None,
-        validation_freq: int | Iterable[int] = 1,
+        x: Any,
+        y: Any,
+        sample_weight: Any,
+        callbacks: Any,
+        class_weight: dict[int, float] | None,
+        **arguments: Any,
     ) -> keras.callbacks.History:
-        """Trains the representation.
-
-        With images, the reconstruction phase runs first, unless its steps are done
-        already, with a progress bar of its own; then `epochs` of distillation. Labels
-        are not used for training. Without images, `epochs` times `steps_per_epoch`
-        steps of reconstruction.
+        """Checks the arguments of `NeRNModel.fit`, then runs both phases.
 
         Args:
-            x: images or (images, labels): arrays, a `tf.data.Dataset`, a
-                `keras.utils.PyDataset` or a generator; `None` to reconstruct only.
-            y: labels, where `x` is an array.
-            steps_per_epoch: required where `x` is `None` or never ends. The default
-                optimizer needs it, too, where the length of `x` cannot be told, as of
-                a generator: without, its rate stays at the peak.
-            batch_size, epochs, verbose, callbacks, validation_split, validation_data,
-                shuffle, class_weight, sample_weight, initial_epoch, validation_steps,
-                validation_batch_size, validation_freq: as for `keras.Model.fit`; what
-                callbacks see is told in `lifecycle`. Weights do not count in training,
-                for which labels do not either; those of `sample_weight` do in
-                `validation_split`'s part.
-
-        Returns:
-            A `keras.callbacks.History` of the epochs. Its attribute
-            `reconstruction` holds the same dict for the phase that ran before them,
-            empty where none did, and `places` the epochs of each value.
-
-        Raises:
-            ValueError: before any training, where `x` is empty or its images do
-                not fit the base, `steps_per_epoch` or second moments are missing,
-                labels or weights are not as many as images, or arguments do not go with
-                the kind of `x`.
-            RuntimeError: on another Keras backend than TensorFlow.
+            x, y, sample_weight, callbacks, class_weight: as for `NeRNModel.fit`.
+            **arguments: its other arguments.
         """
-        needs_tensorflow("fit")
-        x, y, sample_weight = unpacked(x, y, sample_weight, self._original.input_shapes)
-        # as Keras has it
-        validation_split = 0.0 if validation_data is not None else validation_split or 0.0
-        if not 0 <= validation_split < 1:
+        require_tensorflow("fit")
+        model = self._model
+        x, y, sample_weight = unpack(x, y, sample_weight, self._input_shapes)
+        x, arguments = self._check(x, y, sample_weight, arguments)
+        steps = arguments["steps_per_epoch"] or steps_per_epoch_of(
+            x, arguments["batch_size"], arguments["validation_split"]
+        )
+        fit_callbacks = FitCallbacks(
+            callbacks,
+            model,
+            verbose=arguments["verbose"],
+            epochs=arguments["epochs"],
+            steps=steps,
+        )
+        for callback in fit_callbacks.callbacks:
+            self._optimizer.check_callback(callback)
+        self._objective.refresh_targets(
+            self._settings
+        )  # the base may have been trained since the last fit
+        validation_data = arguments["validation_data"]
+        self._build_metrics((x, y, sample_weight) if validation_data is None else validation_data)
+        try:
+            self._run_phases(fit_callbacks, x, steps, y=y, sample_weight=sample_weight, **arguments)
+        finally:  # also after Ctrl-C
+            model.history = fit_callbacks.history
+            model.scale_losses(**dict.fromkeys(LOSSES, 1.0))
+        return fit_callbacks.history
+
+    def _check(
+        self, x: Any, y: Any, sample_weight: Any, arguments: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Raises a ValueError for what would fail later; returns `x` and the arguments."""
+        model = self._model
+        split, validation_data = arguments["validation_split"], arguments["validation_data"]
+        split = 0.0 if validation_data is not None else split or 0.0  # as Keras reads them
+        if not 0 <= split < 1:
             raise ValueError(
                 "validation_split must be at least 0 and below 1. "
-                f"Received: validation_split={validation_split!r}"
+                f"Received: validation_split={split!r}"
             )
         if x is not None:
-            x = self.examine(x, y, validation_split=validation_split, sample_weight=sample_weight)
-        if steps_per_epoch is None and (x is None or never_ends(x)):
+            x = model.check_data(x, y, validation_split=split, sample_weight=sample_weight)
+        steps = arguments["steps_per_epoch"]
+        if steps is None and (x is None or never_ends(x)):
             raise ValueError(
-                "fit needs steps_per_epoch where x is None, to reconstruct only, or never ends. "
+                "fit needs steps_per_epoch if x is None, to reconstruct only, or never ends. "
                 f"Received: x={x!r}, steps_per_epoch=None"
             )
-        if steps_per_epoch is not None and not steps_per_epoch >= 1:
+        if steps is not None and not steps >= 1:
             raise ValueError(
-                f"steps_per_epoch must be at least 1. Received: steps_per_epoch={steps_per_epoch!r}"
+                f"steps_per_epoch must be at least 1. Received: steps_per_epoch={steps!r}"
             )
         if validation_data is not None:
-            validation_data = self.examine(validation_data, name="validation_data")
-            if validation_steps is None and never_ends(validation_data):
+            validation_data = model.check_data(validation_data, name="validation_data")
+            if arguments["validation_steps"] is None and never_ends(validation_data):
                 raise ValueError(
-                    "fit needs validation_steps where validation_data never ends. "
+                    "fit needs validation_steps if validation_data never ends. "
                     "Received: validation_steps=None"
                 )
-        if isinstance(validation_freq, Iterable):  # Keras takes no other than lists
-            validation_freq = list(validation_freq)
-        else:
-            validation_freq = operator.index(validation_freq)  # of NumPy's integers, too
-        reconstructs = x is None or self._reconstruction_steps_left()
-        if self.layer_output_weight and reconstructs and not self._runtime.moments:
+        frequency = arguments["validation_freq"]
+        # Keras takes lists only, and no integers of NumPy's.
+        frequency = (
+            list(frequency) if isinstance(frequency, Iterable) else operator.index(frequency)
+        )
+        reconstructs = x is None or self._reconstruction_steps_left
+        if self._settings.layer_output_weight and reconstructs and not self._objective.has_moments:
             raise ValueError(
                 "layer_output_weight needs the second moments of the layers' inputs: call "
                 "gather_second_moments(images) before fit. Received: "
-                f"layer_output_weight={self.layer_output_weight!r}"
+                f"layer_output_weight={self._settings.layer_output_weight!r}"
             )
-        steps = steps_per_epoch or steps_in(x, batch_size, validation_split)
-        callbacks = FitCallbacks(callbacks, self, verbose=verbose, epochs=epochs, steps=steps)
-        self._check_callbacks(callbacks.callbacks)
-        self._refresh_targets()  # the base may have been trained on meanwhile
-        self._build_metrics((x, y, sample_weight) if validation_data is None else validation_data)
-        try:
-            self._fit_both(
-                callbacks,
-                x,
-                steps,
-                y=y,
-                batch_size=batch_size,
-                epochs=epochs,
-                verbose=verbose,
-                validation_split=validation_split,
-                validation_data=validation_data,
-                shuffle=shuffle,
-                sample_weight=sample_weight,
-                initial_epoch=initial_epoch,
-                steps_per_epoch=steps_per_epoch,
-                validation_steps=validation_steps,
-                validation_batch_size=validation_batch_size,
-                validation_freq=validation_freq,
-            )
-        finally:  # also after Ctrl-C
-            self.history = callbacks.history
-            self.scale_losses(**dict.fromkeys(WEIGHTED, 1.0))
-        return callbacks.history
+        checked = {"validation_split": split, "validation_data": validation_data}
+        return x, {**arguments, **checked, "validation_freq": frequency}
 
-    def _fit_both(
+    def _build_metrics(self, data: Any) -> None:
+        """Has Keras build compiled metrics on data with labels.
+
+        Under a distribution strategy Keras does so before the first step, but the steps of the
+        reconstruction have neither images nor labels.
+        """
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        if x is None or isinstance(x, types.GeneratorType) or not self._model._unbuilt_metrics:
+            return
+        self._model.evaluate(x, y, sample_weight=weight, steps=1, verbose=0)
+        self._model._unbuilt_metrics = False
+
+    @property
+    def _reconstruction_steps_left(self) -> int:
+        if self._model.reconstruction_finished:
+            return 0
+        done = to_int(self._model.reconstruction_iterations)
+        return max(0, self._settings.reconstruction_steps - done)
+
+    def _run_phases(
         self, callbacks: FitCallbacks, x: Any, steps: int | None, **arguments: Any
     ) -> None:
-        self.phase_iterations.assign(0)
+        model = self._model
+        model.phase_iterations.assign(0)
         callbacks.begin()
-        if self.stop_training:
+        if model.stop_training:
             callbacks.end()
             return
-        restored = callbacks.can_restore and count(self.phase_iterations) > 0
-        if x is not None and not (restored and self.phase == "distillation"):
-            history = self._reconstruct_first(callbacks, arguments["verbose"], restored)
+        restored = callbacks.can_restore and to_int(model.phase_iterations) > 0
+        if x is not None and not (restored and model.phase == "distillation"):
+            history = self._reconstruct(callbacks, arguments["verbose"], restored)
             callbacks.history.reconstruction = history
-            if self.stop_training and not self.reconstruction_finished:
+            if model.stop_training and not model.reconstruction_finished:
                 callbacks.end()
                 return
         phase = "reconstruction" if x is None else "distillation"
-        goes_on = restored and self.phase == phase
-        if not goes_on:
-            self.phase_iterations.assign(0)
-        seen = count(self.phase_iterations)
-        callbacks.drop(seen)
-        if goes_on:
+        continues = restored and model.phase == phase
+        if not continues:
+            model.phase_iterations.assign(0)
+        seen = to_int(model.phase_iterations)
+        callbacks.skip(seen)
+        if continues:
             arguments["validation_freq"] = callbacks.validation_epochs(
                 arguments["validation_freq"], arguments["epochs"]
             )
@@ -208,52 +188,25 @@ class RepresentationTrainer(RepresentationCompiler):
             self._run(
                 phase,
                 steps or UNKNOWN_STEPS,
-                seen if goes_on else None,
+                seen if continues else None,
                 x=x,
                 callbacks=callbacks,
                 **arguments,
             )
         finally:
-            if callbacks.is_dropping:  # else the next fit would drop batches, too
-                self.train_function = None
-        callbacks.check_dropped(seen)
+            if callbacks.is_skipping:  # or the next fit would skip batches, too
+                model.train_function = None
+        callbacks.check_skipped(seen)
         callbacks.end()
 
-    def finish_reconstruction(self) -> None:
-        """Ends the reconstruction at this step: a fit under way goes on to distil.
-
-        What is saved from here on remembers it, and later fits only distil, until
-        `compile` sets the phases anew.
-        """
-        self.reconstruction_finished = True
-        if self.phase == "reconstruction":
-            self.stop_training = True
-
-    def _build_metrics(self, data: Any) -> None:
-        """Lets Keras build compiled metrics on data that have labels.
-
-        Under a distribution strategy it does so before the first step, but the
-        reconstruction's steps have neither images nor labels.
-        """
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        if x is None or isinstance(x, types.GeneratorType) or not self._runtime.unbuilt_metrics:
-            return
-        self.evaluate(x, y, sample_weight=weight, steps=1, verbose=0)
-        self._runtime.unbuilt_metrics = False
-
-    def _reconstruction_steps_left(self) -> int:
-        if self.reconstruction_finished:
-            return 0
-        return max(0, self.reconstruction_steps - count(self.reconstruction_iterations))
-
-    def _reconstruct_first(
+    def _reconstruct(
         self, callbacks: FitCallbacks, verbose: int | str, restored: bool
     ) -> dict[str, list]:
-        """Runs what is left of the reconstruction; returns its history's dict."""
-        left = self._reconstruction_steps_left()
+        """Runs what is left of the reconstruction before the epochs; returns its history."""
+        model, left = self._model, self._reconstruction_steps_left
         if not left:
-            if restored:  # at its last step: what Keras does after it was not done
-                self.optimizer.finalize_variable_values(self.trainable_variables)
+            if restored:  # at the last step: Keras has not yet done what follows it
+                model.optimizer.finalize_variable_values(model.trainable_variables)
             return {}
         if verbose:
             print(f"Reconstruction, {left} steps without images:")
@@ -263,9 +216,9 @@ class RepresentationTrainer(RepresentationCompiler):
             0 if restored else None,
             steps_per_epoch=left,
             verbose=verbose,
-            callbacks=[BeforeTheEpochs(callbacks, count(self.phase_iterations))],
+            callbacks=[ReconstructionCallbacks(callbacks, to_int(model.phase_iterations))],
         )
-        if verbose and not self._reconstruction_steps_left():
+        if verbose and not self._reconstruction_steps_left:
             print("Distillation:")
         return history.history
 
@@ -281,78 +234,30 @@ class RepresentationTrainer(RepresentationCompiler):
         shuffle: bool | None = None,
         **arguments: Any,
     ) -> keras.callbacks.History:
-        """Runs epochs of a phase; `done` steps of them were done by a fit that was killed."""
-        if epochs > initial_epoch:  # else Keras does nothing, and no phase begins
+        """Runs epochs of a phase; `done` is the number of steps that a killed fit did of them."""
+        model = self._model
+        if epochs > initial_epoch:  # otherwise Keras runs nothing, and no phase begins
             steps = epoch_length * (epochs - initial_epoch)
+            peak_rate = self._settings.peak_rate(phase)
             if done is None:
-                self._start_optimizer(phase, epoch_length, steps)
+                self._optimizer.start(peak_rate, epoch_length, steps, switched=phase != model.phase)
             else:
-                self._resume_optimizer(phase, steps - done)
-            self.phase = phase
-        if x is None:  # Keras wants something to count the steps by, one for each replica
-            replicas = self.distribute_strategy.num_replicas_in_sync
+                self._optimizer.resume(peak_rate, steps - done)
+            model.phase = phase
+        if x is None:  # Keras needs elements to count steps by, one for each replica
+            replicas = model.distribute_strategy.num_replicas_in_sync
             x = tf.data.Dataset.from_tensors(np.zeros(replicas)).repeat(steps_per_epoch)
             steps_per_epoch = None
-        if shuffle is None:  # Keras's default is True, and it warns where that has no effect
-            # noise comes in no order; Keras would order it by Python's `random`, which draws
-            # more often with several devices than with one
+        if shuffle is None:  # Keras's default is True, and it warns if that has no effect
+            # Noise has no order. Keras would shuffle it by Python's `random`, which is called
+            # more often with several devices than with one.
             unordered = (tf.data.Dataset, types.GeneratorType, NoiseDataset)
             shuffle = not isinstance(x, unordered)
-        return super().fit(
+        return self._keras_fit(
             x=x,
             epochs=epochs,
             initial_epoch=initial_epoch,
             steps_per_epoch=steps_per_epoch,
             shuffle=shuffle,
             **arguments,
-        )
-
-    def make_train_function(self, force: bool = False) -> Callable | None:
-        if self._runtime.weights is None:
-            self._refresh_targets()
-        force = force or self._runtime.traced_phase != self.phase
-        self._runtime.traced_phase = self.phase
-        return super().make_train_function(force)
-
-    def train_step(self, data: Any) -> dict[str, Tensor]:
-        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        distilling = self.phase == "distillation"
-        if distilling:
-            teacher = self._original.observe(inputs)
-        with tf.GradientTape() as tape:
-            if distilling:
-                terms, means = self._distillation_terms(inputs, teacher)
-            else:
-                terms, means = self._reconstruction_terms()
-            multipliers = keras.ops.convert_to_tensor(self._runtime.multipliers)
-            loss = self._weighted(terms, multipliers)
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(loss / replicas)
-        gradients = tape.gradient(scaled, self.trainable_variables)
-        if self.gradient_centering:
-            apply_centered_gradients(
-                self.optimizer, gradients, self.trainable_variables, self.predictor, means
-            )
-        else:
-            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        self.phase_iterations.assign_add(1)
-        if not distilling:
-            self.reconstruction_iterations.assign_add(1)
-        batch = keras.ops.shape(keras.tree.flatten(inputs)[0])[0] if distilling else None
-        return self._track({"loss": loss, **terms}, batch)
-
-    def train_on_batch(self, *args: Any, **kwargs: Any) -> None:
-        """Is not for this model, whose phases and rates `fit` plans.
-
-        Args:
-            *args: as for `keras.Model.train_on_batch`.
-            **kwargs: as for it.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            "NeRNModel is trained by fit, which plans phases and learning rates: "
-            "fit(images, steps_per_epoch=1), or fit(steps_per_epoch=1) to reconstruct. "
-            "Received: a call of train_on_batch"
         )

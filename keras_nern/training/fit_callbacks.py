@@ -1,20 +1,22 @@
-"""What callbacks see of a fit of two phases, and how a killed fit goes on.
+"""Which events callbacks receive during a fit of two phases, and how a killed fit continues.
 
-Callbacks live once through a fit:
+Callbacks receive one `on_train_begin` and one `on_train_end` per fit:
 
     on_train_begin
         on_train_batch_begin, on_train_batch_end         every step of the reconstruction
         on_epoch_begin ... batches ... on_epoch_end      every epoch of the distillation
     on_train_end
 
-The reconstruction comes before the first epoch, so what monitors epochs compares like
-with like: the two phases' losses are different sums.
+The reconstruction comes before the first epoch, because its loss is another sum than that of the
+distillation: a callback that monitors epochs compares like with like.
 
-`keras.callbacks.BackupAndRestore` puts a killed fit's weights back, but not the place
-in the data, so the rest of the fit would see other images than an undisturbed one. A
-restored fit therefore draws its data from the start, drops as many batches as the
-weights have seen, and trains from there. That costs what reading them costs. Callbacks
-are told of an epoch that has batches left to train on, and of those batches alone.
+`keras.callbacks.BackupAndRestore` restores the weights of a killed fit but not the place in the
+data. A restored fit therefore reads its data from the start, skips as many batches as the weights
+have seen, and trains on the rest. Callbacks receive no events for what is skipped. Skipping costs
+what reading the batches costs.
+
+`keras.Model._initial_epoch`, to which `BackupAndRestore` writes the epoch it restores, is private
+to Keras (tried on Keras 3.15); it is used in `FitCallbacks.begin` only.
 """
 
 import json
@@ -27,7 +29,7 @@ import tensorflow as tf
 
 
 class EpochHistory(keras.callbacks.History):
-    """A `keras.callbacks.History` that also knows in which epoch each value was logged.
+    """A `keras.callbacks.History` that also records the epoch of each value.
 
     Attributes:
         places: dict from the names in `history` to lists of epochs, counted from 1.
@@ -50,7 +52,7 @@ class FitCallbacks(keras.callbacks.CallbackList):
 
     Args:
         callbacks: what `fit` takes: `None`, a callback, a list or a `CallbackList`.
-        model: the model that fits.
+        model: the model that is fitted.
         **params: as for `keras.callbacks.CallbackList`: `verbose`, `epochs`, `steps`.
     """
 
@@ -64,31 +66,30 @@ class FitCallbacks(keras.callbacks.CallbackList):
             model=model,
             **params,
         )
-        self._batches_to_drop = 0
-        self._dropped_last = False
-        self._waiting_epoch: int | None = None  # whose first batch to train on has not come yet
+        self._batches_to_skip = 0
+        self._skipped_last = False
+        self._pending_epoch: int | None = None  # whose first batch to train on has not come yet
         self._restored_epoch = 0
         self._logs: dict | None = None
 
     @property
     def can_restore(self) -> bool:
-        """Whether one of them puts back the weights of a fit that was killed."""
+        """Whether one of the callbacks restores the weights of a killed fit."""
         return any(isinstance(c, keras.callbacks.BackupAndRestore) for c in self.callbacks)
 
     @property
-    def is_dropping(self) -> bool:
-        """Whether there are batches left to drop."""
-        return self._batches_to_drop > 0
+    def is_skipping(self) -> bool:
+        """Whether there are batches left to skip."""
+        return self._batches_to_skip > 0
 
     def begin(self) -> None:
         """Announces the fit; a callback may restore the model or stop the training."""
         self.model.stop_training = False
-        # BackupAndRestore (Keras 3.15) writes the epoch it restores to `_initial_epoch`;
-        # left there, Keras would skip the data of the epochs before.
+        # Left at the epoch that BackupAndRestore restored, Keras would skip the data before it.
         self.model._initial_epoch = None
         for callback in self.callbacks:
             if isinstance(callback, keras.callbacks.BackupAndRestore):
-                _remove_if_cut(pathlib.Path(callback.backup_dir, "training_metadata.json"))
+                _remove_if_damaged(pathlib.Path(callback.backup_dir, "training_metadata.json"))
         super().on_train_begin()
         self._restored_epoch = self.model._initial_epoch or 0
         self.model._initial_epoch = None
@@ -97,69 +98,69 @@ class FitCallbacks(keras.callbacks.CallbackList):
         """Announces the end of the fit."""
         super().on_train_end(self._logs)
 
-    def drop(self, batches: int) -> None:
-        """Lets the next inner fit draw so many batches before it trains."""
-        self._batches_to_drop = batches
+    def skip(self, batches: int) -> None:
+        """Has the next inner fit read this many batches before it trains."""
+        self._batches_to_skip = batches
 
-    def check_dropped(self, batches: int) -> None:
-        """Raises a ValueError where the data ended before all batches were dropped."""
-        if self._batches_to_drop:
+    def check_skipped(self, batches: int) -> None:
+        """Raises a ValueError if the data ended before all batches were skipped."""
+        if self._batches_to_skip:
             raise ValueError(
-                f"The backup is of a fit that had trained on {batches} batches; x must give at "
-                f"least as many again. Received: {batches - self._batches_to_drop}"
+                f"x must give at least {batches} batches, on which the fit of the backup had "
+                f"trained. Received: {batches - self._batches_to_skip} batches"
             )
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Of an inner fit of Keras: passed on by `begin`."""
-        if self._batches_to_drop:
-            self.model.train_function = self._draw_then(self.model.train_function)
+        """Of an inner fit of Keras; the user's callbacks receive it from `begin`."""
+        if self._batches_to_skip:
+            self.model.train_function = self._skip_then(self.model.train_function)
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Of an inner fit of Keras: passed on by `end`."""
+        """Of an inner fit of Keras; the user's callbacks receive it from `end`."""
         self._logs = logs
 
-    def _draw_then(self, train: Callable) -> Callable:
-        def draw(iterator: Any) -> dict:
-            for drawn in range(min(self.model.steps_per_execution, self._batches_to_drop)):
+    def _skip_then(self, train: Callable) -> Callable:
+        def skip(iterator: Any) -> dict:
+            for done in range(min(self.model.steps_per_execution, self._batches_to_skip)):
                 try:
                     next(iterator)
                 except (StopIteration, tf.errors.OutOfRangeError):
-                    if not drawn:
+                    if not done:
                         raise StopIteration from None
-                    break  # the last batches of an epoch, fewer than are run at once
-                self._batches_to_drop -= 1
-            if not self._batches_to_drop:
+                    break  # the last batches of an epoch, fewer than one execution takes
+                self._batches_to_skip -= 1
+            if not self._batches_to_skip:
                 self.model.train_function = train
             return {}
 
-        return draw
+        return skip
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        if self._batches_to_drop:
-            self._waiting_epoch = epoch
+        if self._batches_to_skip:
+            self._pending_epoch = epoch
         else:
             super().on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        if self._waiting_epoch is None:
+        if self._pending_epoch is None:
             super().on_epoch_end(epoch, logs)
-        self._waiting_epoch = None
+        self._pending_epoch = None
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        self._dropped_last = self.is_dropping
-        if self._dropped_last:
+        self._skipped_last = self.is_skipping
+        if self._skipped_last:
             return
-        if self._waiting_epoch is not None:
-            super().on_epoch_begin(self._waiting_epoch)
-            self._waiting_epoch = None
+        if self._pending_epoch is not None:
+            super().on_epoch_begin(self._pending_epoch)
+            self._pending_epoch = None
         super().on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        if not self._dropped_last:
+        if not self._skipped_last:
             super().on_train_batch_end(batch, logs)
 
     def validation_epochs(self, frequency: int | Iterable[int], epochs: int) -> int | Iterable[int]:
-        """Keras's `validation_freq`, without the epochs that ended before."""
+        """Keras's `validation_freq` without the epochs that ended before the restart."""
         if not self._restored_epoch:
             return frequency
         if isinstance(frequency, int):
@@ -167,24 +168,24 @@ class FitCallbacks(keras.callbacks.CallbackList):
         return [epoch for epoch in frequency if epoch > self._restored_epoch]
 
 
-def _remove_if_cut(metadata: pathlib.Path) -> None:
-    """Removes what `BackupAndRestore` was killed in writing, as it would fail to read it.
+def _remove_if_damaged(metadata: pathlib.Path) -> None:
+    """Removes a file that `BackupAndRestore` was killed in writing and would fail to read.
 
-    It is a few bytes beside the weights, which are whole and hold all that a fit goes on from.
+    It holds a few bytes beside the weights, which are complete and all that a fit needs.
     """
     try:
         json.loads(metadata.read_text())["epoch"]
     except OSError:
-        return  # there is none
+        return  # there is no such file
     except (ValueError, KeyError, TypeError):
         metadata.unlink()
 
 
-class BeforeTheEpochs(keras.callbacks.Callback):
+class ReconstructionCallbacks(keras.callbacks.Callback):
     """Passes the batches of the reconstruction, and nothing else, to a fit's callbacks.
 
     Args:
-        callbacks: a `FitCallbacks`.
+        callbacks: the `FitCallbacks`.
         steps_done: steps of the phase that an earlier fit did.
     """
 
@@ -193,7 +194,7 @@ class BeforeTheEpochs(keras.callbacks.Callback):
         own = (keras.callbacks.ProgbarLogger, keras.callbacks.History)  # Keras adds others
         self._callbacks = [c for c in callbacks.callbacks if not isinstance(c, own)]
         self._steps_done = steps_done
-        self.async_safe = not self._callbacks  # else Keras would wait for no step to end
+        self.async_safe = not self._callbacks  # otherwise Keras would not wait for steps to end
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         for callback in self._callbacks:

@@ -1,9 +1,13 @@
-"""The learning rate of a phase, whose length is known only when `fit` is called.
+"""The optimizer of a fit, and its state from phase to phase.
 
-Within a phase the rate falls from its peak to zero along half a cosine (Loshchilov and
-Hutter, "SGDR", ICLR 2017, arXiv 1608.03983):
+The default is Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) for the hidden
+layers and AdamW for the output layer and the biases. Within a phase the rate falls from its peak
+to zero along half a cosine (Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv 1608.03983):
 
     rate(t) = initial_learning_rate * (1 + cos(pi * t / decay_steps)) / 2.
+
+Each phase starts with a new optimizer state. The gradients of the second phase are far larger than
+those of the first, and AdamW's moving averages of the one would cause giant steps on the other.
 """
 
 import math
@@ -12,23 +16,26 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_nern.predictor.positional_encoding import PACKAGE
+from keras_nern.predictor.predictor import OUTPUT_LAYER
+from keras_nern.utils.backend import register, to_int
 from keras_nern.utils.types import Tensor
 
+ADAMW_SHARE = 0.2  # learning rate of AdamW over that of Muon
 
-@keras.saving.register_keras_serializable(package=PACKAGE)
+
+@register
 class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """`keras.optimizers.schedules.CosineDecay` to zero that can be planned anew.
+    """A `keras.optimizers.schedules.CosineDecay` to zero whose length can be changed.
 
-    Rate and length are kept in a variable, so that a new plan reaches a training step
-    that is traced already.
+    The length of a phase is only known when `fit` is called. Rate and length are kept in a
+    variable, so a new plan also reaches a training step that has been traced.
 
     Args:
         initial_learning_rate: the rate at iteration 0. Defaults to `0.0`.
-        decay_steps: the iteration at which it is 0. Defaults to `1`.
+        decay_steps: the iteration at which the rate is 0. Defaults to `1`.
 
     Raises:
-        ValueError: for a negative rate, or less than one step.
+        ValueError: if the rate is negative or `decay_steps` is below 1.
 
     Example:
 
@@ -45,7 +52,7 @@ class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.plan(initial_learning_rate, decay_steps)
 
     def plan(self, initial_learning_rate: float, decay_steps: int) -> None:
-        """Sets rate and length; see the class."""
+        """Sets rate and length; the arguments are those of the class."""
         if not (initial_learning_rate >= 0 and decay_steps >= 1):
             raise ValueError(
                 "Expected initial_learning_rate >= 0 and decay_steps >= 1. Received: "
@@ -65,3 +72,85 @@ class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
             "initial_learning_rate": self.initial_learning_rate,
             "decay_steps": self.decay_steps,
         }
+
+
+def default_optimizer(schedule: PlannedCosineDecay) -> keras.optimizers.Optimizer:
+    """Creates the optimizer that `"auto"` stands for."""
+    return keras.optimizers.Muon(
+        schedule,
+        weight_decay=None,
+        adam_weight_decay=None,
+        adam_lr_ratio=ADAMW_SHARE,
+        exclude_layers=[OUTPUT_LAYER],
+    )
+
+
+class PhaseOptimizer:
+    """A model's optimizer, started anew with each phase.
+
+    Args:
+        model: the `NeRNModel`, compiled; its optimizer and variables are used.
+        schedule: the default optimizer's, or `None` for an optimizer of the user's own.
+    """
+
+    def __init__(self, model: keras.Model, schedule: PlannedCosineDecay | None) -> None:
+        self.schedule = schedule
+        self._model = model
+
+    def start(self, peak_rate: float, epoch_length: int, steps: int, switched: bool) -> None:
+        """Prepares for `steps` steps of a phase.
+
+        A fit that continues a stopped one keeps optimizer and plan: `steps` is then what is left
+        of the plan, to within an epoch. Otherwise the optimizer is reset and the default schedule
+        starts over. An optimizer of the user's own is reset when the phase changes, and keeps its
+        learning rate, which a callback may have set.
+
+        Args:
+            peak_rate: learning rate of the phase's first step.
+            epoch_length: steps per epoch.
+            steps: steps of the fit.
+            switched: whether the phase is another one than that of the last fit.
+        """
+        if self.schedule is None:
+            if switched:
+                self.reset()
+            return
+        steps = max(1, steps)
+        now = to_int(self._model.optimizer.iterations)
+        left = self.schedule.decay_steps - now
+        if not switched and now > 0 and steps - epoch_length < left <= steps:
+            steps += now
+        else:
+            self.reset()
+        self.schedule.plan(peak_rate, steps)
+
+    def resume(self, peak_rate: float, steps: int) -> None:
+        """Plans the rest of a restored fit: the schedule ends after `steps` more steps.
+
+        That is where it ended before, unless the fit is continued with another number of epochs.
+        """
+        end = to_int(self._model.optimizer.iterations) + steps
+        if self.schedule is not None and self.schedule.decay_steps != end and steps > 0:
+            self.schedule.plan(peak_rate, end)
+
+    def reset(self) -> None:
+        """Gives the optimizer the state of a new one, but for its learning rate."""
+        # A loss scale wrapped around it does not depend on the phase.
+        optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
+        rate = optimizer.learning_rate  # one of its variables, unless there is a schedule
+        with self._model.distribute_strategy.scope():
+            new = type(optimizer).from_config(optimizer.get_config())
+            new.build(self._model.trainable_variables)
+        for variable, other in zip(optimizer.variables, new.variables, strict=True):
+            if variable is not rate:
+                variable.assign(keras.ops.convert_to_numpy(other))
+
+    def check_callback(self, callback: keras.callbacks.Callback) -> None:
+        """Raises a ValueError if a callback sets the rate that the default schedule sets."""
+        setters = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
+        if self.schedule is not None and isinstance(callback, setters):
+            raise ValueError(
+                "The default optimizer has a learning rate schedule: compile with an optimizer of "
+                "your own to set its rate by a callback. "
+                f"Received: {type(callback).__name__}"
+            )

@@ -1,12 +1,12 @@
-"""Which kernels get gradients at a step.
+"""Which kernels get gradients in a step.
 
-A step's cost follows the number of coordinates it predicts, so a step takes a batch
-of kernels, drawn with replacement:
+The cost of a step follows the number of coordinates that it predicts, so a step takes a batch of
+kernels, drawn with replacement:
 
 * all: every kernel, no draw;
 * uniform: each kernel with the same probability 1 / N;
-* magnitude-weighted: for a share s of the steps, kernel i with the probability
-  |w_i| / sum_j |w_j|, which lowers the error where it weighs most; uniform otherwise
+* magnitude-weighted: in a share s of the steps, kernel i with probability |w_i| / sum_j |w_j|,
+  which lowers the error of the largest kernels first; uniform in the other steps
   (Ashkenazi et al., ICLR 2023, section 3.3 and appendix).
 """
 
@@ -16,14 +16,14 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_nern.predictor.positional_encoding import PACKAGE
 from keras_nern.utils import checks
+from keras_nern.utils.backend import register
 from keras_nern.utils.types import Tensor
 
 
-@keras.saving.register_keras_serializable(package=PACKAGE)
+@register
 class AllKernels:
-    """Every kernel at every step.
+    """Every kernel in every step.
 
     Example:
 
@@ -32,12 +32,12 @@ class AllKernels:
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
     """
 
-    by_magnitude = False  # whether `sample` is to be given `cumulative`
+    by_magnitude = False  # whether `sample` needs `cumulative`
 
     def sample(
         self, count: int, seed: keras.random.SeedGenerator, cumulative: Tensor | None = None
     ) -> Tensor | None:
-        """Returns `None`: take them all."""
+        """Returns `None`, which stands for all kernels."""
         return None
 
     def get_config(self) -> dict[str, Any]:
@@ -48,15 +48,15 @@ class AllKernels:
         return cls(**config)
 
 
-@keras.saving.register_keras_serializable(package=PACKAGE)
+@register
 class UniformSampling(AllKernels):
-    """A batch of kernels, each equally likely; all of them where they are no more.
+    """A batch of kernels, each equally likely; all kernels if the batch is at least as large.
 
     Args:
         batch_size: kernels per step, at least 1. Defaults to `4096`.
 
     Raises:
-        ValueError: for a batch size below 1.
+        ValueError: if `batch_size` is not an integer of at least 1.
 
     Example:
 
@@ -68,7 +68,7 @@ class UniformSampling(AllKernels):
     """
 
     def __init__(self, batch_size: int = 4096) -> None:
-        self.batch_size = checks.integer("batch_size", batch_size, least=1)
+        self.batch_size = checks.integer("batch_size", batch_size, minimum=1)
 
     def sample(
         self, count: int, seed: keras.random.SeedGenerator, cumulative: Tensor | None = None
@@ -76,9 +76,9 @@ class UniformSampling(AllKernels):
         """Draws a batch.
 
         Args:
-            count: kernels in all.
+            count: number of kernels.
             seed: a `keras.random.SeedGenerator`.
-            cumulative: not used here. Defaults to `None`.
+            cumulative: not used. Defaults to `None`.
 
         Returns:
             int32 indices `(batch_size,)`, or `None` for all.
@@ -94,16 +94,16 @@ class UniformSampling(AllKernels):
         return {"batch_size": self.batch_size}
 
 
-@keras.saving.register_keras_serializable(package=PACKAGE)
+@register
 class MagnitudeSampling(UniformSampling):
-    """A batch of kernels, drawn by their norm for a share of the steps.
+    """A batch of kernels, drawn in proportion to their norm in a share of the steps.
 
     Args:
         batch_size: kernels per step, at least 1. Defaults to `4096`.
-        share: share of the steps, 0 to 1, that draw by norm. Defaults to `0.2`.
+        share: share of the steps that draw by norm, 0 to 1. Defaults to `0.2`.
 
     Raises:
-        ValueError: for a batch size below 1 or a share outside 0 to 1.
+        ValueError: if `batch_size` is below 1 or `share` is not between 0 and 1.
 
     Example:
 
@@ -115,13 +115,13 @@ class MagnitudeSampling(UniformSampling):
     Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554.
     """
 
+    by_magnitude = True
+
     def __init__(self, batch_size: int = 4096, share: float = 0.2) -> None:
         super().__init__(batch_size)
         if not 0 <= share <= 1:
             raise ValueError(f"share must be between 0 and 1. Received: share={share!r}")
         self.share = share
-
-    by_magnitude = True
 
     def sample(
         self, count: int, seed: keras.random.SeedGenerator, cumulative: Tensor | None = None
@@ -129,25 +129,25 @@ class MagnitudeSampling(UniformSampling):
         """Draws a batch.
 
         Args:
-            count: kernels in all.
+            count: number of kernels.
             seed: a `keras.random.SeedGenerator`.
-            cumulative: float32 `(kernels,)`, from `cumulative_magnitude`. Defaults to `None`,
-                which only sampling that is not by magnitude takes.
+            cumulative: float32 `(kernels,)`, from `cumulative_magnitude`; required. Defaults to
+                `None`, which raises.
 
         Returns:
             int32 indices `(batch_size,)`.
 
         Raises:
-            ValueError: where `cumulative` is `None`.
+            ValueError: if `cumulative` is `None`.
         """
         if cumulative is None:
             raise ValueError(
-                "MagnitudeSampling needs cumulative, as of cumulative_magnitude(norms). "
+                "MagnitudeSampling needs cumulative, as from cumulative_magnitude(norms). "
                 "Received: cumulative=None"
             )
         uniform = self._uniform(count, seed)
-        # side="right" steps over kernels of norm 0, whose interval is empty; a draw
-        # that rounding puts past the end goes to the last kernel.
+        # side="right" skips kernels of norm 0, whose interval is empty; a draw that rounding puts
+        # past the end goes to the last kernel.
         draws = keras.random.uniform((self.batch_size,), seed=seed)
         weighted = keras.ops.searchsorted(cumulative, draws, side="right")
         weighted = keras.ops.minimum(keras.ops.cast(weighted, "int32"), count - 1)
@@ -159,14 +159,14 @@ class MagnitudeSampling(UniformSampling):
 
 
 def cumulative_magnitude(norms: ArrayLike) -> np.ndarray:
-    """The distribution function that `MagnitudeSampling` draws from.
+    """The distribution function from which `MagnitudeSampling` draws.
 
     Args:
         norms: array `(kernels,)`, |w_i|.
 
     Returns:
-        float32 array `(kernels,)`: entry i is (|w_0| + ... + |w_i|) / sum_j |w_j|.
-        Kernels that are all zero are equally likely.
+        float32 array `(kernels,)`: entry i is (|w_0| + ... + |w_i|) / sum_j |w_j|. If all norms
+        are 0, all kernels are equally likely.
     """
     norms = np.asarray(norms, "float64")
     total = np.cumsum(norms if norms.any() else np.ones_like(norms))
@@ -176,28 +176,27 @@ def cumulative_magnitude(norms: ArrayLike) -> np.ndarray:
 _BY_NAME = {"all": AllKernels, "uniform": UniformSampling, "magnitude": MagnitudeSampling}
 
 
-def get(identifier: Any) -> Any:
-    """Turns a name or a config into a sampling.
+def get(identifier: Any, name: str = "sampling") -> Any:
+    """Converts a name or a config to a sampling.
 
     Args:
-        identifier: `"all"`, `"uniform"`, `"magnitude"`, a serialised sampling, or an
-            object with `sample(count, seed, cumulative)`, or its class.
+        identifier: `"all"`, `"uniform"`, `"magnitude"`, a serialized sampling, or an object or
+            class with the method `sample(count, seed, cumulative)`.
+        name: the argument's name, for the error. Defaults to `"sampling"`.
 
     Returns:
         The sampling.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: if `identifier` is none of these.
     """
     if isinstance(identifier, dict):
         return keras.saving.deserialize_keras_object(identifier)
     if isinstance(identifier, str) and identifier in _BY_NAME:
         return _BY_NAME[identifier]()
-    if isinstance(identifier, type) and hasattr(identifier, "sample"):
-        return identifier()
     if hasattr(identifier, "sample"):
-        return identifier
+        return identifier() if isinstance(identifier, type) else identifier
     raise ValueError(
-        f"sampling must be one of {sorted(_BY_NAME)} or have a method "
-        f"sample(count, seed, cumulative). Received: sampling={identifier!r}"
+        f"{name} must be one of {sorted(_BY_NAME)} or have a method "
+        f"sample(count, seed, cumulative). Received: {name}={identifier!r}"
     )

@@ -1,109 +1,88 @@
-"""How a representation is saved, and what of it is refused when it is loaded.
+"""What a saved representation holds beside weights: where its fit was, and of which base it is.
 
-A file holds the predictor, the base with its weights, and where a fit was: the phase, the
-optimizer with its plan, and the state of the sampling, so that a loaded representation
-goes on as the saved one would have. Weights say of which base they are, by a SHA-256 of its own,
-and are taken for no other.
+With it, a loaded representation continues as the saved one would have. Weights carry the SHA-256 of
+the base's weights and load into a representation of that base only.
 """
 
-import os
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_nern.permutations.orders import KINDS
-from keras_nern.training.fit import RepresentationTrainer
-from keras_nern.utils.files import atomic_write
+from keras_nern.training.settings import PHASES
 
 
-class RepresentationSaver(RepresentationTrainer):
-    """The saving half of `NeRNModel`, whose config is its own.
+@dataclasses.dataclass(frozen=True)
+class FitState:
+    """The state of a fit, as arrays that a file holds.
 
-    `NeRNModel` sets `permutation`, and `_base_is_own` where its base comes from a file and has
-    no weights yet.
+    Attributes:
+        phase: index in `PHASES`.
+        reconstruction_finished: whether `finish_reconstruction` was called.
+        permutation: index of the permutation's kind in `orders.KINDS`.
+        sampling_seed: state of the sampling's seed generator.
+        base_digest: SHA-256 of the base's weights, uint8 `(32,)`.
+        plan: rate and steps of the default schedule `(2,)`; empty if there is none.
     """
 
-    permutation: str | None
-    _base_is_own: bool
+    phase: ArrayLike
+    reconstruction_finished: ArrayLike
+    permutation: ArrayLike
+    sampling_seed: ArrayLike
+    base_digest: ArrayLike
+    plan: ArrayLike
 
-    def save(
-        self,
-        filepath: str | os.PathLike,
-        overwrite: bool = True,
-        zipped: bool | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Saves as `keras.Model.save` does; a file that is there stays until all is written."""
-        with atomic_write(filepath, overwrite and zipped in (None, True)) as path:
-            super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
+    @classmethod
+    def of(cls, model: keras.Model) -> Self:
+        """Reads the state of a `NeRNModel`."""
+        schedule = model._schedule
+        plan = schedule.get_config() if schedule else {}
+        return cls(
+            phase=PHASES.index(model.phase),
+            reconstruction_finished=model.reconstruction_finished,
+            permutation=KINDS.index(model.permutation),
+            sampling_seed=keras.ops.convert_to_numpy(model._seed.state),
+            base_digest=model._original.digest(),
+            plan=list(plan.values()),
+        )
 
-    def save_weights(
-        self,
-        filepath: str | os.PathLike,
-        overwrite: bool = True,
-        max_shard_size: float | None = None,
-    ) -> None:
-        """Saves as `keras.Model.save_weights` does; see `save`."""
-        with atomic_write(filepath, overwrite and max_shard_size is None) as path:
-            super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """A dict from the names of the attributes to arrays."""
+        return {field: np.asarray(getattr(self, field)) for field in FIELDS}
 
-    def load_weights(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
-        """Loads weights as `keras.Model.load_weights` does, or leaves all as it was.
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
+        """The inverse of `to_arrays`; other entries are left alone."""
+        return cls(**{field: np.asarray(arrays[field]) for field in FIELDS})
 
-        Args:
-            filepath: a file that `save_weights` or `save` wrote.
-            **kwargs: as for `keras.Model.load_weights`.
+    def restore(self, model: keras.Model) -> None:
+        """Sets the state of a `NeRNModel`.
 
         Raises:
-            ValueError: where they belong to a representation of another base.
+            ValueError: if the state is that of another base or another kind of permutation.
         """
-        variables = [*self.variables, *self.base.variables, *self.optimizer.variables]
-        variables.append(self._seed.state)
-        before = [keras.ops.convert_to_numpy(variable) for variable in variables]
-        progress = self.phase, self.reconstruction_finished, self._base_is_own
-        schedule = self._runtime.schedule
-        plan = schedule.get_config() if schedule else {}
-        try:
-            super().load_weights(filepath, **kwargs)
-        except Exception:
-            for variable, value in zip(variables, before, strict=True):
-                variable.assign(value)
-            self.phase, self.reconstruction_finished, self._base_is_own = progress
-            if schedule:
-                schedule.plan(**plan)
-            raise
-
-    def save_own_variables(self, store: Any) -> None:
-        super().save_own_variables(store)
-        store["sampling_seed"] = self._seed.state.numpy()
-        store["permutation"] = np.array(KINDS.index(self.permutation))
-        store["phase"] = np.array([self.phase == "distillation", self.reconstruction_finished])
-        if self._runtime.schedule:
-            plan = self._runtime.schedule.get_config()
-            store["plan"] = np.array([plan["initial_learning_rate"], plan["decay_steps"]])
-        store["base_digest"] = self._original.digest()
-
-    def load_own_variables(self, store: Any) -> None:
-        digest = np.asarray(store["base_digest"])
-        if not self._base_is_own and not np.array_equal(digest, self._original.digest()):
+        if not model._base_is_new and not np.array_equal(
+            self.base_digest, model._original.digest()
+        ):
             raise ValueError(
-                "Expected weights of a representation of this base. Received: those of one with "
-                f"other weights than {self.base.name!r} has (their SHA-256 differ)."
+                "Expected weights of a representation of this base. Received: those of a base with "
+                f"other weights than {model.base.name!r} (their SHA-256 differ)."
             )
-        kind = KINDS[int(np.asarray(store["permutation"]))]
-        if kind != self.permutation:
+        kind = KINDS[int(np.asarray(self.permutation))]
+        if kind != model.permutation:
             raise ValueError(
-                f"Expected weights with permutation={self.permutation!r}. Received: {kind!r}"
+                f"Expected weights with permutation={model.permutation!r}. Received: {kind!r}"
             )
-        self._seed.state.assign(np.asarray(store["sampling_seed"]))
-        keys = set(store.keys())
-        distils, finished = np.asarray(store["phase"])
-        self.phase = "distillation" if distils else "reconstruction"
-        self.reconstruction_finished = bool(finished)
-        if self._runtime.schedule and "plan" in keys:
-            rate, steps = np.asarray(store["plan"]).tolist()
-            self._runtime.schedule.plan(rate, int(steps))
-        weights = keys - {"sampling_seed", "base_digest", "phase", "plan", "permutation"}
-        super().load_own_variables({key: store[key] for key in weights})
-        self._base_is_own = False  # its weights come next, and are then the ones to keep
+        model._seed.state.assign(self.sampling_seed)
+        model.phase = PHASES[int(np.asarray(self.phase))]
+        model.reconstruction_finished = bool(self.reconstruction_finished)
+        if model._schedule and np.size(self.plan):
+            rate, steps = np.asarray(self.plan).tolist()
+            model._schedule.plan(rate, int(steps))
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(FitState))

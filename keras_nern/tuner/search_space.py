@@ -1,14 +1,16 @@
-"""What a search may choose: the representations that fit a budget of bytes, and no others.
+"""The representations that fit a budget of bytes.
 
-    bytes(h) = predictor of width h + 4 bytes a layer scale + bits of the permutation / 8
+The size of a representation is known before it is built:
 
-is known before anything is built (`budget`). What cannot fit at any width is left out. For
-what can, let H be the largest width with bytes(H) <= `max_bytes`; the width is searched as a
-share of it, h = H * width / 100, so that every point of the space fits. The alternative, to
-draw widths up to the largest of all and fail the trials over budget, does worse in each of
-keras-tuner's searches: three failures in a row end any search, failed trials count in
-`max_trials`, a Gaussian process learns nothing from them and asks for them again, and a
-bracket of Hyperband that lost trials goes without its later rounds.
+    bytes = predictor (`predictor.size`) + 4 bytes per layer scale + bits of the permutation / 8
+
+Combinations of values that exceed the budget at every width are left out. For any other, let H be
+the largest width within the budget; the search chooses the width as a percentage of it,
+h = H * width / 100, so every point of the space fits.
+
+Failing trials over budget instead would not work with keras-tuner: three failures in a row end a
+search, failed trials count in `max_trials`, a Gaussian process learns nothing from them and
+suggests them again, and a Hyperband bracket with failed trials skips its later rounds.
 """
 
 import itertools
@@ -16,176 +18,182 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from keras_nern.network.blocks import Blocks
 from keras_nern.permutations.orders import permutation_bits
 from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.size import max_width, predictor_bytes
+from keras_nern.utils import checks
 
-LEAST_WIDTH = 4  # a budget for less is none
+MIN_WIDTH = 4
 
 
 class SearchSpace:
     """The combinations of values that fit a budget.
 
     Args:
-        blocks: the `blocks.Blocks` to represent.
-        scales: number of layer scales that are kept.
+        blocks: the `Blocks` to represent.
         max_bytes: the budget.
-        narrowest: the least width to search, in percent of the widest.
-        choices: a dict from `hidden_size`, `permutation`, `bits`, `num_layers`,
-            `num_frequencies` and `encoding_base` to a value, or a list of some to
-            choose among; `hidden_size=None` for all that there is room for.
+        narrowest: smallest width to search, in percent of the largest one that fits.
+        choices: dict from `hidden_size`, `permutation`, `bits`, `num_layers`, `num_frequencies`
+            and `encoding_base` to a list of values. `hidden_size=[None]` stands for every width
+            that fits.
+        arguments: dict of `NeRNModel` arguments that are the same in every trial. Those that
+            change the size count in the bytes.
 
     Raises:
-        ValueError: for a choice that is empty or has a value twice, a budget or percentage
-            that is none, or a budget that nothing fits.
+        ValueError: if a list is empty or contains a value twice, `max_bytes` or `narrowest` is
+            out of range, or no combination fits the budget.
     """
 
     def __init__(
-        self, blocks: Blocks, scales: int, max_bytes: float, narrowest: int, choices: dict
+        self,
+        blocks: Blocks,
+        max_bytes: float,
+        narrowest: int,
+        choices: dict[str, list],
+        arguments: dict[str, Any],
     ) -> None:
-        if not isinstance(max_bytes, (int, float, np.number)) or not 1 <= max_bytes < math.inf:
+        self.max_bytes = int(checks.number("max_bytes", max_bytes, minimum=1))
+        self.narrowest = checks.integer("narrowest", narrowest, minimum=1)
+        if self.narrowest > 100:
             raise ValueError(
-                f"max_bytes must be a number of at least 1. Received: max_bytes={max_bytes!r}"
-            )
-        if not isinstance(narrowest, (int, np.integer)) or not 1 <= narrowest <= 100:
-            raise ValueError(
-                f"narrowest must be a percentage, 1 to 100. Received: narrowest={narrowest!r}"
+                f"narrowest must be a percentage of at most 100. Received: narrowest={narrowest!r}"
             )
         self.blocks = blocks
-        self.scales = scales
-        self.max_bytes = int(max_bytes)
-        self.narrowest = int(narrowest)
-        # By strings, which keras-tuner keeps exactly, also between processes.
-        self.choices = {name: _labelled(name, values) for name, values in choices.items()}
-        combinations = [self._values(one) for one in itertools.product(*self.choices.values())]
-        least = [self._least_bytes(values) for values in combinations]
-        if min(least) > self.max_bytes:
+        self.arguments = arguments
+        # Values are chosen by labels: keras-tuner stores strings exactly, also between processes.
+        self.choices = {name: _labeled(name, values) for name, values in choices.items()}
+        combinations = list(itertools.product(*self.choices.values()))
+        sizes = [self._min_bytes(self._values(labels)) for labels in combinations]
+        if min(sizes) > self.max_bytes:
             raise ValueError(
-                "max_bytes must leave room for one of the predictors to choose among, the "
-                f"smallest of which takes {math.ceil(min(least)):,} bytes. "
-                f"Received: max_bytes={self.max_bytes:,}"
+                f"max_bytes must be at least {math.ceil(min(sizes)):,}, the size of the smallest "
+                f"representation in the search space. Received: max_bytes={self.max_bytes:,}"
             )
         self._fitting = [
             labels
-            for labels, size in zip(itertools.product(*self.choices.values()), least, strict=True)
+            for labels, size in zip(combinations, sizes, strict=True)
             if size <= self.max_bytes
         ]
 
     def __str__(self) -> str:
-        searched: dict[str, Any] = {name: list(labels) for name, labels in self.choices.items()}
-        searched = {"max_bytes": self.max_bytes, "narrowest": self.narrowest, **searched}
+        searched: dict[str, Any] = {"max_bytes": self.max_bytes, "narrowest": self.narrowest}
+        searched |= {name: list(labels) for name, labels in self.choices.items()}
         return ", ".join(f"{name}={value}" for name, value in searched.items())
 
     def _values(self, labels: Sequence[str]) -> dict[str, Any]:
+        """The values of a combination of labels."""
         return {
             name: values[label]
             for (name, values), label in zip(self.choices.items(), labels, strict=True)
         }
 
-    def _predictor(self, values: dict[str, Any]) -> dict[str, Any]:
-        """What tells a predictor's bytes besides its width."""
+    def _config(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Everything that `predictor.size` may ask for."""
         return {
-            "num_layers": values["num_layers"],
+            **self.arguments,
+            **values,
             "block_length": self.blocks.block_length,
             "features": 3 * 2 * values["num_frequencies"],
-            "bits": values["bits"],
         }
 
-    def _beside(self, values: dict[str, Any]) -> float:
+    def _bytes_beside_predictor(self, values: dict[str, Any]) -> float:
         """The bytes of layer scales and permutation."""
+        scales = len(self.blocks.kernels) if self.arguments.get("normalize") else 0
         permutation = values["permutation"]
         if isinstance(permutation, Permutation):
             bits = permutation.bits
         else:
             bits = sum(permutation_bits(grid, permutation) for grid in self.blocks.grids)
-        return 4 * self.scales + bits / 8
+        return 4 * scales + bits / 8
 
     def num_bytes(self, values: dict) -> float:
         """The bytes of a representation, as `report.SummaryTable` counts them.
 
         Args:
-            values: what `declare` gives.
+            values: the return value of `declare`.
         """
-        size = predictor_bytes(values["hidden_size"], **self._predictor(values))
-        return size + self._beside(values)
+        arguments = checks.accepted(predictor_bytes, self._config(values))
+        return predictor_bytes(**arguments) + self._bytes_beside_predictor(values)
 
-    def _least_bytes(self, values: dict[str, Any]) -> float:
-        return self.num_bytes({**values, "hidden_size": values["hidden_size"] or LEAST_WIDTH})
+    def _min_bytes(self, values: dict[str, Any]) -> float:
+        return self.num_bytes({**values, "hidden_size": values["hidden_size"] or MIN_WIDTH})
 
     def declare(self, hp: Any) -> dict:
-        """Asks for hyperparameters, and tells what their values stand for.
+        """Declares the hyperparameters of this space and reads their values.
 
         Args:
-            hp: `keras_tuner.HyperParameters`; what they do not have yet is added.
+            hp: `keras_tuner.HyperParameters`; missing hyperparameters are added with their
+                defaults.
 
         Returns:
-            A dict from the names of `choices` to values.
+            A dict from the names in `choices` to values.
 
         Raises:
-            ValueError: for hyperparameters of another search space.
+            ValueError: if `hp` belongs to another search space.
         """
-        # Kept with every trial, as it is what gives the others their meaning.
+        # Stored with every trial, because the other values have a meaning in this space only.
         space = hp.Fixed("space", str(self))
         if space != str(self):
             raise ValueError(
-                "The trials in this directory are of another search: go on with what that "
-                "searches, or give another project_name, or overwrite=True. "
+                "The directory contains trials of another search space: continue with that one, or "
+                "pass another project_name or overwrite=True. "
                 f"Expected: {space}. Received: {self}"
             )
         values = self._values(self._choose(hp, list(self.choices), self._fitting))
         if values["hidden_size"] is None:
             width = hp.Int("width", self.narrowest, 100, sampling="log", default=100)
-            room = max_width(self.max_bytes - self._beside(values), **self._predictor(values))
-            values["hidden_size"] = max(LEAST_WIDTH, room * width // 100)
+            available = self.max_bytes - self._bytes_beside_predictor(values)
+            config = {**self._config(values), "num_bytes": available}
+            largest = max_width(**checks.accepted(max_width, config))
+            values["hidden_size"] = max(MIN_WIDTH, largest * width // 100)
         return values
 
     def _choose(
         self, hp: Any, names: list[str], combinations: Sequence, condition: str = ""
     ) -> tuple:
-        """Asks for one of the combinations (tuples of labels), name by name.
+        """Declares a choice for each name and returns the chosen combination of labels.
 
-        Where all labels of a name can be followed by the same, they are one flat choice;
-        else what can follow them is asked for under conditions. Names then tell them, as
-        keras-tuner (1.4.8) loses the value of a name that has several.
+        If every label of a name allows the same combinations of the later names, the choices
+        are independent. Otherwise the later choices are declared under conditions, and the
+        conditions are part of their names, because keras-tuner (1.4.8) loses values of a name
+        that is declared several times.
         """
         if not names:
             return ()
         name, *others = names
         labels = list(dict.fromkeys(one[0] for one in combinations))
-        after: dict[tuple, list[str]] = {}  # what may follow -> the labels that it may
+        followers: dict[tuple, list[str]] = {}  # combinations of the later names -> labels
         for label in labels:
             rest = tuple(one[1:] for one in combinations if one[0] == label)
-            after.setdefault(rest, []).append(label)
-        asked = name + condition
-        chosen = hp.Choice(asked, labels) if len(labels) > 1 else labels[0]
-        if chosen not in (None, *labels):  # None where a condition is not met
-            raise ValueError(f"{asked} must be one of {labels}. Received: {chosen!r}")
-        if len(after) == 1:
-            return (chosen, *self._choose(hp, others, next(iter(after)), condition))
-        found: tuple = ()
-        for rest, those in after.items():
-            met = f"{condition}, {name}={'|'.join(those)}"
-            with hp.conditional_scope(asked, those):
-                followed = self._choose(hp, others, rest, met)
-            if chosen in those:
-                found = (chosen, *followed)
-        return found
+            followers.setdefault(rest, []).append(label)
+        declared = name + condition
+        chosen = hp.Choice(declared, labels) if len(labels) > 1 else labels[0]
+        if chosen not in (None, *labels):  # None if a condition does not hold
+            raise ValueError(f"{declared} must be one of {labels}. Received: {chosen!r}")
+        if len(followers) == 1:
+            return (chosen, *self._choose(hp, others, next(iter(followers)), condition))
+        combination: tuple = ()
+        for rest, group in followers.items():
+            group_condition = f"{condition}, {name}={'|'.join(group)}"
+            with hp.conditional_scope(declared, group):
+                later = self._choose(hp, others, rest, group_condition)
+            if chosen in group:
+                combination = (chosen, *later)
+        return combination
 
 
-def _labelled(name: str, values: Any) -> dict[str, Any]:
-    values = list(values) if isinstance(values, (list, tuple)) else [values]
-    if not values:
-        raise ValueError(f"{name} must be a value, or a list of some. Received: {values!r}")
-    labelled = {_label(value): value for value in values}
-    if len(labelled) < len(values):
-        raise ValueError(f"{name} must be values that differ. Received: {name}={values!r}")
-    return labelled
+def _labeled(name: str, values: list) -> dict[str, Any]:
+    """A dict from labels to values."""
+    labeled = {_label(value): value for value in values}
+    if not values or len(labeled) < len(values):
+        raise ValueError(
+            f"{name} must be a value or a list of different values. Received: {name}={values!r}"
+        )
+    return labeled
 
 
 def _label(value: Any) -> str:
-    if isinstance(value, Permutation):  # of which many have one kind and the same sizes
+    if isinstance(value, Permutation):  # kind and sizes do not tell permutations apart
         return f"{value.kind} {value.digest()[:12]}"
     return str(value)

@@ -1,27 +1,63 @@
-"""What an argument may be, and the errors for what it may not.
+"""Checks of arguments, with errors that name the argument, what is allowed and what came."""
 
-An error says what was expected, what was received, and the argument's name, so that it is
-understood where it is raised, far from the line that passed the argument.
-"""
-
+import inspect
+import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 
-def one_of(name: str, value: object, choices: Sequence) -> None:
+def one_of(name: str, value: object, choices: Collection) -> None:
     """Raises a ValueError unless `value` is one of `choices`."""
-    if value not in choices:
+    if not any(value is choice or value == choice for choice in choices):
         raise ValueError(f"{name} must be one of {choices}. Received: {name}={value!r}")
 
 
-def integer(name: str, value: object, least: int) -> int:
-    """An integer of any type, NumPy's too, as Python's.
+def integer(name: str, value: object, minimum: int) -> int:
+    """Converts an integer of any type, such as NumPy's, to `int`.
+
+    Args:
+        name: the argument's name, for the error.
+        value: the argument.
+        minimum: smallest value allowed.
+
+    Returns:
+        `value` as an `int`.
 
     Raises:
-        ValueError: where it is none, or below `least`.
+        ValueError: if `value` is not an integer (a bool is none) or is below `minimum`.
     """
-    if not isinstance(value, numbers.Integral) or value < least:
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or value < minimum:
         raise ValueError(
-            f"{name} must be an integer of at least {least}. Received: {name}={value!r}"
+            f"{name} must be an integer of at least {minimum}. Received: {name}={value!r}"
         )
     return int(value)
+
+
+def number(name: str, value: object, minimum: float = -math.inf, positive: bool = False) -> float:
+    """Converts a finite real number of any type to `float`.
+
+    Args:
+        name: the argument's name, for the error.
+        value: the argument.
+        minimum: smallest value allowed. Defaults to no limit.
+        positive: whether `value` must be above 0. Defaults to `False`.
+
+    Returns:
+        `value` as a `float`.
+
+    Raises:
+        ValueError: if `value` is not a number, not finite or too small.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not minimum <= value < math.inf or (positive and value <= 0):
+        bound = " above 0" if positive else f" of at least {minimum:g}" * (minimum > -math.inf)
+        raise ValueError(f"{name} must be a finite number{bound}. Received: {name}={value!r}")
+    return float(value)
+
+
+def accepted(function: Callable, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `arguments` that `function` takes by name."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in names}

@@ -1,28 +1,41 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all."""
 
 import contextlib
 import errno
 import os
 import pathlib
 import secrets
+import zipfile
+import zlib
 from collections.abc import Iterator
+
+from keras_nern.utils.types import Path
+
+# What zipfile, zlib, json and NumPy raise for a damaged file or one of another kind.
+DAMAGED = (
+    *(ValueError, KeyError, IndexError, TypeError, EOFError, OSError, OverflowError),
+    *(NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
+)
 
 
 @contextlib.contextmanager
-def atomic_write(filepath: str | os.PathLike, applies: bool = True) -> Iterator[str | os.PathLike]:
-    """A path to write to that takes the place of `filepath` when all is written.
+def atomic_write(filepath: Path, applies: bool = True) -> Iterator[Path]:
+    """Provides a temporary path that replaces `filepath` when the block ends without an error.
 
-    Until then, and where writing fails, the file that was there stays as it was. The path is
-    in the same folder and ends in the same name; no other writer has it. Where the process
-    is killed, what it had written stays behind under that name.
+    The temporary file lies in the same folder, under a name of its own, and ends in the same
+    suffix. Until it replaces `filepath`, and if writing fails, the previous file stays as it was.
+    If the process is killed, the temporary file stays behind.
 
     Args:
-        filepath: path of the file, or an address that is no local path, which is
-            written to as it stands.
-        applies: `False` to write to `filepath` itself. Defaults to `True`.
+        filepath: path of the file. An address that is not a local path (`gs://...`) is written
+            to directly.
+        applies: `False` to write to `filepath` directly. Defaults to `True`.
+
+    Yields:
+        The path to write to.
 
     Raises:
-        OSError: as `writable` does.
+        OSError: as `check_writable` does.
 
     Example:
 
@@ -32,33 +45,32 @@ def atomic_write(filepath: str | os.PathLike, applies: bool = True) -> Iterator[
     if not applies or "://" in str(filepath):
         yield filepath
         return
-    final = writable(filepath)
+    final = check_writable(filepath)
     partial = final.with_name(f"partial.{secrets.token_hex(4)}.{final.name}")
     try:
         yield partial
         with open(partial, "rb+") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the new name without content
+            os.fsync(file.fileno())  # or a power cut may leave an empty file under the new name
         os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def writable(filepath: str | os.PathLike) -> pathlib.Path:
-    """Sees whether a file can be written at a path.
+def check_writable(filepath: Path) -> pathlib.Path:
+    """Checks that a file can be written at a path, before the work that fills it.
 
     Args:
         filepath: the path.
 
     Returns:
-        A `pathlib.Path`: where that file would be, links followed.
+        The absolute path with links resolved.
 
     Raises:
-        OSError: where its folder is not there, or something that is no file is in its place: a
-            folder, or a device, which a new file would take the place of.
+        OSError: if the folder does not exist, or if the path is a folder, a device or a pipe.
 
     Example:
 
-    >>> place = writable("order.npz")
+    >>> path = check_writable("order.npz")
     """
     final = pathlib.Path(filepath).resolve()
     if final.is_dir():

@@ -1,20 +1,23 @@
-"""Names that annotations use for what has no type of its own.
+"""Type aliases of the package.
 
-Keras and TensorFlow come without types, and a tensor is the backend's own: to the type
-checker it is Any, to the reader a `Tensor`.
+Keras and TensorFlow come without type annotations, so a tensor is `Any` to the type checker.
 """
 
+import os
 import typing
 from collections.abc import Callable
 
-# What keras.ops take: a backend's tensor, a Keras variable, a symbol; often an array, too.
+# What keras.ops accept: a backend's tensor, a Keras variable or a symbolic tensor, often an array.
 Tensor: typing.TypeAlias = typing.Any
 
 # (filters, columns) of a layer's blocks.
 Grid: typing.TypeAlias = tuple[int, int]
 
-# A shape in which some lengths may be open.
+# A shape; `None` stands for a length that is not fixed.
 Shape: typing.TypeAlias = tuple[int | None, ...]
 
-# Told of so much work done.
+# Path of a file.
+Path: typing.TypeAlias = str | os.PathLike[str]
+
+# Called with the amount of work done since the last call.
 Progress: typing.TypeAlias = Callable[[int], object]

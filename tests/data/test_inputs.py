@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_nern.data.inputs import examine, never_ends, steps_in
+from keras_nern.data.inputs import check_inputs, check_targets, never_ends, steps_per_epoch_of
 
 SHAPE = (4, 4, 3)
 
@@ -34,12 +34,12 @@ def _dataset(count=5, shape=SHAPE, labels=True, batch=2):
     return dataset.batch(batch) if batch else dataset
 
 
-def _unknown(dataset):
+def _unknown_length(dataset):
     return dataset.filter(lambda *_: True)
 
 
-def _untold(dataset):
-    """The same elements, their shapes unknown before they are read."""
+def _unknown_shapes(dataset):
+    """The same elements, whose shapes are unknown until they are read."""
     return dataset.map(lambda x, y: tf.py_function(lambda *xy: xy, [x, y], [x.dtype, y.dtype]))
 
 
@@ -54,39 +54,39 @@ def _generator(count, shape=SHAPE):
         (np.zeros((65, *SHAPE)), 3),
         (_dataset(), 3),
         (_dataset(labels=False), 3),
-        (_unknown(_dataset()), None),
-        (_untold(_dataset()), 3),
+        (_unknown_length(_dataset()), None),
+        (_unknown_shapes(_dataset()), 3),
         (_dataset().repeat(), None),
         (_Batches(7), 7),
         ((np.zeros((65, *SHAPE)), np.zeros(65)), 3),
     ],
 )
-def test_takes_what_keras_takes_and_counts_its_batches(data, steps):
-    assert examine(data, [SHAPE]) is data
-    assert steps_in(data) == steps
+def test_accepts_the_data_of_keras_and_counts_batches(data, steps):
+    assert check_inputs(data, [SHAPE]) is data
+    assert steps_per_epoch_of(data) == steps
 
 
-def test_leaves_what_else_keras_reads_batches_from_to_keras():
+def test_accepts_other_data_loaders_of_keras_unchecked():
     loader = type("DataLoader", (), {"__module__": "torch.utils.data.dataloader"})
-    data = type("OfMine", (loader,), {})()
-    assert examine(data, [SHAPE]) is data
-    with pytest.raises(ValueError, match=r"x must be arrays, .*Received: x of type OfNobody"):
-        examine(type("OfNobody", (), {})(), [SHAPE])
+    data = type("Subclass", (loader,), {})()
+    assert check_inputs(data, [SHAPE]) is data
+    with pytest.raises(ValueError, match=r"x must be arrays, .*Received: x of type Unknown"):
+        check_inputs(type("Unknown", (), {})(), [SHAPE])
 
 
-def test_counts_arrays_by_batch_size_and_split():
-    assert steps_in(np.zeros((100, 1)), batch_size=10, validation_split=0.25) == 8
+def test_counts_batches_of_arrays_by_batch_size_and_split():
+    assert steps_per_epoch_of(np.zeros((100, 1)), batch_size=10, validation_split=0.25) == 8
 
 
 def test_a_generator_still_yields_everything():
-    seen = [int(images[0, 0, 0, 0]) for images, _ in examine(_generator(3), [SHAPE])]
+    seen = [int(images[0, 0, 0, 0]) for images, _ in check_inputs(_generator(3), [SHAPE])]
     assert seen == [0, 1, 2]
 
 
-def test_any_size_will_do_where_the_network_takes_any():
-    examine(np.zeros((1, 9, 5, 3)), [(None, None, 3)])
+def test_accepts_images_of_any_size_if_the_network_does():
+    check_inputs(np.zeros((1, 9, 5, 3)), [(None, None, 3)])
     with pytest.raises(ValueError, match=r"\(batch, None, None, 3\).*Received: \(1, 9, 5, 1\)"):
-        examine(np.zeros((1, 9, 5, 1)), [(None, None, 3)])
+        check_inputs(np.zeros((1, 9, 5, 1)), [(None, None, 3)])
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,16 @@ def test_any_size_will_do_where_the_network_takes_any():
     [
         (np.zeros((0, *SHAPE)), r"arrays of shapes \[\(0, 4, 4, 3\)\]"),
         (_dataset(0), "a tf.data.Dataset without elements"),
-        (_unknown(_dataset(0)), "a tf.data.Dataset without elements"),
+        (_unknown_length(_dataset(0)), "a tf.data.Dataset without elements"),
         (_Batches(0), "a PyDataset without batches"),
         (_generator(0), "a generator that yields nothing"),
     ],
 )
-def test_refuses_nothing(data, received):
-    with pytest.raises(ValueError, match=f"val must give at least one batch.*Received: {received}"):
-        examine(data, [SHAPE], "val")
+def test_raises_for_empty_data(data, received):
+    with pytest.raises(
+        ValueError, match=f"val must contain at least one batch.*Received: {received}"
+    ):
+        check_inputs(data, [SHAPE], "val")
 
 
 OTHER = (5, 4, 3)
@@ -114,29 +116,44 @@ OTHER = (5, 4, 3)
         (np.zeros((2, *OTHER)), np.zeros(2)),
         _dataset(2, OTHER),
         _dataset(2, OTHER, labels=False),
-        _untold(_dataset(2, OTHER)),
+        _unknown_shapes(_dataset(2, OTHER)),
         _Batches(1, OTHER),
         _generator(1, OTHER),
     ],
 )
-def test_refuses_other_images(data):
-    message = r"x must give images of shape \(batch, 4, 4, 3\).*Received: \((2|None), 5, 4, 3\)"
+def test_raises_for_images_of_another_shape(data):
+    message = r"x must contain images of shape \(batch, 4, 4, 3\).*Received: \((2|None), 5, 4, 3\)"
     with pytest.raises(ValueError, match=message):
-        examine(data, [SHAPE])
+        check_inputs(data, [SHAPE])
 
 
-def test_refuses_a_dict():
+def test_raises_for_a_dict():
     dataset = tf.data.Dataset.from_tensors({"label": 1, "image": np.zeros((2, *SHAPE))})
     with pytest.raises(ValueError, match=r"a dict with the keys \['image', 'label'\].*supervised"):
-        examine(dataset, [SHAPE])
+        check_inputs(dataset, [SHAPE])
 
 
-def test_tells_what_never_ends():
+def test_raises_for_a_missing_batch_axis():
+    with pytest.raises(ValueError, match="The batch axis is missing"):
+        check_inputs(_dataset(2, batch=None), [SHAPE])
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights", "message"),
+    [
+        (np.zeros(3), None, r"as many labels as images. Received: 2 images, .* shape \(3,\)"),
+        (np.zeros(2), np.zeros(1), r"as many sample weights as images.* shape \(1,\)"),
+        (["a", "b"], None, "labels that are numbers. Received: labels of type str"),
+    ],
+)
+def test_raises_for_wrong_labels_and_weights(labels, weights, message):
+    check_targets(np.zeros((2, *SHAPE)), np.zeros(2), np.zeros((2, 1)))
+    with pytest.raises(ValueError, match=f"val must have {message}"):
+        check_targets(np.zeros((2, *SHAPE)), labels, weights, "val")
+
+
+def test_never_ends():
     assert never_ends(_dataset().repeat())
     assert never_ends(_Endless())
-    assert not any(map(never_ends, (_dataset(), _unknown(_dataset()), _Batches(3), np.ones(3))))
-
-
-def test_names_a_missing_batch_dimension():
-    with pytest.raises(ValueError, match="batch dimension is missing"):
-        examine(_dataset(2, batch=None), [SHAPE])
+    finite = (_dataset(), _unknown_length(_dataset()), _Batches(3), np.ones(3))
+    assert not any(map(never_ends, finite))

@@ -4,10 +4,10 @@ import pytest
 
 import keras_nern
 from keras_nern import NoiseDataset
-from keras_nern.data.noise import coloured_noise, match_statistics
+from keras_nern.data.noise import colored_noise, match_statistics
 
 
-def test_an_epoch_is_fixed_by_its_seed_and_differs_from_the_next(base):
+def test_the_seed_determines_the_images_of_every_epoch(base):
     first, second = NoiseDataset(base, steps=3, seed=5), NoiseDataset(base, steps=3, seed=5)
     assert len(first) == 3
     batches = [first[index] for index in range(3)]
@@ -21,7 +21,7 @@ def test_an_epoch_is_fixed_by_its_seed_and_differs_from_the_next(base):
     assert np.abs(batches[0] - NoiseDataset(base, seed=6)[0]).min() > 0
 
 
-def test_uniform_and_gaussian_noise_have_the_numbers_that_were_asked_for():
+def test_uniform_and_gaussian_noise_have_the_given_statistics():
     base = keras.Sequential(
         [keras.Input((16, 16, 2)), keras.layers.Conv2D(2, 3), keras.layers.Flatten()]
     )
@@ -37,23 +37,22 @@ def test_uniform_and_gaussian_noise_have_the_numbers_that_were_asked_for():
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 1.5])
 @pytest.mark.parametrize("size", [(32, 32), (16, 15)])
-def test_coloured_noise_has_its_spectrum_and_variance_one(exponent, size):
-    noise = coloured_noise(np.random.default_rng(0), (2000, *size, 1), exponent)
+def test_colored_noise_has_the_given_spectrum_and_variance_one(exponent, size):
+    noise = colored_noise(np.random.default_rng(0), (2000, *size, 1), exponent)
     assert noise.shape == (2000, *size, 1)
     assert noise.mean() == pytest.approx(0, abs=0.05)
     assert noise.var() == pytest.approx(1, rel=0.05)
-    # the power at twice the frequency is 2^(-2 e) times as much, in both directions
+    # at twice the frequency, the power is 2^(-2 e) times as large, along both axes
     power = np.mean(np.abs(np.fft.fft2(noise[..., 0])) ** 2, axis=0)
     for at_two, at_four in ((power[2, 0], power[4, 0]), (power[0, 2], power[0, 4])):
         assert at_four / at_two == pytest.approx(2 ** (-2 * exponent), rel=0.15)
 
 
-def test_noise_is_found_that_the_first_normalisation_remembers():
-    """The statistics come from known noise; it has to be found again from them alone."""
+def test_recovers_known_noise_from_the_first_batch_normalization():
     rng = np.random.default_rng(1)
     mean = np.array([3.0, -1.0, 0.5])
     root = np.array([[2.0, 0.0, 0.0], [1.0, 1.0, 0.0], [-0.5, 0.5, 0.7]])
-    images = mean + coloured_noise(rng, (3000, 16, 16, 3), 1.0) @ root.T
+    images = mean + colored_noise(rng, (3000, 16, 16, 3), 1.0) @ root.T
     base = keras.Sequential(
         [
             keras.Input((16, 16, 3)),
@@ -65,20 +64,20 @@ def test_noise_is_found_that_the_first_normalisation_remembers():
             keras.layers.Dense(2),
         ]
     )
-    seen = base.layers[1](base.layers[0](images)).numpy()
-    base.layers[2].moving_mean.assign(seen.mean(axis=(0, 1, 2)))
-    base.layers[2].moving_variance.assign(seen.var(axis=(0, 1, 2)))
+    outputs = base.layers[1](base.layers[0](images)).numpy()
+    base.layers[2].moving_mean.assign(outputs.mean(axis=(0, 1, 2)))
+    base.layers[2].moving_variance.assign(outputs.var(axis=(0, 1, 2)))
     found, mixing, exponent = match_statistics(base, (16, 16, 3))
     assert exponent == 1.0
     np.testing.assert_allclose(found, mean, atol=0.15)
     covariance = root @ root.T
     np.testing.assert_allclose(mixing @ mixing.T, covariance, atol=0.12 * covariance.max())
     noise = NoiseDataset(base, batch_size=1000)[0]
-    answer = base.layers[1](base.layers[0](noise)).numpy()
-    np.testing.assert_allclose(answer.std(axis=(0, 1, 2)), seen.std(axis=(0, 1, 2)), rtol=0.1)
+    of_noise = base.layers[1](base.layers[0](noise)).numpy()
+    np.testing.assert_allclose(of_noise.std(axis=(0, 1, 2)), outputs.std(axis=(0, 1, 2)), rtol=0.1)
 
 
-def test_a_filter_that_never_answered_is_left_out(base):
+def test_ignores_a_filter_without_variance(base):
     stem, bn = base.get_layer("stem"), base.get_layer("stem_bn")
     kernel = stem.kernel.numpy()
     kernel[..., 0] = 0
@@ -89,27 +88,19 @@ def test_a_filter_that_never_answered_is_left_out(base):
     assert noise[0].std() > 0
 
 
-def test_fits_without_data_and_validates_with_what_there_is(nern, base, images, labels):
-    history = nern.fit(
-        NoiseDataset(base, steps=3, batch_size=4),
-        epochs=2,
-        validation_data=(images, labels),
-        verbose=0,
-    )
-    assert len(history.history["loss"]) == len(history.history["val_agreement"]) == 2
-    assert int(nern.phase_iterations) == 6
-
-
-def test_distils_from_noise(base, images):
+def test_distills_from_noise_and_validates_on_images(base, images, labels):
     nern = keras_nern.NeRNModel(base, hidden_size=32)
     nern.compile(reconstruction_steps=20, logits_weight=1.0, feature_map_weight=0.1)
-    before = nern.evaluate(images, verbose=0, return_dict=True)
-    nern.fit(NoiseDataset(base, steps=200), verbose=0)
-    after = nern.evaluate(images, verbose=0, return_dict=True)
-    assert after["feature_map_loss"] < 0.5 * before["feature_map_loss"]
+    before = nern.evaluate(images, verbose=0, return_dict=True)["feature_map_loss"]
+    noise = NoiseDataset(base, steps=100)
+    validation = {"validation_data": (images, labels)}
+    history = nern.fit(noise, epochs=2, verbose=0, **validation).history
+    assert len(history["loss"]) == len(history["val_agreement"]) == 2
+    assert int(nern.phase_iterations) == 200
+    assert history["val_feature_map_loss"][-1] < 0.5 * before
 
 
-def test_a_base_of_any_size_needs_one():
+def test_a_base_for_any_image_size_needs_image_size():
     base = keras.Sequential(
         [
             keras.Input((None, None, 2)),
@@ -119,7 +110,7 @@ def test_a_base_of_any_size_needs_one():
         ]
     )
     assert NoiseDataset(base, image_size=(9, 7))[0].shape == (64, 9, 7, 2)
-    with pytest.raises(ValueError, match=r"Expected image_size=\(height, width\).*=None"):
+    with pytest.raises(ValueError, match=r"image_size must be \(height, width\).*=None"):
         NoiseDataset(base)
 
 
@@ -130,16 +121,16 @@ def test_a_base_of_any_size_needs_one():
         ({"batch_size": 0}, "batch_size must be an integer of at least 1. Received: batch_size=0"),
         ({"steps": 0}, "steps must be an integer of at least 1. Received: steps=0"),
         ({"steps": 2.5}, "steps must be an integer of at least 1. Received: steps=2.5"),
-        ({"limits": (1, 0)}, r"limits must be \(lowest, highest\). Received: limits=\(1, 0\)"),
+        ({"limits": (1, 0)}, r"limits must be \(lowest, highest\) .* Received: limits=\(1, 0\)"),
         ({"stddev": -1.0}, "stddev must not be negative. Received: stddev=-1.0"),
     ],
 )
-def test_refuses(base, arguments, message):
+def test_raises_for_invalid_arguments(base, arguments, message):
     with pytest.raises(ValueError, match=message):
         NoiseDataset(base, **arguments)
 
 
-def test_refuses_to_match_what_is_not_there():
+def test_raises_for_a_base_without_batch_normalization():
     base = keras.Sequential(
         [keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3), keras.layers.Flatten()]
     )
@@ -147,7 +138,7 @@ def test_refuses_to_match_what_is_not_there():
         NoiseDataset(base)
 
 
-def test_refuses_channels_first():
+def test_raises_for_channels_first():
     base = keras.Sequential(
         [
             keras.Input((3, 6, 5)),
@@ -161,7 +152,7 @@ def test_refuses_channels_first():
         NoiseDataset(base, "uniform")
 
 
-def test_refuses_a_normalisation_that_remembers_no_variance(base):
+def test_raises_for_a_batch_normalization_without_variance(base):
     base.get_layer("stem_bn").moving_variance.assign(np.zeros(4))
     with pytest.raises(ValueError, match=r"variances above 0.* Received: none among 4 filters"):
         NoiseDataset(base)

@@ -1,12 +1,12 @@
-"""Makes the files of this folder, as a user of an older Keras has them.
+"""Makes the files of this folder, as a user of an older Keras version has them.
 
     python -m venv venv && venv/bin/pip install "tensorflow==2.15.1"   # Keras 2.15
     venv/bin/python tests/made_elsewhere/make.py keras2.h5
     python -m venv venv && venv/bin/pip install "tensorflow==2.18.0" "keras==3.13.0"
     venv/bin/python tests/made_elsewhere/make.py keras3.keras
 
-Writes the classifier beside this script, and as `<name>.npz` two images and the outputs that
-this Keras gives for them.
+Writes the classifier to this folder and, as NAME.npz, two images with the outputs that this Keras
+version computes for them.
 """
 
 import pathlib
@@ -25,7 +25,7 @@ x = layers.Activation("relu", name="stem_relu")(x)
 if keras.__version__.startswith("3"):
     y = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
     y = layers.SeparableConv2D(8, 3, padding="same", name="separable")(y)
-else:  # of Keras 2's depthwise layers, Keras 3 refuses the "groups" that .h5 files tell of
+else:  # Keras 3 cannot read Keras 2's depthwise layers from .h5: they have a "groups" argument
     y = layers.Conv2D(8, (1, 7), padding="same", name="oblong")(x)
 x = layers.Add(name="add")([x, y])
 x = layers.Conv2D(12, 5, padding="same", groups=2, activation="relu", name="grouped")(x)
@@ -35,7 +35,7 @@ model = keras.Model(inputs, layers.Dense(4, activation="softmax", name="classes"
 rng = np.random.default_rng(7)
 model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.weights])
 bn = model.get_layer("stem_bn")
-bn.set_weights([abs(w) + 0.1 for w in bn.get_weights()])  # a variance is above 0
+bn.set_weights([abs(w) + 0.1 for w in bn.get_weights()])  # variances are positive
 images = rng.normal(size=(2, 16, 16, 3)).astype("float32")
 model.save(folder / name)
 np.savez(folder / f"{name}.npz", images=images, outputs=model.predict(images, verbose=0))

@@ -32,7 +32,7 @@ MODELS = {
 
 
 def _slow_blocks(kernel, values, view, side, rank):
-    """Blocks and mask by their definition, one weight at a time."""
+    """Computes blocks and mask by their definition, one weight at a time."""
     blocks, masks = [], []
     for row in kernel.rows(values):
         if view == "block":
@@ -42,10 +42,10 @@ def _slow_blocks(kernel, values, view, side, rank):
                 masks.append(np.arange(side * side) < len(run))
             continue
         for channel in row.reshape(kernel.channels, -1):
-            spatial = (1,) * (rank - len(kernel.spatial)) + kernel.spatial
+            shape = (1,) * (rank - len(kernel.spatial_shape)) + kernel.spatial_shape
             block, mask = np.zeros((side,) * rank), np.zeros((side,) * rank, bool)
-            for place, weight in zip(np.ndindex(spatial), channel, strict=True):
-                index = tuple((side - n) // 2 + i for n, i in zip(spatial, place, strict=True))
+            for position, weight in zip(np.ndindex(shape), channel, strict=True):
+                index = tuple((side - n) // 2 + i for n, i in zip(shape, position, strict=True))
                 block[index], mask[index] = weight, True
             blocks.append(block.ravel())
             masks.append(mask.ravel())
@@ -60,9 +60,9 @@ VIEWS = [("crop", None), ("block", None), ("block", 2), ("block", 5)]
 def test_blocks_match_the_definition_and_invert(make, view, size):
     model = make()
     blocks = Blocks(model, view, size)
-    sides = [max(kernel.spatial) for kernel in blocks.kernels]
+    sides = [max(kernel.spatial_shape) for kernel in blocks.kernels]
     side = max(sides) if view == "crop" else size or 3
-    rank = max(len(kernel.spatial) for kernel in blocks.kernels)
+    rank = max(len(kernel.spatial_shape) for kernel in blocks.kernels)
     expected = []
     for index, kernel in enumerate(blocks.kernels):
         wanted, mask = _slow_blocks(kernel, kernel.variable.numpy(), view, side, rank)
@@ -70,7 +70,7 @@ def test_blocks_match_the_definition_and_invert(make, view, size):
         got = blocks.kernel_blocks(index)
         assert got.shape[:2] == blocks.grids[index]
         np.testing.assert_array_equal(got.reshape(wanted.shape), wanted.astype("float32"))
-        noisy = wanted + 7.0 * ~mask  # what stands in the unused entries does not matter
+        noisy = wanted + 7.0 * ~mask  # entries without a weight are ignored
         np.testing.assert_array_equal(blocks.kernel(index, noisy), kernel.variable.numpy())
     everything, masks = (np.concatenate(parts) for parts in zip(*expected, strict=True))
     assert (blocks.num_blocks, blocks.block_length) == everything.shape
@@ -87,7 +87,7 @@ def test_blocks_match_the_definition_and_invert(make, view, size):
 
 
 @pytest.mark.parametrize("view", ["crop", "block"])
-def test_coordinates_name_layer_filter_and_column(view):
+def test_coordinates_are_layer_filter_and_column(view):
     blocks = Blocks(MODELS["many sizes"](), view)
     expected = [
         (layer, filter_, column)
@@ -106,7 +106,7 @@ def test_coordinates_name_layer_filter_and_column(view):
     np.testing.assert_array_equal(blocks.coordinates(indices, positions), np.array(moved)[indices])
 
 
-def test_the_views_are_one_where_all_kernels_have_the_size():
+def test_both_views_are_equal_if_all_kernels_have_the_block_size():
     model = MODELS["3x3"]()
     crop, block = Blocks(model, "crop"), Blocks(model, "block")
     assert crop.grids == block.grids
@@ -114,13 +114,13 @@ def test_the_views_are_one_where_all_kernels_have_the_size():
         np.testing.assert_array_equal(crop.kernel_blocks(index), block.kernel_blocks(index))
 
 
-def test_the_block_view_wastes_nothing_on_1x1_kernels():
+def test_the_block_view_fills_its_blocks_with_1x1_kernels():
     model = _model(keras.layers.Conv2D(8, 3), keras.layers.Conv2D(90, 1), keras.layers.Conv2D(5, 1))
     assert Blocks(model, "crop").grids == [(8, 4), (90, 8), (5, 90)]
     assert Blocks(model, "block").grids == [(8, 4), (90, 1), (5, 10)]
 
 
-def test_dense_layers_join():
+def test_dense_layers_can_be_included():
     model = _model(keras.layers.Conv2D(2, 3), keras.layers.Flatten(), keras.layers.Dense(3))
     blocks = Blocks(model, "block", include_dense=True)
     assert [kernel.shape for kernel in blocks.kernels] == [(3, 3, 4, 2), (392, 3)]
@@ -133,10 +133,10 @@ def test_dense_layers_join():
         ({"view": "tile"}, r"view must be one of .*view='tile'"),
         ({"view": "block", "block_size": 0}, r"block_size must be .* at least 1.*block_size=0"),
         ({"view": "block", "block_size": 2.5}, "block_size must be an integer.*block_size=2.5"),
-        ({"block_size": 3}, r"goes with view='block'. Received: block_size=3, view='crop'"),
-        ({"exclude": lambda layer: True}, r"every layer is kept: in exclude"),
+        ({"block_size": 3}, r"unless view='block'. Received: block_size=3, view='crop'"),
+        ({"exclude": lambda layer: True}, r"whose layers are all skipped: in exclude"),
     ],
 )
-def test_refuses(arguments, message):
+def test_raises_for_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         Blocks(MODELS["3x3"](), **arguments)

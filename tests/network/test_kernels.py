@@ -2,13 +2,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_nern.network.kernels import Kernel, kernels_of, walk_layers
+from keras_nern.network.kernels import Kernel, finalize, kernels_of, sublayers, walk_layers
 
 RNG = np.random.default_rng(0)
 
 IMAGES = (8, 8, 4)
 
-# layer, input, and of each kernel: attribute, shape, spatial, channels, filters
+# layer, input shape, and for each kernel: attribute, shape, spatial shape, channels, filters
 LAYERS = {
     "1-D": (
         lambda: keras.layers.Conv1D(5, 3),
@@ -58,10 +58,11 @@ def test_kernels_of_a_layer(make, shape, expected):
     layer = make()
     layer.build((None, *shape))
     kernels = kernels_of("path", layer)
-    got = [(k.attribute, k.shape, k.spatial, k.channels, k.filters) for k in kernels]
+    got = [(k.attribute, k.shape, k.spatial_shape, k.channels, k.filters) for k in kernels]
     assert got == expected
     for kernel in kernels:
         assert kernel.variable is getattr(layer, kernel.attribute)
+        np.testing.assert_array_equal(kernel.values(), kernel.variable)
         assert kernel.shape == tuple(kernel.variable.shape)
         assert kernel.num_weights == np.prod(kernel.shape)
         assert kernel.name == ("path" if len(kernels) < 2 else f"path/{kernel.attribute}")
@@ -77,12 +78,19 @@ def test_rows_match_the_definition_and_invert(shape):
     kernel = _kernel(shape)
     rows = kernel.rows(values)
     for f in range(5):
-        expected = [values[(*place, c, f)] for c in range(4) for place in np.ndindex(shape[:-2])]
+        expected = [
+            values[(*position, c, f)] for c in range(4) for position in np.ndindex(shape[:-2])
+        ]
         np.testing.assert_array_equal(rows[f], expected)
-    np.testing.assert_array_equal(kernel.from_rows(keras.ops.convert_to_tensor(rows)), values)
+    by_channel = kernel.by_channel(values)
+    np.testing.assert_array_equal(by_channel, rows.reshape(5, 4, kernel.spatial_size))
+    for laid_out in (rows, by_channel):
+        np.testing.assert_array_equal(
+            kernel.from_rows(keras.ops.convert_to_tensor(laid_out)), values
+        )
 
 
-def test_rows_of_a_transposed_convolution_are_by_its_filters():
+def test_rows_of_a_transposed_convolution_are_its_filters():
     values = RNG.normal(size=(3, 2, 5, 4))
     kernel = _kernel((3, 2, 5, 4), keras.layers.Conv2DTranspose(5, (3, 2)))
     plain = _kernel((3, 2, 4, 5)).rows(values.transpose(0, 1, 3, 2))
@@ -120,3 +128,20 @@ def test_walks_to_any_depth_and_lists_each_layer_once():
         "each/middle/inner/block/conv_2",
     ]
     assert [path for path, _ in walk_layers(model)][:2] == ["images", "each"]
+
+
+def test_lists_the_layers_that_a_layer_holds():
+    block = _Block()
+    assert sublayers(block) == block.parts
+    assert sublayers(keras.layers.TimeDistributed(block)) == [block]
+    assert sublayers(block.parts[0]) == []
+
+
+def test_an_assigned_mean_takes_effect():
+    layer = keras.layers.Normalization()
+    layer.adapt(np.array([[1.0], [3.0]]))
+    model = keras.Sequential([keras.Input((1,)), layer])
+    mean, variance, count = layer.get_weights()
+    layer.set_weights([mean + 10.0, variance, count])
+    finalize(model)
+    np.testing.assert_allclose(model(np.array([[12.0], [13.0]])), [[0.0], [1.0]])

@@ -36,7 +36,7 @@ ALL = ["stem/conv1", "conv1", "separable/depthwise_kernel", "separable/pointwise
         ({}, ALL),
         ({"include_dense": True}, [*ALL, "head"]),
         ({"include": "stem/conv1"}, ALL[:1]),
-        ({"include": "conv1"}, ALL[:2]),  # a name stands for all layers of that name
+        ({"include": "conv1"}, ALL[:2]),  # a name selects all layers of that name
         ({"include": re.compile("^stem")}, ALL[:1]),
         ({"include": lambda layer: layer.name == "separable"}, ALL[2:]),
         ({"include": ["separable", re.compile("stem")]}, [ALL[0], *ALL[2:]]),
@@ -47,22 +47,22 @@ ALL = ["stem/conv1", "conv1", "separable/depthwise_kernel", "separable/pointwise
         ({"include": []}, []),
     ],
 )
-def test_chooses_layers(arguments, names):
+def test_selects_layers(arguments, names):
     kernels, _ = find_kernels(_model(), **arguments)
     assert [kernel.name for kernel in kernels] == names
 
 
-def test_says_what_is_kept_and_why():
-    _, kept = find_kernels(_model(), include=["stem/conv1", "separable"], exclude="separable")
-    assert [(one.name, one.num_weights, one.reason) for one in kept] == [
-        ("stem/bn", 16, "no convolution"),
+def test_lists_skipped_layers_with_reasons():
+    _, skipped = find_kernels(_model(), include=["stem/conv1", "separable"], exclude="separable")
+    assert [(one.name, one.num_weights, one.reason) for one in skipped] == [
+        ("stem/bn", 16, "not a convolution"),
         ("conv1", 25, "not in include"),
         ("separable", 9 * 5 + 5 * 6 + 6, "in exclude"),
         ("head", 6 * 16 * 2 + 2, "Dense, and include_dense is False"),
     ]
 
 
-def test_a_kernel_that_two_layers_share_comes_once():
+def test_a_shared_kernel_is_listed_once():
     first = keras.layers.Conv2D(3, 3, name="first")
 
     class Tied(keras.layers.Conv2D):
@@ -73,26 +73,29 @@ def test_a_kernel_that_two_layers_share_comes_once():
 
     inputs = keras.Input((9, 9, 3))
     model = keras.Model(inputs, Tied(3, 3, name="second")(first(inputs)))
-    kernels, kept = find_kernels(model)
+    kernels, skipped = find_kernels(model)
     assert [kernel.name for kernel in kernels] == ["first"]
-    # of its 81 + 3 weights the 3 of the bias are kept
-    assert [(one.name, one.num_weights, one.reason) for one in kept] == [
-        ("second", 3, "its kernel is that of first")
+    # its kernel of 81 weights is represented, its bias of 3 weights is skipped
+    assert [(one.name, one.num_weights, one.reason) for one in skipped] == [
+        ("second", 3, "it shares the kernel of first")
     ]
 
 
-def test_frozen_layers_are_represented_too():
+def test_frozen_layers_are_represented():
     model = _model()
     model.trainable = False
     assert [kernel.name for kernel in find_kernels(model)[0]] == ALL
 
 
-def test_quantized_layers_are_kept():
+def test_quantized_layers_are_skipped():
     model = _model()
     model.get_layer("head").quantize("int8")
-    kernels, kept = find_kernels(model, include_dense=True)
+    kernels, skipped = find_kernels(model, include_dense=True)
     assert [kernel.name for kernel in kernels] == ALL
-    assert (kept[-1].name, kept[-1].reason) == ("head", "its kernel is no variable of floats")
+    assert (skipped[-1].name, skipped[-1].reason) == (
+        "head",
+        "its kernel is not a floating-point variable",
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,17 +103,17 @@ def test_quantized_layers_are_kept():
     [
         ({"include": "conv7"}, r"include must name layers .*Received: \['conv7'\]"),
         ({"exclude": ["conv1", "bn"]}, r"exclude must name layers .*Received: \['bn'\]"),
-        ({"include": "head"}, r"\(Dense layers with include_dense=True only\).*\['head'\]"),
+        ({"include": "head"}, r"\(Dense layers only with include_dense=True\).*\['head'\]"),
         ({"include": 3}, r"include must be a layer or its name, a compiled .* Received: 3"),
         ({"exclude": ["conv1", np.ones(2)]}, r"exclude must be a layer or its name"),
     ],
 )
-def test_refuses(arguments, message):
+def test_raises_for_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         find_kernels(_model(), **arguments)
 
 
-def test_layers_stand_for_themselves():
+def test_selects_layer_objects():
     model = _model()
     stem = model.get_layer("stem")
     kernels, _ = find_kernels(model, include=[stem.get_layer("conv1"), "separable"])

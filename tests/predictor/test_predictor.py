@@ -8,25 +8,30 @@ from keras_nern.predictor.predictor import OUTPUT_LAYER
 
 def _slow_forward(predictor, coordinates):
     x = np.asarray(PositionalEncoding()(coordinates), "float64")
-    *hidden, output = [*predictor.hidden, predictor.output_layer]
-    for layer in hidden:
+    for layer in predictor.hidden:
         x = np.maximum(x @ layer.kernel.numpy() + layer.bias.numpy(), 0)
-    return x @ output.kernel.numpy() + output.bias.numpy()
+    return x @ predictor.output_layer.kernel.numpy() + predictor.output_layer.bias.numpy()
 
 
-@pytest.mark.parametrize("blocks", [2, 5])
-def test_matches_the_formula(blocks):
-    predictor = KernelPredictor(hidden_size=7, num_layers=blocks, block_length=9)
+@pytest.mark.parametrize("num_layers", [2, 5])
+def test_matches_the_formula(num_layers):
+    predictor = KernelPredictor(hidden_size=7, num_layers=num_layers, block_length=9)
     coordinates = np.random.default_rng(0).integers(0, 60, (11, 3))
     predicted = predictor(coordinates).numpy()
     assert predicted.shape == (11, 9)
     np.testing.assert_allclose(predicted, _slow_forward(predictor, coordinates), atol=1e-5)
+    outputs, means = predictor.predict_with_means(coordinates)
+    np.testing.assert_array_equal(outputs, predicted)
+    features = PositionalEncoding()(coordinates).numpy()
+    np.testing.assert_allclose(means[0], features.mean(axis=0), atol=1e-6)
+    assert len(means) == num_layers
 
 
 def test_parameter_count_of_the_paper():
     predictor = KernelPredictor(hidden_size=160)
     predictor.build((None, 3))
-    assert predictor.count_params() == 241 * 160 + 3 * 161 * 160 + 161 * 9
+    count = 241 * 160 + 3 * 161 * 160 + 161 * 9
+    assert predictor.count_params() == predictor.num_parameters == count
 
 
 def test_stays_in_float32_under_mixed_precision():
@@ -40,15 +45,8 @@ def test_stays_in_float32_under_mixed_precision():
         keras.mixed_precision.set_global_policy("float32")
 
 
-def test_takes_any_layer_as_encoding():
-    predictor = KernelPredictor(hidden_size=4, encoding=keras.layers.Rescaling(0.1))
-    predictor.build((None, 3))
-    assert predictor.hidden[0].kernel.shape == (3, 4)
-    assert predictor.output_layer.name == OUTPUT_LAYER
-
-
 class _Plain(keras.layers.Layer):
-    """An encoding as a user writes it: `call`, and a sublayer that builds itself."""
+    """An encoding as users write one: only `call`, and a sublayer that builds itself."""
 
     def __init__(self):
         super().__init__()
@@ -58,17 +56,35 @@ class _Plain(keras.layers.Layer):
         return self.dense(keras.ops.cast(inputs, "float32"))
 
 
-def test_takes_an_encoding_that_only_has_a_call():
-    predictor = KernelPredictor(hidden_size=4, encoding=_Plain())
+@pytest.mark.parametrize(
+    ("encoding", "features", "weights"),
+    [(lambda: keras.layers.Rescaling(0.1), 3, 0), (_Plain, 5, 4 * 5)],
+)
+def test_takes_any_layer_as_encoding(encoding, features, weights):
+    predictor = KernelPredictor(hidden_size=4, num_layers=2, encoding=encoding())
     predictor.build((None, 3))
-    assert predictor.hidden[0].kernel.shape == (5, 4)
-    assert len(predictor.weights) == 2 + 2 * 5
+    assert predictor.hidden[0].kernel.shape == (features, 4)
+    dense = (features + 1) * 4 + 5 * 9
+    assert predictor.num_parameters == dense + weights
+    assert predictor.num_bytes == 4 * (dense + weights)
 
 
 def test_takes_integers_of_numpy():
     predictor = KernelPredictor(hidden_size=np.int64(4), num_layers=np.int32(3))
     assert predictor(np.zeros((1, 3), "int32")).shape == (1, 9)
     assert type(predictor.get_config()["hidden_size"]) is int
+    assert predictor.output_layer.name == OUTPUT_LAYER
+
+
+def test_from_config_restores_every_argument():
+    encoding = PositionalEncoding(5, base=0.9)
+    predictor = KernelPredictor(4, 3, 25, encoding, bits=3, pruned=True, name="mine")
+    copy = KernelPredictor.from_config(predictor.get_config())
+    assert copy.get_config() == predictor.get_config()
+    assert (copy.hidden_size, copy.num_layers, copy.block_length) == (4, 3, 25)
+    assert (copy.encoding.num_frequencies, copy.encoding.base) == (5, 0.9)
+    assert (copy.bits, copy.pruned, copy.name) == (3, True, "mine")
+    assert KernelPredictor.from_config({"hidden_size": 4, "encoding": encoding}).bits is None
 
 
 @pytest.mark.parametrize(
@@ -80,8 +96,9 @@ def test_takes_integers_of_numpy():
         ({"hidden_size": 4, "num_layers": 1}, "num_layers must be .* at least 2.*num_layers=1"),
         ({"hidden_size": 4, "block_length": 0}, "block_length must be .* at least 1"),
         ({"hidden_size": 4, "encoding": "sines"}, "encoding must be a Keras layer .*'sines'"),
+        ({"hidden_size": 4, "bits": 9}, "bits must be an integer from 2 to 8. Received: bits=9"),
     ],
 )
-def test_refuses(arguments, message):
+def test_raises_for_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         KernelPredictor(**arguments)

@@ -376,7 +376,7 @@ def test_a_distillation_step_is_the_gradient_of_its_loss(base, images):
     original = nern._original
     with tf.GradientTape() as tape:
         kernels = original.blocks.split(nern.predictor(nern.coordinates()))
-        teacher, student = original.observe(images), original.observe(images, kernels)
+        teacher, student = original.forward(images), original.forward(images, kernels)
         error = [
             tf.reduce_sum((kernel - own.variable) ** 2)
             for kernel, own in zip(kernels, original.blocks.kernels, strict=True)
@@ -520,7 +520,7 @@ IMAGES = np.zeros((2, 8, 8, 1), "float32")
         ),
         (
             {"x": IMAGES, "validation_data": (IMAGES, np.array(["cat", "dog"]))},
-            "validation_data must have labels that are numbers. Received: str",
+            "validation_data must have labels that are numbers. Received: labels of type str",
         ),
         (
             {"x": IMAGES, "validation_data": tf.data.Dataset.from_tensors(IMAGES).repeat()},
@@ -534,11 +534,11 @@ IMAGES = np.zeros((2, 8, 8, 1), "float32")
             {"x": IMAGES, "callbacks": [keras_nern.callbacks.EvaluateRebuilt(IMAGES, np.ones(3))]},
             "x must have as many labels as images",
         ),
-        ({"x": np.zeros((0, 8, 8, 1))}, "x must give at least one batch of images"),
-        ({"x": np.zeros((2, 9, 8, 1))}, r"x must give images of shape \(batch, 8, 8, 1\)"),
+        ({"x": np.zeros((0, 8, 8, 1))}, "x must contain at least one batch of images"),
+        ({"x": np.zeros((2, 9, 8, 1))}, r"x must contain images of shape \(batch, 8, 8, 1\)"),
         (
             {"x": np.zeros((2, 8, 8, 1)), "validation_data": (np.zeros((2, 8, 8, 3)),)},
-            r"validation_data must give images of shape .*Received: \(2, 8, 8, 3\)",
+            r"validation_data must contain images of shape .*Received: \(2, 8, 8, 3\)",
         ),
     ],
 )

@@ -245,9 +245,9 @@ def test_refuses_data_before_any_training(base, images, labels, tmp_path):
         search(AGREEMENT, images)
     with pytest.raises(FatalValueError, match="x must give its images to every trial anew"):
         search(AGREEMENT, (image for image in images), **good)
-    with pytest.raises(FatalValueError, match=r"x must give images of shape \(batch, 8, 8, 1\)"):
+    with pytest.raises(FatalValueError, match=r"x must contain images of shape \(batch, 8, 8, 1\)"):
         search(AGREEMENT, images[:, 1:], **good)
-    with pytest.raises(FatalValueError, match=r"validation_data must give images of shape"):
+    with pytest.raises(FatalValueError, match=r"validation_data must contain images of shape"):
         search(AGREEMENT, images, validation_data=(images[:, 1:], labels))
     with pytest.raises(FatalValueError, match=r"labels in validation_data.*\['val_accuracy'\]"):
         search("val_accuracy", images, validation_data=images)

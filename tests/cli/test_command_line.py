@@ -1,0 +1,107 @@
+"""The command itself: help, exit codes, and what goes to stdout and stderr."""
+
+import json
+import os
+import shlex
+import sys
+
+import pytest
+from command_line import run
+from processes import ROOT
+
+import keras_nern
+import keras_nern.cli.__main__
+from keras_nern.cli import commands
+from keras_nern.cli.__main__ import main
+
+VERBS = ("fit", "compress", "info", "reconstruct", "evaluate", "export", "importance", "demo")
+
+
+def test_the_command_runs_main():
+    setup = (ROOT / "setup.py").read_text()
+    assert '"keras-nern = keras_nern.cli.__main__:main"' in setup
+    assert keras_nern.cli.__main__.main is main
+
+
+def test_help_lists_the_verbs():
+    code, out, _ = run("--help")
+    assert code == 0
+    assert set(commands.commands.commands) == set(VERBS)
+    listed = [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line]
+    assert sorted(listed) == sorted(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_in_the_help_use_options_that_exist(verb, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = run(verb, "--help")
+    assert code == 0
+    assert f"Usage: keras-nern {verb}" in out
+    known = {name for one in commands.commands.commands[verb].params for name in one.opts}
+    examples = [line for line in out.splitlines() if f"  keras-nern {verb}" in line]
+    assert len(examples) >= 2
+    for example in examples:
+        options = {word for word in shlex.split(example, comments=True) if word[:2] == "--"}
+        assert options <= known, example
+
+
+def test_options_have_the_defaults_of_the_api(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    _, out, _ = run("fit", "--help")
+    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  --")}
+    assert "[default: 160;" in lines["--hidden-size"]
+    assert "[default: crop]" in lines["--view"]
+    assert "default" not in lines["--include-dense"] + lines["--exclude"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "in_stderr"),
+    [
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device", "Error: ["),
+        (AttributeError("a bug"), "AttributeError: a bug", "Traceback"),
+    ],
+)
+def test_a_failure_of_the_work_has_exit_code_1(
+    folder, tmp_path, monkeypatch, error, message, in_stderr
+):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(keras_nern.NeRNModel, "export", fail)
+    code, out, err = run("export", folder / "nern.keras", tmp_path / "full.nern", "--json")
+    assert code == 1
+    assert json.loads(out) == {"error": message, "exit_code": 1}
+    assert in_stderr in err
+
+
+def test_a_fit_that_diverges_fails(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras_nern.NeRNModel, "relative_error", lambda self: float("nan"))
+    options = ("--hidden-size", 4, "--reconstruction-steps", 2, "--epochs", 0, "--quiet")
+    code, out, err = run("fit", folder / "base.keras", tmp_path / "out.keras", *options, "--json")
+    assert code == 1, err
+    assert "as the fit diverged; " in json.loads(out)["error"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_says_what_to_install_without_click(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "click", None)
+    assert main(["--help"]) == 2
+    assert 'click is not installed: run `pip install "keras-nern[cli]"`' in capsys.readouterr().err
+
+
+def test_says_what_to_install_without_matplotlib_and_writes_no_scores(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    outputs = ("--scores", tmp_path / "no.npz", "--plot", tmp_path / "no.png")
+    code, _, err = run("importance", folder / "nern.keras", *outputs)
+    assert code == 2
+    assert "keras-nern[plots]" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_raises_for_a_folder_that_is_not_writable(folder, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    code, _, err = run("reconstruct", folder / "nern.keras", folder / "closed.keras")
+    assert code == 2
+    assert "is not writable" in err
