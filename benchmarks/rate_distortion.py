@@ -299,7 +299,7 @@ def plot(points, path):
         name = method
         if method.startswith(OURS):
             name += f", {_predictor(group[0])}"
-            if group[0]["arguments"].get("tune") == "0 + 0":
+            if _is_untuned(group[0]["arguments"]):
                 name += ", not tuned"
         lines.setdefault(name, []).append((_mean(group, "bytes"), _mean(group, "drop")))
     for name, places in lines.items():
@@ -333,7 +333,10 @@ def _setting(point):
         return ", ".join(f"{name} {value}" for name, value in arguments.items())
     setting = _predictor(point)
     if "bits" in arguments:
-        setting += ", {bits} bits, tuned for {tune} steps".format(**arguments)
+        setting += ", {bits} bits".format(**arguments)
+        setting += (
+            ", not tuned" if _is_untuned(arguments) else f", tuned for {arguments['tune']} steps"
+        )
     return setting
 
 
@@ -341,6 +344,10 @@ def _predictor(point):
     """The predictor (Dense layers x width) and the steps of the fit of a NeRN's point."""
     shape = "{layers} x {width}, {frequencies} frequencies"
     return shape.format(**point["arguments"]) + ", {} + {} steps".format(*point["steps"])
+
+
+def _is_untuned(arguments):
+    return arguments.get("tune") == "0 + 0"
 
 
 def _mean(points, name):

@@ -246,6 +246,11 @@ class NeRNModel(keras.Model):
         return self._original.base
 
     @property
+    def encoding(self) -> keras.layers.Layer:
+        """The layer from coordinates to features."""
+        return self.predictor.encoding
+
+    @property
     def include(self) -> Choice:
         """The argument `include`, kept where Keras does not track the layers in it."""
         return self._choices.include

@@ -2,16 +2,16 @@
 
 A predictor fits a smooth function of the coordinate best. Instead of permuting the coordinates of a
 trained network (see `permutations`), one can train the network so that neighboring kernels are
-similar (Ashkenazi et al., ICLR 2023, section 3.2). The regularizer adds, for each layer,
+similar (Ashkenazi et al., ICLR 2023, section 3.2). For each layer, the regularizer adds
 
-    a_c * sum over f, c of D(W[f, c], W[f, c + 1])  +  a_f * sum over f, c of D(W[f, c], W[f + 1, c])
+    a_c sum over f, c of D(W[f, c], W[f, c + 1])  +  a_f sum over f, c of D(W[f, c], W[f + 1, c])
 
 to the loss, where W[f, c] is the kernel of filter f and channel c, and D is the cosine distance
 
     D(u, v) = 1 - <u, v> / (max(|u|, e) max(|v|, e)).
 
-The gradient of a cosine grows as 1 / |u|, so a single kernel near 0 would outweigh all others. Norms
-are therefore at least e, a tenth of the root mean square of the layer's norms.
+The gradient of a cosine grows as 1 / |u|, so a single kernel near 0 would outweigh all others.
+Norms are therefore at least e, a tenth of the root mean square of the layer's norms.
 
 A sum grows with the size of the layer. With means, the default, one strength suits all layers. The
 cosine of 1x1 kernels, which are single numbers, depends only on their signs. For them D is
@@ -50,8 +50,8 @@ class SmoothnessRegularizer(keras.regularizers.Regularizer):
 
     Use it as `kernel_regularizer` of a convolution whose kernel ends in the axes
     `(channels, filters)`: 1-D, 2-D, 3-D, grouped or depthwise (channels, multiplier). The kernel of
-    a transposed convolution ends in `(filters, channels)`, which swaps the two strengths. An axis of
-    length 1 has no neighbors and adds nothing. The regularizer is also available by the name
+    a transposed convolution ends in `(filters, channels)`, which swaps the two strengths. An axis
+    of length 1 has no neighbors and adds nothing. The regularizer is also available by the name
     `"smoothness_regularizer"`.
 
     Args:

@@ -1,10 +1,8 @@
 import keras
 import numpy as np
 import pytest
-from roundtrips import assert_config_round_trip
 
 import keras_nern
-from keras_nern.predictor.compressed_dense import CompressedDense
 from keras_nern.predictor.gptq import _coordinate_weights
 
 
@@ -15,29 +13,6 @@ def nern(base):
     nern.compile(reconstruction_steps=60)
     nern.fit(steps_per_epoch=60, verbose=0)
     return nern
-
-
-@pytest.mark.parametrize(("bits", "pruned"), [(None, True), (4, False), (3, True)])
-def test_layer_against_the_formula(bits, pruned):
-    layer = CompressedDense(5, bits=bits, pruned=pruned, activation="relu")
-    layer.build((None, 8))
-    layer.bias.assign(np.linspace(-1, 1, 5))
-    layer.compress(sparsity=0.5)
-    kernel = layer.kernel.numpy()
-    if pruned:
-        assert np.count_nonzero(layer.mask) == 20
-        kept = np.abs(kernel)[layer.mask.numpy() == 1]
-        assert kept.min() >= np.abs(kernel)[layer.mask.numpy() == 0].max()
-        kernel = kernel * layer.mask
-    if bits:
-        steps = layer.step_sizes.numpy()
-        top = 2 ** (bits - 1) - 1
-        kernel = np.clip(np.rint(kernel / steps), -top, top) * steps
-        np.testing.assert_array_equal(layer.quantized().values(), kernel)
-        assert len(np.unique(np.rint(kernel / steps))) <= 2 * top + 1
-    x = np.random.default_rng(2).normal(size=(7, 8)).astype("float32")
-    np.testing.assert_allclose(layer(x), np.maximum(x @ kernel + layer.bias, 0), atol=1e-5)
-    assert_config_round_trip(layer)
 
 
 @pytest.mark.parametrize(

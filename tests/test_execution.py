@@ -164,7 +164,7 @@ if kind == "workers":
     try:
         nern.fit(dataset)
     except ValueError as error:
-        assert "Between workers x must give images without labels" in str(error)
+        assert "x must give images without labels between workers" in str(error)
         dataset = dataset.map(lambda image, label: image)
 watch = keras_nern.callbacks.EvaluateRebuilt(dataset, frequency=5)
 history = nern.fit(

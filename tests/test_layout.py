@@ -1,7 +1,8 @@
-"""The rules of the house, of CONTRIBUTING.md, that can be read off the source."""
+"""The house of CONTRIBUTING.md: which room imports from which, and what is public and documented."""
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import pathlib
 import re
@@ -9,78 +10,144 @@ import re
 import pytest
 
 import keras_nern
+import keras_nern.tuner
 
 ROOT = pathlib.Path(keras_nern.__file__).parents[1]
-MODULES = sorted(
-    path.stem for path in (ROOT / "keras_nern").glob("*.py") if not path.stem.startswith("__")
-)
-INIT = ast.parse((ROOT / "keras_nern" / "__init__.py").read_text())
-EXPORTS = [node for node in INIT.body if isinstance(node, ast.ImportFrom)]
+PACKAGE = ROOT / "keras_nern"
+INIT = ast.parse((PACKAGE / "__init__.py").read_text())
+EXPORTS = [
+    node
+    for node in INIT.body
+    if isinstance(node, ast.ImportFrom) and node.module.startswith("keras_nern")
+]
 
 
-def _house():
+def _rooms():
+    """The lines of rooms in CONTRIBUTING.md: a list of lists, each importing from those before."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    listed = text.split("```text\nkeras_nern/\n")[1].split("```")[0]
-    return re.findall(r"^  (\w+)\.py +\S", listed, re.MULTILINE)
+    listed = text.split("The order of imports:\n\n```text\n")[1].split("```")[0]
+    return [line.split() for line in listed.splitlines()]
 
 
-def _imported(module):
-    """The modules of the package that a module imports, anywhere but for the type checker."""
+def _modules(package=PACKAGE):
+    """Dotted names of all modules, without the name of the package, and their files."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        found[".".join(parts)] = path
+    return found
 
-    class Imports(ast.NodeVisitor):
-        def __init__(self):
-            self.found = set()
 
-        def visit_If(self, node):
-            if ast.unparse(node.test) not in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-                self.generic_visit(node)
+MODULES = _modules()
 
-        def visit_ImportFrom(self, node):
-            if node.module == "keras_nern":
-                self.found |= {alias.name for alias in node.names if alias.name in MODULES}
-            elif node.module and node.module.startswith("keras_nern."):
-                self.found.add(node.module.split(".")[1])
 
-        def visit_Import(self, node):
+def _imported(path, modules=MODULES):
+    """The modules of the package that a file imports anywhere, type checking included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-            self.found |= {name.split(".")[1] for name in names if name.startswith("keras_nern.")}
+        for name in names:
+            name = name.removeprefix("keras_nern.")
+            if name in modules:
+                found.add(name)
+            elif f"{name}.__init__" in modules and name != "keras_nern":
+                found.add(f"{name}.__init__")
+            elif name == "keras_nern":
+                found.add("__init__")
+    # `from keras_nern.room import module` imports the module, not the empty room
+    return {one for one in found if one != "__init__" or _takes_from_package(path)}
 
-    imports = Imports()
-    imports.visit(ast.parse((ROOT / "keras_nern" / f"{module}.py").read_text()))
-    return imports.found
+
+def _takes_from_package(path):
+    """Whether a file imports the package itself, rather than modules in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import) and any(a.name == "keras_nern" for a in node.names):
+            return True
+        if isinstance(node, ast.ImportFrom) and node.module == "keras_nern":
+            names = {alias.name for alias in node.names}
+            return not names <= {name.partition(".")[0] for name in MODULES}
+    return False
 
 
-def test_the_house_lists_every_module_once():
-    assert sorted(_house()) == MODULES
+def _room(module):
+    return module.partition(".")[0]
+
+
+def _circle(imports):
+    """Modules that import each other in a circle, or an empty list."""
+    left = {module: set(imported) for module, imported in imports.items()}
+    while left:
+        free = [module for module, imported in left.items() if not imported & set(left)]
+        if not free:
+            return sorted(left)
+        for module in free:
+            del left[module]
+    return []
+
+
+def test_every_room_is_listed_once():
+    listed = [room for line in _rooms() for room in line]
+    assert sorted(listed) == sorted({_room(module) for module in MODULES})
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_only_from_above(module):
-    house = _house()
-    assert module in house
-    above = set(house[: house.index(module)])
-    assert _imported(module) <= above
+def test_rooms_import_only_from_rooms_on_lines_before_their_own(module):
+    rooms = _rooms()
+    (line,) = (i for i, line in enumerate(rooms) if _room(module) in line)
+    allowed = {room for line in rooms[:line] for room in line} | {_room(module)}
+    assert {_room(imported) for imported in _imported(MODULES[module])} <= allowed
 
 
-def test_imports_are_found_wherever_they_are(tmp_path, monkeypatch):
-    (tmp_path / "keras_nern").mkdir()
-    (tmp_path / "keras_nern" / "some.py").write_text(
-        "from keras_nern import blocks, undefined\n"
-        "import keras_nern.utils.files\n"
-        "if typing.TYPE_CHECKING:\n    from keras_nern.model import NeRNModel\n"
-        "def f():\n    from keras_nern.permutations.tours import METHODS\n"
+def test_no_modules_import_each_other_in_a_circle():
+    imports = {module: _imported(path) - {module} for module, path in MODULES.items()}
+    assert _circle(imports) == []
+
+
+def test_finds_imports_and_circles(tmp_path):
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "__init__.py").write_text("")
+    (tmp_path / "room" / "a.py").write_text("def f():\n    from keras_nern.room.b import x\n")
+    (tmp_path / "room" / "b.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from keras_nern.room import a\n"
+        "import keras_nern.c\n"
     )
-    monkeypatch.setattr("test_layout.ROOT", tmp_path)
-    assert _imported("some") == {"blocks", "files", "tours"}
+    (tmp_path / "c.py").write_text("import keras\n")
+    modules = _modules(tmp_path)
+    imports = {
+        name: {one for one in _imported(path, modules) if not one.endswith("__init__")}
+        for name, path in modules.items()
+    }
+    assert imports["room.a"] == {"room.b"}
+    assert imports["room.b"] == {"room.a", "c"}
+    assert _circle(imports) == ["room.a", "room.b"]
+    assert _circle({**imports, "room.b": {"c"}}) == []
 
 
-def test_exports_say_name_as_name():
-    statements = [node for node in INIT.body if not isinstance(node, ast.ImportFrom)]
-    assert [type(node) for node in statements] == [ast.Expr, ast.Assign]  # docstring, version
+def test_exports_are_spelled_name_as_name():
     for node in EXPORTS:
         assert [alias.asname for alias in node.names] == [alias.name for alias in node.names]
-    lines = [ast.unparse(node) for node in EXPORTS]
-    assert lines == sorted(lines, key=lambda line: (line.split()[1].count("."), line))
+
+
+def test_public_names_are_those_of_the_house():
+    names = {alias.name for node in EXPORTS for alias in node.names} - {"__version__"}
+    assert names == {
+        *("NeRNModel", "compress", "load", "Permutation", "PositionalEncoding", "KernelPredictor"),
+        *("SmoothnessRegularizer", "add_regularizer", "smoothness_report", "kernel_importance"),
+        *("prune", "NoiseDataset", "AllKernels", "UniformSampling", "MagnitudeSampling"),
+        *("KernelSummaries", "callbacks", "losses", "models", "plots"),
+    }
+    with pytest.raises(AttributeError, match="has no attribute 'compres'"):
+        keras_nern.compres  # noqa: B018
+
+
+def test_the_model_inherits_from_no_class_of_ours():
+    own = [cls for cls in keras_nern.NeRNModel.__mro__ if cls.__module__.startswith("keras_nern")]
+    assert own == [keras_nern.NeRNModel]
 
 
 def test_the_citation_is_of_this_version():
@@ -89,23 +156,26 @@ def test_the_citation_is_of_this_version():
 
 
 def _public():
-    """Everything public: exported objects, and what the exported modules define."""
+    """Public classes and functions, of the package and of its public modules."""
+    modules = {"tuner": keras_nern.tuner}
     for node in EXPORTS:
         for alias in node.names:
             exported = getattr(keras_nern, alias.name)
-            if not inspect.ismodule(exported):
+            if inspect.ismodule(exported):
+                modules[alias.name] = exported
+            elif callable(exported):
                 yield alias.name, exported
-                continue
-            for name, value in vars(exported).items():
-                own = getattr(value, "__module__", None) == exported.__name__
-                if own and not name.startswith("_"):
-                    yield f"{alias.name}.{name}", value
+    for module, exported in modules.items():
+        for name, value in vars(exported).items():
+            own = str(getattr(value, "__module__", "")).startswith(exported.__name__)
+            if own and callable(value) and not name.startswith("_"):
+                yield f"{module}.{name}", value
 
 
 def _callables():
-    """Public functions and classes, and the public methods of these.
+    """Public classes and functions, and the public methods of the classes.
 
-    A method that is Keras's word (`call`, `get_config`, ...) may go without a docstring.
+    Hooks of Keras (`call`, `get_config`, ...) need no docstring.
     """
     for name, value in _public():
         yield name, value
@@ -116,7 +186,7 @@ def _callables():
                 if attribute.startswith("_") or not inspect.isfunction(method):
                     continue
                 theirs = [base for base in value.__mro__ if not _is_ours(base)]
-                if method.__doc__ or not _is_known(attribute, theirs):
+                if method.__doc__ or not _is_hook(attribute, theirs):
                     yield f"{name}.{attribute}", method
 
 
@@ -124,7 +194,7 @@ def _is_ours(cls):
     return cls.__module__.partition(".")[0] == "keras_nern"
 
 
-def _is_known(attribute, classes):
+def _is_hook(attribute, classes):
     known = ("get_config", "from_config")
     return attribute in known or any(hasattr(cls, attribute) for cls in classes)
 
@@ -138,9 +208,10 @@ def _arguments(value):
 
 
 def _documented(docstring, section):
-    """The names that a section describes, several of which may share a line."""
+    """The names that a section describes; several may share a line."""
     found = re.search(rf"^{section}:\n((?:(?: {{4}}.*)?\n)+)", docstring + "\n", re.MULTILINE)
-    lines = re.findall(r"^ {4}(\*{0,2}\w+(?:,\s+\w+)*):", found[1] if found else "", re.MULTILINE)
+    names = r"^ {4}(\*{0,2}\w+(?:,\s+\*{0,2}\w+)*):"
+    lines = re.findall(names, found[1] if found else "", re.MULTILINE)
     return {name.lstrip("*") for line in lines for name in re.split(r",\s+", line)}
 
 
@@ -149,7 +220,7 @@ def test_public_names_have_docstrings(name):
     docstring = inspect.cleandoc(CALLABLES[name].__doc__ or "")
     summary, *rest = docstring.split("\n\n")
     assert summary.endswith("."), f"expected a summary that ends with a full stop: {summary!r}"
-    if rest:  # else a line says all there is
+    if rest:  # otherwise one line says it all
         is_data = dataclasses.is_dataclass(CALLABLES[name])
         section = "Attributes" if is_data and "Args:" not in docstring else "Args"
         assert _documented(docstring, section) == _arguments(CALLABLES[name])
@@ -162,9 +233,18 @@ def test_reads_the_arguments_of_a_docstring():
         a: one, b: or so.
         b, c,
             d: three.
-        **kwargs: all else.
+        *args, **kwargs: all else.
 
     Returns:
         x: no argument.
     """
-    assert _documented(inspect.cleandoc(docstring), "Args") == {"a", "b", "c", "d", "kwargs"}
+    found = _documented(inspect.cleandoc(docstring), "Args")
+    assert found == {"a", "b", "c", "d", "args", "kwargs"}
+
+
+def test_modules_import_alone():
+    """The rooms' `__init__` are empty, but for the public `tuner`."""
+    for module, path in MODULES.items():
+        if module.endswith(".__init__") and module != "tuner.__init__":
+            assert path.read_text().strip() == "", module
+    assert importlib.import_module("keras_nern.tuner") is keras_nern.tuner

@@ -174,7 +174,7 @@ def test_reconstructs_what_only_this_process_knows():
         ({"permutation": "random"}, "permutation must be one of .*permutation='random'"),
         ({"metric": "angle"}, "metric must be one of .*metric='angle'"),
         ({"permutation_method": "exact"}, "permutation_method must be one of .*'exact'"),
-        ({"normalize": "kernel"}, "normalize must be None or \"layer\".*normalize='kernel'"),
+        ({"normalize": "kernel"}, r"normalize must be one of \(None, 'layer'\).*normalize='kernel'"),
     ],
 )
 def test_refuses(base, arguments, message):
@@ -208,10 +208,13 @@ SHAPES_THAT_WRAP = {
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_blocks_of_a_large_network_are_predicted_in_turn(base, images, monkeypatch, jit_compile):
     nern = keras_nern.NeRNModel(base, hidden_size=8, permutation="cross_filter")
-    whole = nern._predicted_blocks().numpy()
-    monkeypatch.setattr("keras_nern.model.CHUNK", len(whole) // 3)  # and one that is not full
-    assert len(whole) % 3 > 0
-    in_turn = tf.function(nern._predicted_blocks, jit_compile=jit_compile)
+    predict = nern._representation.predict_range
+    whole = predict().numpy()
+    widest = 240  # of the predictor's layers
+    chunk = len(whole) // 3
+    assert len(whole) % 3 > 0  # the last chunk is smaller
+    monkeypatch.setattr("keras_nern.representation.MAX_ACTIVATIONS", widest * chunk)
+    in_turn = tf.function(predict, jit_compile=jit_compile)
     np.testing.assert_allclose(in_turn(), whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(in_turn(2, len(whole) - 1), whole[2:-1], rtol=1e-5, atol=1e-6)
     # a step that draws kernels sees the others so
@@ -360,12 +363,12 @@ def test_weights_that_do_not_fit_change_nothing(base, images, nern, tmp_path):
     other.compile(reconstruction_steps=2)
     other.fit(images, verbose=0)
     other.save_weights(tmp_path / "narrow.weights.h5")
-    before, plan = nern.get_weights(), nern._runtime.schedule.get_config()
+    before, plan = nern.get_weights(), nern._schedule.get_config()
     with pytest.raises(ValueError, match=r"objects could not be loaded|shape"):
         nern.load_weights(tmp_path / "narrow.weights.h5")
     _assert_same(before, nern.get_weights())
     assert nern.phase == "reconstruction"
-    assert nern._runtime.schedule.get_config() == plan
+    assert nern._schedule.get_config() == plan
     nern.fit(images, verbose=0)
     assert int(nern.reconstruction_iterations) == 5
 

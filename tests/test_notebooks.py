@@ -1,7 +1,7 @@
-"""Runs the lessons from beginning to end, on a little of CIFAR-10.
+"""Runs every notebook from top to bottom on a few images of CIFAR-10.
 
-Each notebook ends in assertions of its own, which have to hold at these sizes as well. They are
-set as papermill does it, by a cell behind the one that is tagged "parameters".
+Each notebook ends in assertions, which must hold at the small sizes of this test, too. The sizes
+are set the way papermill sets parameters: by a cell after the one that is tagged "parameters".
 """
 
 import ast
@@ -15,9 +15,8 @@ from processes import ROOT
 nbformat = pytest.importorskip("nbformat", reason="install keras-nern[notebooks]")
 nbclient = pytest.importorskip("nbclient", reason="install keras-nern[notebooks]")
 
-# As pyproject.toml has them: warnings of Keras 3.15 and keras-tuner 1.4.8 about themselves, which
-# Python hides by default.
-KNOWN = (
+# The warnings of Keras 3.15 and keras-tuner 1.4.8 that pyproject.toml ignores, too.
+IGNORED_WARNINGS = (
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning,"
     "ignore:currentThread() is deprecated:DeprecationWarning,"
     "ignore:getName() is deprecated:DeprecationWarning"
@@ -25,7 +24,7 @@ KNOWN = (
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
-# For each lesson the sizes here, and how many pictures it shows.
+# For each notebook the values of its parameters, and the number of its pictures.
 SMALL = {
     "1_quick_start": (
         {
@@ -113,34 +112,36 @@ def _read(path):
     return nbformat.read(path, as_version=4)
 
 
-def _parameters(notebook):
-    """The index of the cell of parameters, and the names that it assigns."""
+def _insert_parameters(notebook, values):
+    """Inserts a cell that assigns `values`, which must be parameters of the notebook."""
     (index,) = (
         index
         for index, cell in enumerate(notebook.cells)
         if "parameters" in cell.metadata.get("tags", ())
     )
-    names = [node.targets[0].id for node in ast.parse(notebook.cells[index].source).body]
-    return index, names
+    statements = ast.parse(notebook.cells[index].source).body
+    assert set(values) <= {statement.targets[0].id for statement in statements}
+    source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(source))
 
 
 @pytest.fixture
 def jupyter(monkeypatch, tmp_path):
-    """An environment in which Jupyter finds this Python and package, and writes to a folder."""
+    """An environment in which Jupyter uses this Python and package, and writes to `tmp_path`."""
     for variable in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("PYTHONWARNINGS", f"default,{KNOWN}")
+    monkeypatch.setenv("PYTHONWARNINGS", f"default,{IGNORED_WARNINGS}")
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     monkeypatch.delenv("MPLBACKEND", raising=False)
 
 
-def test_every_lesson_is_tested():
+def test_every_notebook_is_tested():
     assert [path.stem for path in NOTEBOOKS] == sorted(SMALL)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_kept_as_written(path):
+def test_notebook_is_stored_without_outputs(path):
     spec = importlib.util.spec_from_file_location("clean", ROOT / "notebooks" / "clean.py")
     clean = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(clean)
@@ -152,14 +153,11 @@ def test_kept_as_written(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path, jupyter, cifar10_folder, tmp_path, monkeypatch):
+def test_notebook_runs(path, jupyter, cifar10_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_NERN_TFDS", str(cifar10_folder))
     notebook = _read(path)
-    small, pictures = SMALL[path.stem]
-    index, names = _parameters(notebook)
-    assert set(small) <= set(names)
-    sizes = "\n".join(f"{name} = {value!r}" for name, value in small.items())
-    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(sizes))
+    values, num_pictures = SMALL[path.stem]
+    _insert_parameters(notebook, values)
     client = nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     )
@@ -167,6 +165,6 @@ def test_runs(path, jupyter, cifar10_folder, tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     assert re.findall(r".*\b[A-Z]\w*Warning\b.*", printed) == []
-    shown = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(shown) == pictures
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == num_pictures
     assert "assert " in notebook.cells[-1].source

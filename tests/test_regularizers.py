@@ -48,9 +48,7 @@ def test_matches_the_formula(shape, reduction):
 
 
 def test_strengths_are_per_axis():
-    kernel = np.zeros(
-        (1, 2, 2, 2), "float32"
-    )  # equal along channels, orthogonal along filters
+    kernel = np.zeros((1, 2, 2, 2), "float32")  # equal along channels, orthogonal along filters
     kernel[0, 0, :, 0] = kernel[0, 1, :, 1] = 1
     assert float(SmoothnessRegularizer(filters=2.0, channels=0.0)(kernel)) == 2
     assert float(SmoothnessRegularizer(filters=0.0, channels=2.0)(kernel)) == 0
@@ -70,7 +68,7 @@ def test_squared_distance_is_in_units_of_the_layers_rms(shape, distance):
 
 @pytest.mark.parametrize(
     ("shape", "distance"),
-    [((3, 3, 3, 4), "cosine"), ((3, 3, 3, 4), "l2"), ((1, 1, 3, 4), "auto")],
+    [((2, 2, 2, 3), "cosine"), ((2, 2, 2, 3), "l2"), ((1, 1, 3, 4), "auto")],
 )
 def test_gradient_matches_finite_differences(shape, distance):
     kernel = tf.Variable(RNG.normal(size=shape).astype("float32"))
@@ -248,5 +246,5 @@ def test_training_with_it_makes_neighboring_kernels_similar():
     model = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(6, 3)])
     add_regularizer(model, SmoothnessRegularizer(1.0, 1.0))
     model.compile(keras.optimizers.Adam(1e-2), "mse")
-    model.fit(np.zeros((8, 8, 8, 4)), np.zeros((8, 6, 6, 6)), epochs=100, verbose=0)
+    model.fit(np.zeros((100, 8, 8, 4)), np.zeros((100, 6, 6, 6)), batch_size=1, verbose=0)
     assert float(model.losses[0]) < 0.1

@@ -11,7 +11,7 @@ from keras_nern.training.optimizer import PlannedCosineDecay
 OBJECTS = {
     "encoding": lambda: keras_nern.PositionalEncoding(7, 1.25),
     "predictor": lambda: keras_nern.KernelPredictor(
-        6, 3, 5, keras_nern.PositionalEncoding(2), activation="tanh"
+        6, 3, 5, keras_nern.PositionalEncoding(2), bits=4, pruned=True
     ),
     "all kernels": keras_nern.AllKernels,
     "uniform sampling": lambda: keras_nern.UniformSampling(17),

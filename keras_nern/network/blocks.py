@@ -248,21 +248,16 @@ def block_sides(
     return (max(1, *(max(shape, default=1) for shape in shapes)),) * rank
 
 
-def kernel_coordinates(
-    grids: Sequence[Grid], orders: Sequence[ArrayLike] | None = None
-) -> np.ndarray:
+def kernel_coordinates(grids: Sequence[Grid], orders: Sequence[ArrayLike]) -> np.ndarray:
     """Computes the coordinates of all blocks of a network from the orders of its layers.
 
     Args:
         grids: `(filters, columns)` of each layer.
         orders: for each layer an int array `(filters * columns,)`: `order[p]` is the block at
-            position p; `None` for no permutation. Defaults to `None`.
+            position p.
 
     Returns:
         int32 array `(blocks, 3)` of (layer, filter, column).
-
-    Raises:
-        ValueError: if an order is not a permutation of its layer's blocks.
 
     Example:
 
@@ -270,15 +265,11 @@ def kernel_coordinates(
     array([[0, 0, 1],
            [0, 0, 0]], dtype=int32)
     """
-    counts = [filters * columns for filters, columns in grids]
-    positions = [np.arange(count) for count in counts]
-    for index, order in enumerate(() if orders is None else orders):
-        check_order(np.asarray(order), counts[index], index)
-        positions[index] = np.argsort(order)
-    layers = np.repeat(np.arange(len(grids)), counts)
-    columns = np.array([columns for _, columns in grids])
-    coordinates = _coordinates(layers, np.concatenate(positions), columns[layers])
-    return ops.convert_to_numpy(coordinates).astype("int32")
+    sizes = [filters * columns for filters, columns in grids]
+    layers = np.repeat(np.arange(len(grids), dtype="int32"), sizes)
+    positions = np.concatenate([np.argsort(order) for order in orders]).astype("int32")
+    columns = np.array(grids, "int32")[layers, 1]
+    return ops.convert_to_numpy(_coordinates(layers, positions, columns))
 
 
 def check_order(order: np.ndarray, count: int, index: int) -> None:

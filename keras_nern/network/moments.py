@@ -56,7 +56,8 @@ def second_moments(
 
     Example:
 
-    >>> kernels, _ = find_kernels(base)
+    >>> from keras_nern.network.selection import find_kernels
+    >>> kernels, skipped = find_kernels(base)
     >>> moments, scale = second_moments(base, kernels, [images])[0]
     """
     indices = {

@@ -115,7 +115,7 @@ class Objective:
         coordinates = self._representation.coordinates(indices)
         predicted, means = self._representation.predictor.predict_with_means(coordinates)
         terms = self._weight_errors(indices, predicted)
-        if distills:
+        if teacher is not None:
             kernels = self._representation.assemble(self._all_blocks(drawn, predicted))
             student = self._original.forward(inputs, kernels)
             terms.update(self.distillation_terms(settings, teacher, student))

@@ -13,7 +13,7 @@ def one_of(name: str, value: object, choices: Collection) -> None:
         raise ValueError(f"{name} must be one of {choices}. Received: {name}={value!r}")
 
 
-def integer(name: str, value: object, minimum: int) -> int:
+def integer(name: str, value: Any, minimum: int) -> int:
     """Converts an integer of any type, such as NumPy's, to `int`.
 
     Args:
@@ -35,7 +35,7 @@ def integer(name: str, value: object, minimum: int) -> int:
     return int(value)
 
 
-def number(name: str, value: object, minimum: float = -math.inf, positive: bool = False) -> float:
+def number(name: str, value: Any, minimum: float = -math.inf, positive: bool = False) -> float:
     """Converts a finite real number of any type to `float`.
 
     Args:

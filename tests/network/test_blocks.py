@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_nern.network.blocks import Blocks
+from keras_nern.network.blocks import Blocks, check_order, kernel_coordinates
 
 RNG = np.random.default_rng(0)
 
@@ -89,21 +89,32 @@ def test_blocks_match_the_definition_and_invert(make, view, size):
 @pytest.mark.parametrize("view", ["crop", "block"])
 def test_coordinates_are_layer_filter_and_column(view):
     blocks = Blocks(MODELS["many sizes"](), view)
-    expected = [
-        (layer, filter_, column)
-        for layer, (filters, columns) in enumerate(blocks.grids)
-        for filter_ in range(filters)
-        for column in range(columns)
-    ]
-    np.testing.assert_array_equal(blocks.coordinates(np.arange(blocks.num_blocks)), expected)
-    positions = np.concatenate(
-        [RNG.permutation(stop - start) for start, stop in itertools.pairwise(blocks.offsets)]
+    own = np.array(
+        [
+            (layer, filter_, column)
+            for layer, (filters, columns) in enumerate(blocks.grids)
+            for filter_ in range(filters)
+            for column in range(columns)
+        ]
     )
-    moved = [
-        expected[blocks.offsets[row[0]] + p] for row, p in zip(expected, positions, strict=True)
-    ]
+    np.testing.assert_array_equal(blocks.coordinates(np.arange(blocks.num_blocks)), own)
+    # with a permutation, the block at position p of a layer gets the coordinate of block p
+    orders = [RNG.permutation(stop - start) for start, stop in itertools.pairwise(blocks.offsets)]
+    permuted = np.empty_like(own)
+    for start, order in zip(blocks.offsets, orders, strict=False):
+        for position, block in enumerate(order):
+            permuted[start + block] = own[start + position]
+    np.testing.assert_array_equal(kernel_coordinates(blocks.grids, orders), permuted)
     indices = RNG.permutation(blocks.num_blocks)
-    np.testing.assert_array_equal(blocks.coordinates(indices, positions), np.array(moved)[indices])
+    positions = np.concatenate([np.argsort(order) for order in orders])
+    np.testing.assert_array_equal(blocks.coordinates(indices, positions), permuted[indices])
+
+
+@pytest.mark.parametrize("order", [np.arange(5), np.zeros(6, int)])
+def test_raises_for_an_order_that_is_not_a_permutation(order):
+    check_order(np.arange(6)[::-1], 6, index=2)
+    with pytest.raises(ValueError, match=r"layer 2 must be a permutation of range\(6\)"):
+        check_order(order, 6, index=2)
 
 
 def test_both_views_are_equal_if_all_kernels_have_the_block_size():

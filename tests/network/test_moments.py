@@ -1,9 +1,7 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-import keras_nern
 from keras_nern import losses
 from keras_nern.network.moments import second_moments
 from keras_nern.network.selection import find_kernels
@@ -21,16 +19,16 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("normalised", [False, True])
-def test_the_error_is_that_of_the_layers_outputs(make, normalised):
-    """Against the convolution run with the error in place of its kernel."""
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_output_error_is_that_of_the_layer(make, normalized):
+    """Compares with the convolution, run with the error in place of its kernel."""
     layer = make()
-    layer.bias_initializer = keras.initializers.Constant(7.0)  # a bias does not change
+    layer.bias_initializer = keras.initializers.Constant(7.0)  # the bias has no error
     bn = keras.layers.BatchNormalization(epsilon=0.1)
-    tail = [bn] if normalised else []
+    tail = [bn] if normalized else []
     base = keras.Sequential([keras.Input((9, 8, 2)), layer, *tail, keras.layers.Flatten()])
     scale = np.ones(4)
-    if normalised:
+    if normalized:
         bn.gamma.assign([0.5, -2.0, 1.0, 3.0])
         bn.moving_variance.assign([1.0, 2.0, 0.5, 4.0])
         scale = np.array([0.5, -2.0, 1.0, 3.0]) / np.sqrt(np.array([1.0, 2.0, 0.5, 4.0]) + 0.1)
@@ -56,7 +54,7 @@ def test_the_error_is_that_of_the_layers_outputs(make, normalised):
 
 
 OTHERS = {
-    # and the axis of the outputs' filters
+    # input shape, layer, and the axis of the output's filters
     "causal, dilated": (
         (9, 2),
         lambda: keras.layers.Conv1D(4, 3, padding="causal", dilation_rate=2, use_bias=False),
@@ -78,7 +76,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("shape", "make", "axis"), OTHERS.values(), ids=OTHERS)
-def test_the_error_is_that_of_the_outputs_in_one_dimension(shape, make, axis):
+def test_the_output_error_is_that_of_a_dense_or_1d_layer(shape, make, axis):
     layer = make()
     base = keras.Sequential(
         [
@@ -97,7 +95,7 @@ def test_the_error_is_that_of_the_outputs_in_one_dimension(shape, make, axis):
     assert float(losses.output_error(error, moments, scale)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_moments_of_a_layer_that_is_called_twice_are_of_both_calls():
+def test_the_moments_of_a_shared_layer_are_those_of_all_calls():
     conv = keras.layers.Conv2D(2, 3, padding="same", use_bias=False)
     inputs = keras.Input((5, 5, 2))
     base = keras.Model(inputs, keras.layers.Flatten()(conv(3.0 * conv(inputs))))
@@ -109,3 +107,25 @@ def test_the_moments_of_a_layer_that_is_called_twice_are_of_both_calls():
     expected = np.mean(np.sum(conv(given).numpy() ** 2, axis=-1))
     got = losses.output_error(error, *gathered)
     assert float(got) == pytest.approx(expected, rel=1e-4)
+
+
+def test_other_layers_have_no_moments():
+    base = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(2, 3, name="conv"),
+            keras.layers.DepthwiseConv2D(3, name="depthwise"),
+            keras.layers.SeparableConv2D(2, 3, name="separable"),
+            keras.layers.Conv2DTranspose(2, 3, name="transposed"),
+            keras.layers.Flatten(),
+        ]
+    )
+    kernels, _ = find_kernels(base)
+    gathered = second_moments(base, kernels, [np.ones((1, 8, 8, 1), "float32")])
+    assert len(gathered) == len(kernels) == 5
+    assert [kernels[i].name for i, one in enumerate(gathered) if one is not None] == ["conv"]
+
+
+def test_raises_without_batches(base):
+    with pytest.raises(ValueError, match="batches must yield at least one batch of inputs"):
+        second_moments(base, find_kernels(base)[0], [])

@@ -163,7 +163,10 @@ def _broken():
     ("make", "message"),
     [
         (lambda: "resnet", "base must be a built .* Received: 'resnet' of type str"),
-        (lambda: keras.Sequential([keras.layers.Conv2D(2, 3)]), r"whose layers \[.*\] are not built"),
+        (
+            lambda: keras.Sequential([keras.layers.Conv2D(2, 3)]),
+            "base must be a built .* not built",
+        ),
         (
             lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]),
             r"at least one layer to represent. .*include_dense is False",

@@ -13,9 +13,9 @@ RNG = np.random.default_rng(0)
 
 def _wrapped_methods(model):
     """Names of methods that are attributes of an instance."""
-    names = {"call", "quantized_call"}
-    found = {name for operation in all_operations(model) for name in names & set(vars(operation))}
-    return found | {"convert_input" for x in model.layers if "convert_input" in vars(x.dtype_policy)}
+    owners = [*all_operations(model), *(layer.dtype_policy for layer in model.layers)]
+    names = {"call", "quantized_call", "convert_input"}
+    return {name for owner in owners for name in names & set(vars(owner))}
 
 
 def _mixed():

@@ -4,7 +4,6 @@ import pytest
 
 from keras_nern import NeRNModel
 
-
 # answers of a network: a column for each class, or a single one; a class for every pixel, or one
 BY_PIXEL = np.array([[[[0.9], [0.2]]], [[[0.7], [0.6]]]], "float32")  # (2 images, 1 x 2 pixels)
 

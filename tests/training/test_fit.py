@@ -457,13 +457,13 @@ def test_callbacks_and_early_stopping_work(nern, images, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"logits_weight": -1.0}, "logits_weight must not be negative. Received: .*=-1.0"),
-        ({"reconstruction_steps": float("nan")}, "reconstruction_steps must not be negative"),
-        ({"temperature": 0}, "temperature must be positive. Received: temperature=0"),
-        ({"kernel_sampling": "most"}, "sampling must be one of .*'most'"),
+        ({"logits_weight": -1.0}, "logits_weight must be a finite number of at least 0. Received: .*=-1.0"),
+        ({"reconstruction_steps": float("nan")}, "reconstruction_steps must be an integer of at least 0"),
+        ({"temperature": 0}, "temperature must be a finite number above 0. Received: temperature=0"),
+        ({"kernel_sampling": "most"}, "kernel_sampling must be one of .*'most'"),
         ({"loss": "mse"}, "NeRNModel has its own losses.*loss='mse'"),
         ({"loss_weights": [1.0]}, r"NeRNModel has its own losses.*loss_weights=\[1.0\]"),
-        ({"reconstruction_steps": 2.5}, "reconstruction_steps must be an integer. Received: .*2.5"),
+        ({"reconstruction_steps": 2.5}, "reconstruction_steps must be an integer of at least 0. Received: .*2.5"),
         (
             {"gradient_centering": "off"},
             "gradient_centering must be True, False or \"auto\". Received: gradient_centering='off'",
@@ -484,10 +484,10 @@ IMAGES = np.zeros((2, 8, 8, 1), "float32")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "fit needs steps_per_epoch where x is None, .*Received: x=None"),
+        ({}, "fit needs steps_per_epoch if x is None, .*Received: x=None"),
         (
             {"x": tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 1))).repeat()},
-            "fit needs steps_per_epoch where .* never ends. Received: x=<_RepeatDataset",
+            "fit needs steps_per_epoch if .* never ends. Received: x=<_RepeatDataset",
         ),
         (
             {"x": np.zeros((2, 8, 8, 1)), "callbacks": [keras.callbacks.ReduceLROnPlateau()]},
@@ -502,15 +502,15 @@ IMAGES = np.zeros((2, 8, 8, 1), "float32")
         ),
         (
             {"x": tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 1))), "validation_split": 0.5},
-            r"validation_split go with arrays only.*validation_split=0.5",
+            r"validation_split need x to be arrays.*validation_split=0.5",
         ),
         (
             {"x": tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 1))), "y": np.zeros(2)},
-            "validation_split go with arrays only.*y=labels",
+            "validation_split need x to be arrays.*y=labels",
         ),
         (
             {"x": tf.data.Dataset.from_tensors(IMAGES), "sample_weight": np.ones(2)},
-            "validation_split go with arrays only.*sample_weight=weights",
+            "validation_split need x to be arrays.*sample_weight=weights",
         ),
         ({"x": IMAGES, "y": np.zeros(3)}, r"x must have as many labels as images.*2 im.*\(3,\)"),
         ({"x": IMAGES, "sample_weight": np.zeros(1)}, "x must have as many sample weights as im"),
@@ -524,7 +524,7 @@ IMAGES = np.zeros((2, 8, 8, 1), "float32")
         ),
         (
             {"x": IMAGES, "validation_data": tf.data.Dataset.from_tensors(IMAGES).repeat()},
-            "fit needs validation_steps where validation_data never ends",
+            "fit needs validation_steps if validation_data never ends",
         ),
         ({"x": "images/"}, "x must be arrays, a tf.data.Dataset.*Received: x of type str"),
         ({"x": iter([IMAGES])}, "x must be arrays, .*Received: x of type list_iterator"),

@@ -395,7 +395,7 @@ def test_data_that_end_before_the_backup_are_refused(base, images, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _fit(_model(base), images, tmp_path, 4, [_Kill("distillation", 9)])
     nern = _model(base)
-    with pytest.raises(ValueError, match=r"had trained on 6 batches.*Received: 5"):
+    with pytest.raises(ValueError, match=r"x must give at least 6 batches.*Received: 5 batches"):
         _fit(nern, images, tmp_path, 4, epochs=1)
     nern.fit(images, verbose=0)  # and the next fit trains
     assert int(nern.phase_iterations) == 1
