@@ -36,7 +36,7 @@ from keras_nern.predictor.centering import apply_centered_gradients, center_bias
 from keras_nern.predictor.predictor import KernelPredictor
 from keras_nern.report import SummaryTable, summary_table
 from keras_nern.representation import Representation
-from keras_nern.training.evaluation import METRICS, Evaluation
+from keras_nern.training.evaluation import METRICS, Evaluation, create_trackers
 from keras_nern.training.fit import TwoPhaseFit
 from keras_nern.training.objective import Objective
 from keras_nern.training.optimizer import PlannedCosineDecay, default_optimizer
@@ -207,7 +207,7 @@ class NeRNModel(keras.Model):
         )
         center_biases(self.predictor, self._representation.sample_coordinates())
         self._base_is_new = False  # whether from_config made the base, which has no weights yet
-        self._trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
+        self._trackers = create_trackers()
         self.reconstruction_iterations = self._add_counter("reconstruction_iterations")
         self.phase_iterations = self._add_counter("phase_iterations")
         self._seed = keras.random.SeedGenerator(name="sampling")
@@ -532,6 +532,20 @@ class NeRNModel(keras.Model):
             "Received: a call of train_on_batch"
         )
 
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Raises, because `compress` quantizes a predictor.
+
+        Args:
+            *args, **kwargs: as for `keras.Model.quantize`.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "The predictor of a NeRNModel is quantized by keras_nern.compress(nern, bits=8), which "
+            "returns a new model. Received: a call of quantize"
+        )
+
     def finish_reconstruction(self) -> None:
         """Ends the reconstruction at this step; a fit under way goes on to distillation.
 
@@ -639,7 +653,9 @@ class NeRNModel(keras.Model):
         batch_size: int | None = None,
         verbose: int | str = "auto",
         sample_weight: Any = None,
-        *args: Any,
+        steps: int | None = None,
+        callbacks: Any = None,
+        return_dict: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Evaluates the rebuilt classifier, beside the original.
@@ -647,15 +663,27 @@ class NeRNModel(keras.Model):
         Args:
             x: images or (images, labels), as for `fit`.
             y: labels, if `x` is an array.
-            batch_size, verbose, sample_weight: as for `keras.Model.evaluate`.
-            *args, **kwargs: as for `keras.Model.evaluate`.
+            batch_size, verbose, sample_weight, steps, callbacks, return_dict: as for
+                `keras.Model.evaluate`.
+            **kwargs: as for `keras.Model.evaluate`.
 
         Returns:
-            As `keras.Model.evaluate`; with `return_dict=True` a dict of the losses, the relative
-            error, the agreement with the original and, with labels, the accuracy.
+            With `return_dict=True` a dict of the losses, the relative error, the agreement with
+            the original and, with labels, the accuracy and compiled metrics; otherwise a list of
+            its values, whose names `metrics_names` lists. A compiled metric with a name that the
+            model uses has the prefix `compiled_`.
         """
         x, y, sample_weight = unpack(x, y, sample_weight, self._original.input_shapes)
-        return super().evaluate(x, y, batch_size, verbose, sample_weight, *args, **kwargs)
+        results = super().evaluate(
+            x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict=True, **kwargs
+        )
+        self._evaluation.names = list(results)
+        return results if return_dict else list(results.values())
+
+    @property
+    def metrics_names(self) -> list[str]:
+        """Names of the values that `evaluate` returned last."""
+        return self._evaluation.names or super().metrics_names
 
     def make_test_function(self, force: bool = False) -> Callable | None:
         require_tensorflow("evaluate")
@@ -677,7 +705,8 @@ class NeRNModel(keras.Model):
         logs = self._track(terms, batch=keras.ops.shape(keras.tree.flatten(inputs)[0])[0])
         if labels is not None:
             compiled = self.compute_metrics(inputs, labels, outputs, sample_weight)
-            logs.update({k: _log(v) for k, v in compiled.items() if k not in METRICS})
+            for name, value in compiled.items():
+                logs[f"compiled_{name}" if name in METRICS else name] = _log(value)
         return logs
 
     def _track(self, terms: dict[str, Tensor], batch: Tensor | None = None) -> dict[str, Tensor]:
@@ -757,7 +786,15 @@ class NeRNModel(keras.Model):
         Args:
             filepath, overwrite, zipped: as for `keras.Model.save`.
             **kwargs: as for `keras.Model.save`.
+
+        Raises:
+            ValueError: if `filepath` ends in `.h5`.
         """
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                "A NeRNModel is saved in a file that ends in .keras, since HDF5 files hold no state "
+                f"beside weights. Received: filepath={str(filepath)!r}"
+            )
         with atomic_write(filepath, overwrite and zipped in (None, True)) as path:
             super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
 

@@ -1,4 +1,4 @@
-"""How much memory something takes at its height, whatever was taken before it."""
+"""The peak of the process's memory, as Linux measures it."""
 
 import contextlib
 import pathlib
@@ -13,13 +13,17 @@ def _kib(name):
 
 @contextlib.contextmanager
 def grows_by_at_most(mib):
-    """Asserts it of the resident memory, where the system (Linux) tells."""
+    """Asserts that the resident memory grows by at most `mib` MiB at any time within the block.
+
+    Memory that an allocator kept from before is used again without growth. Nothing is asserted on
+    systems that do not measure peaks.
+    """
     try:
-        CLEAR.write_text("5")  # the peak starts anew
+        CLEAR.write_text("5")  # sets the peak to the current value
     except OSError:
         yield
         return
     before = _kib("VmRSS")
     yield
-    grown = (_kib("VmHWM") - before) / 1024
-    assert grown <= mib, f"{grown:.0f} MiB"
+    growth = (_kib("VmHWM") - before) / 1024
+    assert growth <= mib, f"memory grew by {growth:.0f} MiB"

@@ -1,4 +1,4 @@
-"""A reader of docs/format.md that knows nothing of constriction: integers and a loop."""
+"""A range decoder written from docs/format.md in plain integers, without constriction."""
 
 import bisect
 
@@ -6,7 +6,11 @@ BITS = 24
 
 
 class RangeReader:
-    """The range decoder of docs/format.md."""
+    """Decodes a stream of the compact file.
+
+    Args:
+        data: the bytes of the stream.
+    """
 
     def __init__(self, data):
         self.words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
@@ -19,10 +23,11 @@ class RangeReader:
         self.point = (self.point << 32 | word) % 2**64
 
     def symbol(self, starts):
-        """The next symbol s, of which there are `len(starts) - 1`.
+        """Decodes one symbol.
 
         Args:
-            starts: where each symbol's share of [0, 2^24) starts, and 2^24.
+            starts: list of the number at which each symbol's share of [0, 2^24) starts, followed
+                by 2^24.
         """
         scale = self.range >> BITS
         quantile = (self.point - self.lower) % 2**64 // scale
@@ -35,25 +40,25 @@ class RangeReader:
         return symbol
 
     def uniform(self, size):
-        """One of `size` numbers that are equally likely; the last has what is left over."""
+        """Decodes one of `size` equally likely numbers; the last one has the remainder, too."""
         share = 2**BITS // size
         return self.symbol([share * i for i in range(size)] + [2**BITS])
 
     def order(self, size, largest=2**20):
-        """An order of so many blocks; `largest` numbers are the most that come in one part."""
-        parts = [
+        """Decodes an order of `size` blocks, with swaps of more than `largest` in two digits."""
+        digits = [
             self.uniform(i + 1) if i + 1 <= largest else self.uniform(-(-(i + 1) // 1024)) * 1024
             for i in range(1, size)
         ]
         order = list(range(size))
-        for i, j in enumerate(parts, start=1):
+        for i, j in enumerate(digits, start=1):
             if i + 1 > largest:
                 j += self.uniform(1024)
             order[i], order[j] = order[j], order[i]
         return order
 
     def levels(self, size, bits):
-        """So many levels of a kernel."""
+        """Decodes the levels of a kernel with `size` weights."""
         top = 2 ** (bits - 1) - 1
         counts, levels = [1] * (2 * top + 1), []
         while len(levels) < size:

@@ -29,7 +29,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern.network.kernels import sublayers
+from keras_nern.predictor.positional_encoding import PositionalEncoding
 
 # Layers whose config holds code, or a path to it.
 CODE = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
@@ -73,12 +73,15 @@ def serialize(obj: keras.layers.Layer) -> dict:
     return config
 
 
-def check(config: dict, max_integer: int = MAX_INTEGER) -> None:
+def check(
+    config: dict, max_integer: int = MAX_INTEGER, functions: Sequence[str] = FUNCTIONS
+) -> None:
     """Checks that a config brings no code and asks for nothing out of proportion.
 
     Args:
         config: as from `serialize` or from a file.
         max_integer: largest integer in it. Defaults to 2^24.
+        functions: modules of Keras whose functions it may name. Defaults to `FUNCTIONS`.
 
     Raises:
         ValueError: if it does not.
@@ -87,7 +90,7 @@ def check(config: dict, max_integer: int = MAX_INTEGER) -> None:
         if key == "compile_config":
             raise ValueError("it says how the model is compiled")
         if isinstance(value, dict):
-            _check_class(value)
+            _check_class(value, functions)
         elif key == "vocabulary" and isinstance(value, str):
             raise ValueError(f"it takes a vocabulary from the file {value!r}")
         elif isinstance(value, int) and abs(value) > max_integer and key not in UNBOUNDED:
@@ -109,7 +112,7 @@ def _check_nodes(nodes: list) -> None:
             raise ValueError("it calls a layer on constants, or in the format of Keras 2")
 
 
-def _check_class(config: dict[str, Any]) -> None:
+def _check_class(config: dict[str, Any], functions: Sequence[str]) -> None:
     name, module = str(config.get("class_name")), str(config.get("module"))
     is_function = name == "function"
     if is_function:
@@ -129,7 +132,7 @@ def _check_class(config: dict[str, Any]) -> None:
         raise ValueError(f"{module}.{config.get('spec_name', name)} is not registered")
     # Keras joins module and name before it looks them up, so a dot in the name hides a module.
     if is_function and package in ("keras", "builtins"):
-        if not (_is_in(module, FUNCTIONS) and "." not in name) and not _is_registered(config):
+        if not (_is_in(module, functions) and "." not in name) and not _is_registered(config):
             raise ValueError(f"{module}.{name} is not a function for a layer")
     elif package == "keras" and not _is_registered(config):
         known = module == "keras" or _is_in(module, CLASSES)
@@ -246,10 +249,10 @@ def _summary(error: Exception) -> str:
 
 
 def check_encoding(encoding: object) -> None:
-    """Checks that a predictor's encoding is one layer from `(n, 3)` to `(n, features)`.
+    """Checks that a predictor's encoding is a layer from `(n, 3)` to `(n, features)`.
 
-    A predictor runs when a file is read. A sequence of Keras's own layers could compute with any
-    amount of numbers and leave no trace in the shapes of weights.
+    A predictor runs when a file is read. Keras's own layers could compute with any amount of
+    numbers and leave no trace in the shapes of weights.
 
     Args:
         encoding: what was built from a config.
@@ -259,12 +262,14 @@ def check_encoding(encoding: object) -> None:
     """
     if not isinstance(encoding, keras.layers.Layer):
         raise ValueError(f"its encoding is not a layer: {encoding!r}")
-    own = type(encoding).__module__.partition(".")[0] not in ("keras", "keras_nern")
-    if not own and sublayers(encoding):
+    package = type(encoding).__module__.partition(".")[0]
+    if package in ("keras", "keras_nern") and type(encoding) is not PositionalEncoding:
         raise ValueError(
-            f"its encoding {encoding.name!r} consists of several layers: use a layer of a "
+            f"its encoding {encoding.name!r} is neither a PositionalEncoding nor a layer of a "
             "registered class"
         )
+    if encoding.activity_regularizer is not None:
+        raise ValueError(f"its encoding {encoding.name!r} has an activity_regularizer")
     with keras_errors():
         shape = encoding(keras.KerasTensor((None, 3), "int32")).shape
     if len(shape) != 2:
@@ -272,9 +277,16 @@ def check_encoding(encoding: object) -> None:
 
 
 def num_bytes(specs: Specs) -> int:
-    """The bytes that weights of these shapes and dtypes take."""
+    """The bytes that weights of these shapes and dtypes take.
+
+    Raises:
+        ValueError: if weights are not numbers.
+    """
+    for _, dtype in specs:
+        if not NUMBERS.fullmatch(dtype):
+            raise ValueError(f"it has weights of the type {dtype!r}")
     return sum(math.prod(shape) * np.dtype(_numpy_name(dtype)).itemsize for shape, dtype in specs)
 
 
 def _numpy_name(dtype: str) -> str:
-    return {"bfloat16": "float16", "string": "uint8"}.get(dtype, dtype)
+    return "float16" if dtype == "bfloat16" else dtype

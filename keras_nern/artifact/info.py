@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from keras_nern.artifact import container
-from keras_nern.artifact.reader import read_config
+from keras_nern.artifact.reader import MAX_CONFIG_BYTES, read_config
 from keras_nern.utils.tables import Printable, Table
 from keras_nern.utils.types import Path
 
@@ -24,6 +24,8 @@ def inspect(path: Path) -> "ArtifactInfo":
         OSError, ValueError, ImportError: as `load` does.
     """
     lengths = container.lengths(path)
+    if lengths.get("config", 0) > MAX_CONFIG_BYTES:
+        raise container.invalid_file_error(path, f"its config has {lengths['config']:,} bytes")
     parts = container.read(path, names=("config",))
     try:
         config = read_config(parts)

@@ -5,7 +5,6 @@ be used, in which case nothing was done; 130 and 143 if SIGINT (Ctrl-C) or SIGTE
 """
 
 import json
-import os
 import sys
 import traceback
 from typing import Any
@@ -26,7 +25,6 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         click = require("click", "cli")

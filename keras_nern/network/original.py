@@ -8,8 +8,13 @@ variable is assigned.
 The feature map of a convolution is the output of the batch normalization that follows it, before
 the activation; without a batch normalization, it is the convolution's own output. Feature maps can
 also be the sums at which a residual network joins its branches.
+
+A layer that runs within a loop (`TimeDistributed` of unknown length, `keras.ops.map`) has a feature
+map for each turn of it, none of which is known outside. The output of the layer that runs the loop
+stands for them.
 """
 
+import functools
 import hashlib
 import typing
 import warnings
@@ -20,9 +25,28 @@ import keras
 import numpy as np
 
 from keras_nern.network.blocks import Blocks
-from keras_nern.network.kernels import finalize, walk_layers
-from keras_nern.network.outputs import OUTPUT_ACTIVATIONS, logits_of, output_activation
-from keras_nern.network.recording import Call, all_operations, capture_calls, normalizations
+from keras_nern.network.copying import (
+    TOLERANCE,
+    copy_model,
+    difference,
+    probe,
+    stateful_layers,
+    twins,
+)
+from keras_nern.network.kernels import kernels_of, walk_layers
+from keras_nern.network.outputs import (
+    OUTPUT_ACTIVATIONS,
+    logits_of,
+    output_activation,
+    verified_activation,
+)
+from keras_nern.network.recording import (
+    Call,
+    all_operations,
+    capture_calls,
+    enclosing,
+    normalizations,
+)
 from keras_nern.utils import checks
 from keras_nern.utils.types import Shape, Tensor
 
@@ -88,6 +112,7 @@ class OriginalNetwork:
         self._warn_if_not_copyable()
         self._feature_maps = feature_maps
         self._output_activation = output_activation
+        self._inferred = self._infer_activations() if output_activation == "auto" else None
         self._mapped = {  # ids of the layers whose feature maps are compared
             id(kernel.layer)
             for kernel in self.blocks.kernels
@@ -95,14 +120,27 @@ class OriginalNetwork:
         }
 
     @property
-    def input_shapes(self) -> list[Shape] | None:
-        """Shapes of the inputs without the batch axis.
+    def input_shapes(self) -> dict[str, Shape] | None:
+        """Shapes of the inputs without the batch axis, by name.
 
-        A list in the order of `keras.tree.flatten`, with `None` for axes of any length. It is
+        A dict in the order of `keras.tree.flatten`, with `None` for axes of any length. It is
         `None` if the base is a subclassed model, which does not know its inputs.
         """
         inputs = getattr(self.base, "inputs", None)
-        return [tuple(x.shape[1:]) for x in inputs] if inputs else None
+        return {x.name: tuple(x.shape[1:]) for x in inputs} if inputs else None
+
+    @property
+    def output_shapes(self) -> dict[str, Shape] | None:
+        """Shapes of the outputs without the batch axis, by name, as `input_shapes`."""
+        names = getattr(self.base, "output_names", None)
+        outputs = getattr(self.base, "outputs", None)
+        if not names or not outputs:
+            return None
+        return {name: tuple(x.shape[1:]) for name, x in zip(names, outputs, strict=True)}
+
+    def check_finite(self) -> None:
+        """Raises a ValueError if the base has weights that are NaN or infinite."""
+        _check_finite(self.base)
 
     @property
     def computes_in_float16(self) -> bool:
@@ -119,7 +157,7 @@ class OriginalNetwork:
         Returns:
             float32 array `(kernels,)`, 1 for a kernel whose weights are all equal.
         """
-        deviations = np.array([np.std(values) for values in self.kernel_values()])
+        deviations = np.array([np.std(v, dtype="float64") for v in self.kernel_values()])
         return np.where(deviations > 0, deviations, 1.0).astype("float32")
 
     def forward(self, inputs: Any, kernels: Sequence[Tensor] | None = None) -> ForwardOutputs:
@@ -134,42 +172,58 @@ class OriginalNetwork:
             A `ForwardOutputs`.
         """
         with capture_calls(self.base) as calls:
-            if kernels is None:
-                outputs = self.base(inputs, training=False)
-            else:
-                outputs = self.functional_call(inputs, kernels)
+            outputs = self.functional_call(inputs, kernels)
         logits = [
-            logits_of(output, self._activation_of(output, calls))
-            for output in keras.tree.flatten(outputs)
+            logits_of(output, self._activation_of(index, output, calls))
+            for index, output in enumerate(keras.tree.flatten(outputs))
         ]
         return ForwardOutputs(self._maps(calls), outputs, logits)
 
-    def functional_call(self, inputs: Any, kernels: Sequence[Tensor]) -> Any:
-        """Runs the network with other kernels and returns its outputs only."""
-        mapping = [
-            (kernel.variable, keras.ops.cast(value, kernel.variable.dtype))
-            for kernel, value in zip(self.blocks.kernels, kernels, strict=True)
-        ]
+    def functional_call(self, inputs: Any, kernels: Sequence[Tensor] | None = None) -> Any:
+        """Runs the network, as `forward` does, and returns its outputs only.
+
+        Whatever layers assign to variables is dropped with the scope.
+        """
+        mapping = []
+        if kernels is not None:
+            mapping = [
+                (kernel.variable, keras.ops.cast(value, kernel.variable.dtype))
+                for kernel, value in zip(self.blocks.kernels, kernels, strict=True)
+            ]
         with keras.StatelessScope(state_mapping=mapping):
             return self.base(inputs, training=False)
 
-    def _activation_of(self, output: Tensor, calls: Sequence[Call]) -> Callable | None:
-        if self._output_activation == "auto":
-            return output_activation(calls, output)
-        return keras.activations.get(self._output_activation)
+    def _infer_activations(self) -> list[Callable | None] | None:
+        """The activation of each output, from a run on random inputs; `None` if none suits."""
+        inputs = probe(self.base)
+        if inputs is None:
+            return None
+        with capture_calls(self.base) as calls:
+            outputs = keras.tree.flatten(self.functional_call(inputs))
+        return [verified_activation(calls, output) for output in outputs]
+
+    def _activation_of(self, index: int, output: Tensor, calls: Sequence[Call]) -> Callable | None:
+        if self._output_activation != "auto":
+            return keras.activations.get(self._output_activation)
+        if self._inferred is not None:
+            return self._inferred[index]
+        return output_activation(calls, output)
 
     def _maps(self, calls: Sequence[Call]) -> list[Tensor]:
-        maps = []
+        """Feature maps by the name of their layer; those in a loop are seen from its outside."""
+        found = []
         if self._feature_maps != "additions":
             after = normalizations(calls)
-            maps += [
-                after.get(id(call.output), call).output
+            found += [
+                after.get(id(call.output), call)
                 for call in calls
                 if id(call.operation) in self._mapped
             ]
         if self._feature_maps != "convolutions":
-            maps += [call.output for call in calls if _adds_maps(call)]
-        return maps
+            found += [call for call in calls if _adds_maps(call)]
+        visible = [call if not call.in_loop else enclosing(call, calls) for call in found]
+        unique = {id(call): call for call in visible if call is not None}
+        return [call.output for call in unique.values()]
 
     def architecture(self) -> dict[str, Any]:
         """The base's class and config as a serialized Keras object, without compile settings."""
@@ -178,28 +232,46 @@ class OriginalNetwork:
         return config
 
     def copy(self) -> keras.Model:
-        """Creates a model of the base's class and config with copies of its variables."""
-        classes = {type(self.base), *(type(layer) for _, layer in walk_layers(self.base))}
-        # Keras's own classes are left out: keras.layers.Add has the name of the class behind x + y
-        own = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
-        copy = keras.saving.deserialize_keras_object(
-            self.architecture(),
-            custom_objects=own,
-            safe_mode=False,  # this process already holds every Lambda in it
-        )
-        copy.set_weights(self.base.get_weights())
-        finalize(copy)
+        """Creates a model of the base's class and config with copies of its state.
+
+        Raises:
+            ValueError: if the copy does not give the base's outputs.
+        """
+        copy = copy_model(self.base, self.architecture())
+        self.check_copy(copy)
         return copy
+
+    def check_copy(self, copy: keras.Model, purpose: str = "copy") -> None:
+        """Raises a ValueError if a copy does not give the base's outputs on a random batch.
+
+        Args:
+            copy: a model with the kernels of the base.
+            purpose: what the copy is, for the error. Defaults to `"copy"`.
+        """
+        inputs = probe(self.base)
+        if inputs is None:
+            return
+        outputs = functools.partial(self.base, training=False)
+        off = difference(outputs, functools.partial(copy, training=False), inputs)
+        # a base whose outputs vary from call to call cannot be compared
+        if not off <= TOLERANCE and difference(outputs, outputs, inputs) <= TOLERANCE:
+            raise ValueError(
+                f"Expected a base whose {purpose}, made from its config and saved state, gives its "
+                f"outputs. Received: {self.base.name!r}, whose {purpose} differs by {off:.3g} of "
+                f"the largest output; layers with state of their own: {stateful_layers(self.base)}"
+            )
 
     def rebuilt(self, kernels: Sequence[Tensor]) -> keras.Model:
         """Creates a copy with other kernels, one tensor for each of `blocks.kernels`."""
         rebuilt = self.copy()
-        # matched by order, since a subclassed model may name the layers of its copy differently
-        layers = [layer for _, layer in walk_layers(self.base)]
-        copies = [layer for _, layer in walk_layers(rebuilt)]
-        copy_of = {id(layer): copy for layer, copy in zip(layers, copies, strict=True)}
-        for kernel, value in zip(self.blocks.kernels, kernels, strict=True):
-            getattr(copy_of[id(kernel.layer)], kernel.attribute).assign(value)
+        values = {
+            id(kernel.variable): value
+            for kernel, value in zip(self.blocks.kernels, kernels, strict=True)
+        }
+        for path, layer, twin in twins(self.base, rebuilt):
+            for kernel in kernels_of(path, layer) if layer.built else []:
+                if id(kernel.variable) in values:  # several layers may share it
+                    getattr(twin, kernel.attribute).assign(values[id(kernel.variable)])
         return rebuilt
 
     def digest(self) -> np.ndarray:
@@ -252,7 +324,8 @@ def _check_built(base: keras.Model) -> None:
         )
     layers = [base, *(layer for _, layer in walk_layers(base))]
     unbuilt = [layer.name for layer in layers if not layer.built]
-    if unbuilt:
+    # a layer that is never called stays without weights
+    if not base.built or not any(layer.weights for layer in layers[1:] if layer.built):
         raise ValueError(
             "base must be a built keras.Model: give it a keras.Input, or call it on a batch of "
             f"inputs. Received: {base.name!r}, whose layers {unbuilt} are not built"

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_nern.network.kernels import CONVOLUTIONS
 from keras_nern.network.recording import Call, capture_calls
 from keras_nern.utils.types import Tensor
 
@@ -42,22 +43,78 @@ def output_activation(calls: Sequence[Call], output: Tensor) -> Callable | None:
         `keras.activations.softmax` or `sigmoid` if the output is a probability, another
         activation function of the last layer, or `None` if there is none.
     """
-    for call in reversed(calls):
-        if call.output is not output:
-            continue
-        activation = getattr(call.operation, "activation", None)
+    while True:
+        # A call precedes those around it, so the first one is that which computed the output.
+        call = next((one for one in calls if one.output is output), None)
+        if call is None:
+            return None
+        operation = call.operation
+        activation = getattr(operation, "activation", None) if _is_of_keras(operation) else None
         linear = activation is keras.activations.linear
-        if isinstance(call.operation, _PASSING) or (
-            linear and isinstance(call.operation, keras.layers.Activation)
+        if isinstance(operation, _PASSING) or (
+            linear and isinstance(operation, keras.layers.Activation)
         ):
+            if output is call.inputs[0]:
+                return None
             output = call.inputs[0]
             continue
-        for name in (type(call.operation).__name__, getattr(activation, "__name__", "")):
+        for name in (type(operation).__name__, getattr(activation, "__name__", "")):
             if name in _PROBABILITIES:
+                _check_axis(operation, output)
                 return _PROBABILITIES[name]
-        if activation is not None:
-            return activation
-    return None
+        return activation
+
+
+def verified_activation(calls: Sequence[Call], output: Tensor) -> Callable | None:
+    """Infers the activation of an output as `output_activation` does, and by its values.
+
+    A layer of the user's own may apply a softmax in its `call`, where no layer shows it, and its
+    attribute `activation` may be that of something else. Outputs of at least 0 whose sum over the
+    classes is 1 are probabilities; an attribute that is a sigmoid counts if all outputs lie in
+    [0, 1].
+
+    Args:
+        calls: calls from `recording.capture_calls` of the network, in eager execution.
+        output: an output of the network, of random inputs.
+
+    Returns:
+        As `output_activation`.
+
+    Raises:
+        ValueError: if the output does not consist of floating-point numbers, or if its softmax
+            is not over the last axis.
+    """
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(output.dtype)):
+        raise ValueError(
+            "base must return logits or probabilities, floating-point numbers. "
+            f"Received: outputs of dtype {keras.backend.standardize_dtype(output.dtype)}"
+        )
+    activation = output_activation(calls, output)
+    if activation in (keras.activations.softmax, keras.activations.sigmoid):
+        return activation
+    values = np.asarray(ops.convert_to_numpy(ops.cast(output, "float32")), "float64")
+    has_classes = values.ndim > 1 and values.shape[-1] > 1
+    if has_classes and (values >= 0).all() and np.abs(values.sum(axis=-1) - 1).max() < 1e-3:
+        return keras.activations.softmax
+    named = [getattr(c.operation, "activation", None) for c in calls if c.output is output]
+    if keras.activations.sigmoid in named and ((values >= 0) & (values <= 1)).all():
+        return keras.activations.sigmoid
+    return activation
+
+
+def _is_of_keras(operation: keras.Operation) -> bool:
+    """Whether a class is Keras's own or derived from a layer with an activation of its output."""
+    with_activation = (keras.layers.Dense, keras.layers.Activation, *CONVOLUTIONS)
+    return isinstance(operation, with_activation) or type(operation).__module__.startswith("keras.")
+
+
+def _check_axis(operation: keras.Operation, output: Tensor) -> None:
+    axis = getattr(operation, "axis", -1)
+    if axis not in (None, -1, len(output.shape) - 1):
+        raise ValueError(
+            "base must have its classes on the last axis of its outputs. Received: the softmax "
+            f"{operation.name!r} over axis {axis} of {len(output.shape)}"
+        )
 
 
 def logits_of(outputs: Tensor, activation: Callable | None) -> Tensor:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from keras_nern.network.kernels import walk_layers
 from keras_nern.utils.types import Tensor
@@ -31,11 +32,14 @@ class Call(typing.NamedTuple):
         operation: the layer or operation.
         inputs: flat list of its arguments.
         output: what it returned.
+        in_loop: whether it ran in the body of a loop or a branch of the graph, outside of which
+            its tensors are not defined.
     """
 
     operation: keras.Operation
     inputs: list
     output: Tensor
+    in_loop: bool = False
 
 
 @contextlib.contextmanager
@@ -55,13 +59,14 @@ def capture_calls(model: keras.Model) -> Iterator[list[Call]]:
     >>> maps = [call.output for call in calls if isinstance(call.operation, keras.layers.ReLU)]
     """
     calls: list[Call] = []
+    graph = _graph()
     sources: dict[int, tuple] = {}  # id of a cast copy -> (copy, source); keeps the copy alive
 
     def record(operation: keras.Operation, call: Callable, *args: Any, **kwargs: Any) -> Any:
         output = call(*args, **kwargs)
         flat = keras.tree.flatten((args, kwargs))
         inputs = [sources.get(id(given), (given, given))[1] for given in flat]
-        calls.append(Call(operation, inputs, output))
+        calls.append(Call(operation, inputs, output, _graph() is not graph))
         return output
 
     def note_cast(convert: Callable, given: Any, *args: Any, **kwargs: Any) -> Any:
@@ -82,6 +87,11 @@ def capture_calls(model: keras.Model) -> Iterator[list[Call]]:
         for policy in policies.values():
             stack.enter_context(_wrapped(policy, "convert_input", note_cast))
         yield calls
+
+
+def _graph() -> tf.Graph | None:
+    """The graph that is being built, `None` in eager execution."""
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
 class _Wrapping:
@@ -169,6 +179,29 @@ def normalizations(calls: Sequence[Call]) -> dict[int, Call]:
         if isinstance(call.operation, keras.layers.BatchNormalization):
             found.setdefault(id(call.inputs[0]), call)
     return found
+
+
+def enclosing(call: Call, calls: Sequence[Call]) -> Call | None:
+    """Finds the innermost call around a call in a loop that is outside of the loop.
+
+    Args:
+        call: one of `calls`.
+        calls: calls from `capture_calls`.
+
+    Returns:
+        A `Call` with one output tensor, or `None` if there is none.
+    """
+    position = next(i for i, one in enumerate(calls) if one is call)
+    for one in calls[position + 1 :]:  # a call returns after the calls within it
+        if not one.in_loop and hasattr(one.output, "shape") and _contains(one.operation, call):
+            return one
+    return None
+
+
+def _contains(operation: keras.Operation, call: Call) -> bool:
+    if not isinstance(operation, keras.layers.Layer):
+        return False
+    return any(layer is call.operation for _, layer in walk_layers(operation))
 
 
 class _Reached(Exception):

@@ -59,7 +59,7 @@ def find_kernels(
         which `walk_layers` lists the layers. A kernel that several layers share is listed once.
 
     Raises:
-        ValueError: if `model` is not built, or if `include` or `exclude` names a layer that
+        ValueError: if `include` or `exclude` names a layer that
             cannot be represented or has another type.
 
     Example:
@@ -77,15 +77,13 @@ def find_kernels(
     skipped: list[SkippedLayer] = []
     owners: dict[int, str] = {}
     for path, layer in layers:
-        if path in candidates and not layer.built:
-            raise ValueError(
-                f"model must be built. Received: {model.name!r}, whose layer {path!r} is not built"
-            )
         reason = None
         if path not in candidates:
             reason = "not a convolution"
             if isinstance(layer, keras.layers.Dense):
                 reason = "Dense, and include_dense is False"
+        elif not layer.built:
+            reason = "it is never called"
         elif included.given and not included.takes(path, layer):
             reason = "not in include"
         elif excluded.takes(path, layer):

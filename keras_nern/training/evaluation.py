@@ -33,6 +33,22 @@ METRICS = (
 )
 
 
+# Metrics of which larger values are better.
+INCREASING = ("agreement", "accuracy")
+
+
+def create_trackers() -> dict[str, keras.metrics.Mean]:
+    """The running means of `METRICS`.
+
+    `keras.callbacks.EarlyStopping`, `ModelCheckpoint` and the like infer the direction of what
+    they monitor from the private attribute `Metric._direction` (tried on Keras 3.15).
+    """
+    trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
+    for name, tracker in trackers.items():
+        tracker._direction = "up" if name in INCREASING else "down"
+    return trackers
+
+
 class Evaluation:
     """The kernels and errors of one evaluation or prediction.
 
@@ -40,6 +56,9 @@ class Evaluation:
         original: the base.
         representation: the predicted kernels.
         objective: the losses.
+
+    Attributes:
+        names: names of the results of the last evaluation.
     """
 
     def __init__(
@@ -50,6 +69,7 @@ class Evaluation:
         self._objective = objective
         self._kernels: list[keras.Variable] = []
         self._errors: dict[str, keras.Variable] = {}
+        self.names: list[str] = []
 
     def refresh(self) -> None:
         """Predicts all kernels, and their errors, for the batches to come."""

@@ -65,6 +65,7 @@ class Objective:
 
     def refresh_targets(self, settings: Settings) -> None:
         """Reads from the base as it is now what is to be predicted."""
+        self._original.check_finite()
         blocks = self._original.blocks
         samplings = (settings.kernel_sampling, settings.distillation_sampling)
         with self.scope():

@@ -672,7 +672,10 @@ HOSTILE = {
         "it has no part 'predictor.levels'",
     ),
     "another view": (changed(("blocks", "view", "fish")), "its view must be one of .*='fish'"),
-    "blocks of nothing": (changed(("blocks", {**BLOCK_VIEW, "block_size": 0})), "block_size must be .*block_size=0"),
+    "blocks of nothing": (
+        changed(("blocks", {**BLOCK_VIEW, "block_size": 0})),
+        "block_size must be .*block_size=0",
+    ),
     "a grid of others": (changed(("kernels", 0, "grid", [1, 2])), r"its kernels are in blocks"),
     "a grid of billions": (
         changed(("kernels", 0, "grid", [2**24, 2**24])),

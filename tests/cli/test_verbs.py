@@ -127,9 +127,10 @@ def test_evaluate_reads_noise_batch_by_batch_and_gives_both_networks_the_same(fo
     def spy(model, images, options):
         predict = model.predict_step
 
-        def predict_step(batch):
+        def predict_step(data):
+            batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
             seen.append(keras.ops.convert_to_numpy(batch))
-            return predict(batch)
+            return predict(data)
 
         model.predict_step, model.run_eagerly = predict_step, True
         return outputs(model, images, options)
