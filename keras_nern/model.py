@@ -624,7 +624,7 @@ class NeRNModel(keras.Model):
                 fewer labels than images; if labels, weights or a split are given although `x` is
                 not an array; if there are labels under a strategy that does not support them.
         """
-        shapes = self._original.input_shapes
+        shapes, outputs = self._original.input_shapes, self._original.output_shapes
         labeled = y is not None or is_pair(x, shapes)
         if is_multi_worker(self.distribute_strategy) and labeled:
             raise ValueError(
@@ -633,7 +633,7 @@ class NeRNModel(keras.Model):
             )
         if are_arrays(x):
             x = check_inputs(x, shapes, name)
-            check_targets(*unpack(x, y, sample_weight, shapes), name)
+            check_targets(*unpack(x, y, sample_weight, shapes), name, outputs)
             return x
         if y is not None or sample_weight is not None or validation_split:
             raise ValueError(
@@ -642,7 +642,7 @@ class NeRNModel(keras.Model):
                 f"y={'None' if y is None else 'labels'}, "
                 f"sample_weight={'None' if sample_weight is None else 'weights'}"
             )
-        return check_inputs(x, shapes, name)
+        return check_inputs(x, shapes, name, outputs)
 
     # Evaluation.
 
@@ -674,6 +674,8 @@ class NeRNModel(keras.Model):
             model uses has the prefix `compiled_`.
         """
         x, y, sample_weight = unpack(x, y, sample_weight, self._original.input_shapes)
+        if not any(name.startswith("_") for name in kwargs):  # in a fit, which has checked them
+            x = self.check_data(x, y, sample_weight=sample_weight)
         results = super().evaluate(
             x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict=True, **kwargs
         )
@@ -792,8 +794,8 @@ class NeRNModel(keras.Model):
         """
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(
-                "A NeRNModel is saved in a file that ends in .keras, since HDF5 files hold no state "
-                f"beside weights. Received: filepath={str(filepath)!r}"
+                "A NeRNModel is saved in a file that ends in .keras, because HDF5 holds weights "
+                f"only. Received: filepath={str(filepath)!r}"
             )
         with atomic_write(filepath, overwrite and zipped in (None, True)) as path:
             super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)

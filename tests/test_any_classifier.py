@@ -212,9 +212,8 @@ def test_include_and_exclude_choose_the_represented_layers(tmp_path):
     np.testing.assert_array_equal(
         rebuilt.get_layer(stem).kernel.numpy(), base.get_layer(stem).kernel.numpy()
     )
-    assert f"kept: Conv2D, {stem}, {7 * 7 * 3 * 4 + 4} weights (in exclude)" in str(
-        nern.summary_table()
-    )
+    weights = 7 * 7 * 3 * 4 + 4
+    assert re.search(rf"Conv2D +{stem} +{weights} +in exclude", str(nern.summary_table()))
     nern.save(tmp_path / "nern.keras")
     loaded = keras.models.load_model(tmp_path / "nern.keras")
     assert list(loaded.predict_kernels()) == list(nern.predict_kernels())

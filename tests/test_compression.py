@@ -100,7 +100,7 @@ def test_refuses(nern, arguments, message):
 
 def test_refuses_what_is_compressed(nern):
     small = keras_nern.compress(nern, bits=4)
-    with pytest.raises(ValueError, match=r"must not be compressed already.*bits=4, pruned=False"):
+    with pytest.raises(ValueError, match=r"must have a predictor that is not compressed.*bits=4, pruned=False"):
         keras_nern.compress(small, bits=3)
     with pytest.raises(ValueError, match=r"nern must be a NeRNModel\. Received"):
         keras_nern.compress(nern.base, bits=3)

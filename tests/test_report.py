@@ -38,4 +38,5 @@ def test_prints_a_row_per_layer_and_the_totals(base):
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line}
     assert lines["conv"] == ["conv", "3x3x4x6", "24", "216", "0"]
     assert lines["total"] == ["total", "52", "276", "0"]
-    assert "predictor parameters      2,839" in text
+    assert lines["predictor"] == ["predictor", "bytes", "11,356"]
+    assert "predictor parameters   2,839" in text

@@ -132,7 +132,7 @@ def data_options(default: str | None) -> Callable:
             help="Folder of the TFDS dataset, which is downloaded into it if it is missing.",
         ),
         click.option(
-            "--split", help="Split of the TFDS dataset. Default: test to evaluate, train to train."
+            "--split", help="Split of the TFDS dataset. Default: test for evaluate, else train."
         ),
         click.option(
             "--scale",

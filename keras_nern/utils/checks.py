@@ -51,7 +51,12 @@ def number(name: str, value: Any, minimum: float = -math.inf, positive: bool = F
         ValueError: if `value` is not a number, not finite or too small.
     """
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not minimum <= value < math.inf or (positive and value <= 0):
+    if (
+        not is_number
+        or not -math.inf < value < math.inf
+        or value < minimum
+        or (positive and value <= 0)
+    ):
         bound = " above 0" if positive else f" of at least {minimum:g}" * (minimum > -math.inf)
         raise ValueError(f"{name} must be a finite number{bound}. Received: {name}={value!r}")
     return float(value)

@@ -81,6 +81,9 @@ def test_integer_precision_keeps_the_zeros_of_a_pruned_predictor(nern, compresse
     )
     for mask, one in zip(masks, levels, strict=True):
         assert not one[mask == 0].any()
+    both = compressed(bits=6, sparsity=0.5)
+    both.export(path)
+    assert_same_weights(keras_nern.load(path), both.reconstruct())
 
 
 def test_float16_precision_rounds_all_weights(nern, path):
@@ -216,7 +219,7 @@ def test_raises_for_kept_weights_that_float16_cannot_hold(path):
     base.get_layer("stem_bn").moving_variance.assign([1.0, 2.0, 3.0, 1e6])
     message = (
         r"kept_precision must be 'float32', because float16 holds numbers up to 65,504\. Received: "
-        r".*'stem_bn/moving_variance' with numbers up to 1,000,000"
+        r".*/stem_bn/moving_variance' with numbers up to 1,000,000"
     )
     with pytest.raises(ValueError, match=message):
         keras_nern.NeRNModel(base, 4).export(path, kept_precision="float16")

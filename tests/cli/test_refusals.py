@@ -18,7 +18,7 @@ REFUSED = {
     ),
     "a file of no kind": ("info images.npz", "'images.npz', a file of another kind"),
     "a NeRN of a NeRN": ("fit nern.keras other.keras", "'nern.keras', a NeRN"),
-    "a damaged compact file": ("info damaged.nern", "SHA-256"),
+    "a damaged compact file": ("info damaged.nern", "does not match its SHA-256"),
     "a truncated Keras file": ("info cut.keras", "'cut.keras', a file of another kind"),
     "an unknown compression": ("info method.keras", "'method.keras', a file of another kind"),
     "an encrypted file": ("info encrypted.keras", "'encrypted.keras', a file of another kind"),
@@ -81,11 +81,11 @@ REFUSED = {
     ),
     "images that are NaN": (
         "evaluate nern.keras --data nan.npy",
-        "--data must have images of finite real numbers. Received: an array of float32 with 64",
+        "--data must have images of finite numbers. Received: NaN or infinity in image 0",
     ),
     "complex images": (
         "evaluate nern.keras --data complex.npy",
-        "finite real numbers. Received: an array of complex64",
+        "--data must have images of real numbers. Received: an array of complex64",
     ),
     "arrays of other names": (
         "evaluate nern.keras --data names.npz",

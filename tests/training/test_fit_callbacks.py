@@ -249,7 +249,7 @@ def _optimizer(name, **arguments):
 
 RESTORED = {
     "in the reconstruction": (2, ("reconstruction", 5), {}),
-    "at its last step": (6, ("distillation", 1), {"run_eagerly": True}),
+    "at its last step": (6, ("distillation", 1), {}),
     "at its last step, averaged": (
         6,
         ("distillation", 1),
@@ -260,9 +260,9 @@ RESTORED = {
         ("distillation", 9),
         {"optimizer": _optimizer("Adam", learning_rate=1e-2)},
     ),
-    "steps at once": (2, ("distillation", 7), {"steps_per_execution": 2}),
-    "after the last batch of an epoch": (1, ("distillation", 10), {"run_eagerly": True}),
-    "after the last batch of all": (1, ("distillation", 15), {"run_eagerly": True}),
+    "steps at once": (2, ("distillation", 7), {"steps_per_execution": 2, "run_eagerly": False}),
+    "after the last batch of an epoch": (1, ("distillation", 10), {}),
+    "after the last batch of all": (1, ("distillation", 15), {}),
 }
 
 
@@ -297,7 +297,7 @@ def test_restored_where_it_was_killed_in_writing_the_metadata(base, images, tmp_
         shutil.copytree(tmp_path / "killed", folder)
         assert (folder / "training_metadata.json").exists()
         (folder / "training_metadata.json").write_text(content)
-        again = _model(base, run_eagerly=True)
+        again = _model(base)
         _fit(again, images, folder, 2)
         for a, b in zip(expected, again.predict_kernels().values(), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -311,8 +311,8 @@ def test_a_restored_fit_that_is_longer_never_trains_at_rate_zero(
     base, images, tmp_path, place, steps, epochs
 ):
     with pytest.raises(KeyboardInterrupt):
-        _fit(_model(base, run_eagerly=True), images, tmp_path, 1, [_Kill(*place)], epochs=2)
-    nern, rates = _model(base, reconstruction_steps=steps, run_eagerly=True), []
+        _fit(_model(base), images, tmp_path, 1, [_Kill(*place)], epochs=2)
+    nern, rates = _model(base, reconstruction_steps=steps), []
     record = keras.callbacks.LambdaCallback(
         on_train_batch_begin=lambda batch, logs: rates.append(float(nern.optimizer.learning_rate))
     )
@@ -346,8 +346,8 @@ def test_validation_comes_as_often_as_asked_also_in_a_restored_fit(
         return [epoch for epoch, validated in seen if validated]
 
     with pytest.raises(KeyboardInterrupt):
-        epochs(_model(base, run_eagerly=True), [_Kill("distillation", 3)])
-    assert epochs(_model(base, run_eagerly=True)) == expected
+        epochs(_model(base), [_Kill("distillation", 3)])
+    assert epochs(_model(base)) == expected
 
 
 @pytest.mark.parametrize(

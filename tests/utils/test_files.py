@@ -2,10 +2,10 @@ import os
 
 import pytest
 
-from keras_nern.utils.files import atomic_write, writable
+from keras_nern.utils.files import atomic_write, check_writable
 
 
-def test_takes_the_place_of_the_file_when_all_is_written(tmp_path):
+def test_replaces_the_file_when_the_block_ends(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with atomic_write(path) as partial:
@@ -15,7 +15,7 @@ def test_takes_the_place_of_the_file_when_all_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_leaves_the_file_where_writing_fails(tmp_path):
+def test_keeps_the_file_if_writing_fails(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -30,7 +30,7 @@ def test_leaves_the_file_where_writing_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_link_stays_a_link(tmp_path):
+def test_writes_to_the_target_of_a_link(tmp_path):
     path, link = tmp_path / "file", tmp_path / "link"
     path.write_text("old")
     link.symlink_to(path)
@@ -41,38 +41,39 @@ def test_a_link_stays_a_link(tmp_path):
 
 
 @pytest.mark.parametrize(("path", "applies"), [("gs://bucket/file", True), ("file", False)])
-def test_other_places_are_written_to_as_they_stand(path, applies):
+def test_writes_directly_to_addresses_and_on_request(path, applies):
     with atomic_write(path, applies) as given:
         assert given == path
 
 
-def test_writers_are_not_in_each_others_way(tmp_path):
-    path = tmp_path / "file"
-    stranger = tmp_path / "partial.file"
-    stranger.write_text("not ours")
+def test_two_writers_use_different_temporary_files(tmp_path):
+    path = tmp_path / "file.npz"
+    other = tmp_path / "partial.file.npz"
+    other.write_text("of someone else")
     with atomic_write(path) as slow, open(slow, "w") as file:
+        assert slow.suffix == ".npz"
         file.write("slow, ")
         with atomic_write(path) as fast:
             fast.write_text("fast")
         assert path.read_text() == "fast"
         file.write("but whole")
     assert path.read_text() == "slow, but whole"
-    assert sorted(tmp_path.iterdir()) == [path, stranger]
-    assert stranger.read_text() == "not ours"
+    assert sorted(tmp_path.iterdir()) == [path, other]
+    assert other.read_text() == "of someone else"
 
 
-def test_nothing_but_files_is_replaced(tmp_path):
+def test_raises_for_a_path_that_is_not_a_file(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(FileExistsError, match=r"not of a device or pipe: '.*pipe'"):
-        writable(pipe)
+        check_writable(pipe)
     with pytest.raises(FileExistsError), atomic_write(pipe):
         pass
     assert pipe.is_fifo()
     with pytest.raises(IsADirectoryError, match=r"Expected the path of a file: "):
-        writable(tmp_path)
+        check_writable(tmp_path)
     with pytest.raises(IsADirectoryError):
-        writable("")  # the current folder
+        check_writable("")  # the current folder
     with pytest.raises(FileNotFoundError, match=r"in a folder that exists: '.*there/file'"):
-        writable(tmp_path / "there" / "file")
+        check_writable(tmp_path / "there" / "file")
     assert list(tmp_path.iterdir()) == [pipe]

@@ -1,0 +1,22 @@
+"""Steps of the fits in this folder run eagerly, unless a test is marked `traced`.
+
+A fit of a few steps takes seconds to trace and milliseconds to run.
+"""
+
+import pytest
+
+import keras_nern
+
+
+@pytest.fixture(autouse=True)
+def _eager(request, monkeypatch):
+    if request.node.get_closest_marker("traced"):
+        return
+    compile_ = keras_nern.NeRNModel.compile
+
+    def eager(self, *args, **kwargs):
+        if not kwargs.get("jit_compile"):
+            kwargs.setdefault("run_eagerly", True)
+        compile_(self, *args, **kwargs)
+
+    monkeypatch.setattr(keras_nern.NeRNModel, "compile", eager)
