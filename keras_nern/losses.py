@@ -93,11 +93,22 @@ def feature_map_distillation_loss(teacher: Sequence[Tensor], student: Sequence[T
 
     Source: Ashkenazi et al., ICLR 2023, equation 3.
     """
-    total = ops.zeros((), "float32")
-    for original, rebuilt in zip(teacher, student, strict=True):
-        distance = ops.square(_unit(original) - _unit(rebuilt))
-        total += ops.mean(ops.sum(distance, axis=-1))
-    return total
+    return sum(feature_map_distances(teacher, student), ops.zeros((), "float32"))
+
+
+def feature_map_distances(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[Tensor]:
+    """The terms of `feature_map_distillation_loss`, a scalar for each layer.
+
+    Args:
+        teacher, student: as for `feature_map_distillation_loss`.
+
+    Returns:
+        A list of scalars.
+    """
+    return [
+        ops.mean(ops.sum(ops.square(_unit(original) - _unit(rebuilt)), axis=-1))
+        for original, rebuilt in zip(teacher, student, strict=True)
+    ]
 
 
 def layer_output_loss(

@@ -27,6 +27,7 @@ from keras_nern.data.inputs import (
     unpack,
 )
 from keras_nern.network.blocks import Blocks
+from keras_nern.network.copying import build_configs, build_from_configs
 from keras_nern.network.kernels import walk_layers
 from keras_nern.network.original import OriginalNetwork
 from keras_nern.network.selection import Choice
@@ -36,7 +37,7 @@ from keras_nern.predictor.centering import apply_centered_gradients, center_bias
 from keras_nern.predictor.predictor import KernelPredictor
 from keras_nern.report import SummaryTable, summary_table
 from keras_nern.representation import Representation
-from keras_nern.training.evaluation import METRICS, Evaluation, create_trackers
+from keras_nern.training.evaluation import METRICS, Evaluation
 from keras_nern.training.fit import TwoPhaseFit
 from keras_nern.training.objective import Objective
 from keras_nern.training.optimizer import PlannedCosineDecay, default_optimizer
@@ -207,7 +208,7 @@ class NeRNModel(keras.Model):
         )
         center_biases(self.predictor, self._representation.sample_coordinates())
         self._base_is_new = False  # whether from_config made the base, which has no weights yet
-        self._trackers = create_trackers()
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
         self.reconstruction_iterations = self._add_counter("reconstruction_iterations")
         self.phase_iterations = self._add_counter("phase_iterations")
         self._seed = keras.random.SeedGenerator(name="sampling")
@@ -502,7 +503,7 @@ class NeRNModel(keras.Model):
             teacher = self._original.forward(inputs)  # outside the tape: it has no gradients
             batch = keras.ops.shape(keras.tree.flatten(inputs)[0])[0]
         with tf.GradientTape() as tape:
-            terms, means = self._objective.terms(self._settings, inputs, teacher)
+            terms, means, parts = self._objective.terms(self._settings, inputs, teacher)
             loss = self._objective.weighted(self._settings, terms, scaled=True)
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
@@ -512,6 +513,7 @@ class NeRNModel(keras.Model):
             apply_centered_gradients(self.optimizer, gradients, variables, self.predictor, means)
         else:
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self._objective.watch(self.phase, self.phase_iterations, loss, parts)
         self.phase_iterations.assign_add(1)
         if teacher is None:
             self.reconstruction_iterations.assign_add(1)
@@ -726,22 +728,32 @@ class NeRNModel(keras.Model):
     # Saving.
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "base": self._original.architecture(), **self._config()}
+        return {
+            **super().get_config(),
+            "base": self._original.architecture(),
+            "base_build": keras.saving.serialize_keras_object(build_configs(self.base)),
+            **self._config(),
+        }
 
     def _config(self) -> dict[str, Any]:
         """The arguments of the constructor but `base`, as JSON has them."""
         encoding = keras.saving.serialize_keras_object(self.predictor.encoding)
         include = None
         if self.include is not None or self.exclude is not None:
-            # By path, because functions and regular expressions cannot be written down.
-            include = list(dict.fromkeys(k.path for k in self._original.blocks.kernels))
+            # By position, because functions and regular expressions cannot be written down, and
+            # names may be others in a copy.
+            chosen = {id(kernel.layer) for kernel in self._original.blocks.kernels}
+            layers = walk_layers(self.base)
+            include = [index for index, (_, layer) in enumerate(layers) if id(layer) in chosen]
         own = {"encoding": encoding, "include": include, "exclude": None}
         names = [name for name in ARGUMENTS if name not in own]
         return {**{name: getattr(self, name) for name in names}, **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
+        config = dict(config)
         base = keras.saving.deserialize_keras_object(config["base"])
+        build_from_configs(base, keras.saving.deserialize_keras_object(config.pop("base_build")))
         model = cls._from_config(config, base)
         model._base_is_new = True
         return model
@@ -757,8 +769,8 @@ class NeRNModel(keras.Model):
         config = {**config, "base": base}
         config["encoding"] = keras.saving.deserialize_keras_object(config["encoding"])
         if config["include"] is not None:
-            layers = dict(walk_layers(base))
-            config["include"] = [layers[path] for path in config["include"]]
+            layers = [layer for _, layer in walk_layers(base)]
+            config["include"] = [layers[index] for index in config["include"]]
         if permutation is None:
             grids = Blocks(**checks.accepted(Blocks, {**config, "model": base})).grids
             found_by = [config[name] for name in ("permutation", "permutation_method", "metric")]

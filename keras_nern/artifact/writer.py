@@ -21,7 +21,8 @@ import tensorflow as tf
 
 from keras_nern.artifact import codec, configs, container
 from keras_nern.artifact.reader import read_config
-from keras_nern.network.kernels import walk_layers
+from keras_nern.network.copying import stateful_layers
+from keras_nern.network.kernels import finalize, walk_layers
 from keras_nern.network.original import OriginalNetwork
 from keras_nern.predictor.gptq import compress_into
 from keras_nern.predictor.predictor import KernelPredictor
@@ -103,6 +104,7 @@ def write(
         "architecture": configs.serialize(original.base),
     }
     parts = {"config": _config_part(config, original.base, predictor.encoding)}
+    _check_rebuilds(original, config["architecture"])
     if permutation.kind is not None:
         parts["permutation"] = codec.encode_orders(permutation)
     if stores_scales:
@@ -112,6 +114,27 @@ def write(
     kept = [weight for weight in original.base.weights if id(weight) not in represented]
     parts |= _weights_parts("kept", kept, kept_precision)
     container.write(path, parts)
+
+
+def _check_rebuilds(original: OriginalNetwork, architecture: dict[str, Any]) -> None:
+    """Raises a ValueError if the weights, in their order, are not all that the base consists of."""
+    base = original.base
+    copy = configs.build(architecture, _classes(base))
+    copy.set_weights(base.get_weights())
+    finalize(copy)
+    compared = original.check_copy(copy, purpose="compact file")
+    stateful = stateful_layers(base)
+    if stateful and not compared:
+        raise ValueError(
+            "Expected a base whose state is its weights, which are all that a compact file holds. "
+            f"Received: {base.name!r} with the layers {stateful}, which have state of their own"
+        )
+
+
+def _classes(*layers: keras.layers.Layer) -> dict[str, type]:
+    """The classes of layers and of all layers in them, by name."""
+    inner = [one for layer in layers for _, one in walk_layers(layer)]
+    return {type(layer).__name__: type(layer) for layer in (*layers, *inner)}
 
 
 def _precision(precision: str, bits: int | None) -> str:
@@ -142,8 +165,7 @@ def _config_part(config: dict[str, Any], base: keras.Model, encoding: keras.laye
         text = json.dumps(config, separators=(",", ":"), ensure_ascii=False)
         part = codec.pack(text.encode())
         read = read_config({"config": part})
-        layers = [base, encoding, *(layer for _, layer in walk_layers(base))]
-        classes = {type(layer).__name__: type(layer) for layer in layers}
+        classes = _classes(base, encoding)
         configs.check_encoding(encoding)
         for own_config, own in (
             (read["architecture"], base),

@@ -148,8 +148,8 @@ def _check_labels(labels: Any, output_shapes: Shapes, name: str) -> None:
         wrong = (values != np.rint(values)) | (values < 0) | (values >= count)
         if wrong.any():
             raise ValueError(
-                f"{name} must have labels that are classes, integers from 0 to {count - 1}, for the "
-                f"output {output!r}. Received: {np.unique(values[wrong])[:5].tolist()}"
+                f"{name} must have labels from 0 to {count - 1}, the classes of the output "
+                f"{output!r}. Received: {np.unique(values[wrong])[:5].tolist()}"
             )
 
 

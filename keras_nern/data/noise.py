@@ -220,15 +220,17 @@ def _gains(
     """
     rng = np.random.default_rng(0)
     *size, channels = image_shape
-    batch = max(1, PIXELS_AT_ONCE // math.prod(size))
-    batches = max(1, PROBED_PIXELS // math.prod(size) // batch)
+    pixels = math.prod(size) * math.ceil(channels / 3)  # each channel is probed by itself
+    batch = max(1, PIXELS_AT_ONCE // pixels)
+    batches = max(1, PROBED_PIXELS // pixels // batch)
     constant = responses(np.broadcast_to(mean, (batch, *image_shape)))
     gains = np.zeros((constant.shape[-1], channels, channels))
     for _ in range(batches):
         noise = colored_noise(rng, (batch, *size, 1), exponent)
         noisy = [responses(mean + noise * unit) for unit in np.eye(channels)]
-        change = np.stack(noisy, axis=-1) - constant[..., None]  # (positions, filters, channels)
-        gains = gains + np.einsum("pjc,pjd->jcd", change, change) / len(change) / batches
+        change = np.stack(noisy, axis=1) - constant[:, None]  # (positions, channels, filters)
+        change = change.transpose(2, 1, 0)
+        gains += change @ change.transpose(0, 2, 1) / change.shape[-1] / batches
     return gains
 
 
@@ -267,10 +269,10 @@ def _fit_covariance(
     for _ in range(steps):
         slopes = 2 * np.einsum("jcd,de->jce", gains, root) / variances[:, None, None]
         slopes = slopes.reshape(len(target), -1)
-        normal = slopes.T @ slopes
-        normal += damping * (np.diag(np.diag(normal)) + 1e-12 * np.eye(len(normal)))
-        step = np.linalg.lstsq(normal, slopes.T @ error, rcond=None)[0].reshape(root.shape)
-        trial = root - step
+        # (S^T S + D)^-1 S^T = D^-1 S^T (S D^-1 S^T + I)^-1, with a system of filters, not entries
+        scaled = slopes / (damping * (np.sum(slopes**2, axis=0) + 1e-12))
+        step = scaled.T @ np.linalg.solve(slopes @ scaled.T + np.eye(len(slopes)), error)
+        trial = root - step.reshape(root.shape)
         trial_error, trial_variances = residuals(trial)
         if np.sum(trial_error**2) < np.sum(error**2):
             root, error, variances, damping = trial, trial_error, trial_variances, damping / 3

@@ -8,6 +8,7 @@ vocabularies and tables. A copy is proven by comparing its outputs with those of
 """
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,11 +38,14 @@ def copy_model(model: keras.Model, config: dict[str, Any]) -> keras.Model:
     classes = {type(model), *(type(layer) for _, layer in walk_layers(model))}
     # Keras's own classes are left out: keras.layers.Add has the name of the class behind x + y
     own = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
-    copy = keras.saving.deserialize_keras_object(
-        config,
-        custom_objects=own,
-        safe_mode=False,  # this process already holds every Lambda in it
-    )
+    with warnings.catch_warnings():
+        # said of models that hold layers which are never called
+        warnings.filterwarnings("ignore", message="`build\\(\\)` was called on layer")
+        copy = keras.saving.deserialize_keras_object(
+            config,
+            custom_objects=own,
+            safe_mode=False,  # this process already holds every Lambda in it
+        )
     build_like(model, copy)
     for path, layer, twin in twins(model, copy):
         try:
@@ -63,6 +67,34 @@ def build_like(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
             copy.build_from_config(config)
     for one, twin in zip(sublayers(layer), sublayers(copy), strict=False):
         build_like(one, twin)
+
+
+def build_configs(model: keras.Model) -> list[dict[str, Any] | None]:
+    """How layers were built that a config may leave unbuilt: those that custom classes hold.
+
+    Returns:
+        For each layer of `walk_layers`, what `layer.get_build_config()` returns, or `None`. Names
+        would not do, because a subclassed model may name the layers of its copy differently.
+    """
+    layers = [layer for _, layer in walk_layers(model)]
+    held = {
+        id(layer)
+        for holder in (model, *layers)
+        if not type(holder).__module__.startswith("keras.")
+        for layer in sublayers(holder)
+    }
+    return [
+        layer.get_build_config() if layer.built and id(layer) in held else None for layer in layers
+    ]
+
+
+def build_from_configs(model: keras.Model, configs: list[dict[str, Any] | None]) -> None:
+    """Builds what a model has not built yet, by what `build_configs` returned for the original."""
+    for index, config in enumerate(configs):
+        # walked anew, because building a layer may create the layers in it that come next
+        layers = [layer for _, layer in walk_layers(model)] if config is not None else []
+        if config is not None and index < len(layers) and not layers[index].built:
+            layers[index].build_from_config(config)
 
 
 def twins(

@@ -13,7 +13,7 @@ output of filter f, and its change, by gamma_f / sigma_f.
 
 import math
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -21,6 +21,8 @@ import numpy as np
 from keras_nern.network.kernels import Kernel
 from keras_nern.network.recording import Call, capture_calls, normalizations
 from keras_nern.utils.types import Tensor
+
+PIXELS_AT_ONCE = 2**16  # 64 images of 32 x 32, one of 224 x 224
 
 
 class InputMoments(typing.NamedTuple):
@@ -67,9 +69,9 @@ def second_moments(
     counts: dict[int, int] = {}
     scales: dict[int, np.ndarray] = {}
     is_empty = True
-    for inputs in batches:
+    for inputs in _in_parts(batches):
         is_empty = False
-        with capture_calls(base) as calls:
+        with capture_calls(base) as calls, keras.StatelessScope():
             base(inputs, training=False)
         after = normalizations(calls)
         for call in calls:
@@ -85,11 +87,23 @@ def second_moments(
     if is_empty:
         raise ValueError("batches must yield at least one batch of inputs. Received: none")
     return [
-        InputMoments((sums[index] / counts[index]).astype("float32"), scales[index])
+        InputMoments((sums.pop(index) / counts[index]).astype("float32"), scales[index])
         if index in sums
         else None
         for index in range(len(kernels))
     ]
+
+
+def _in_parts(batches: Iterable) -> Iterator:
+    """Splits batches so that one part has about `PIXELS_AT_ONCE` pixels, and at least one image.
+
+    All activations of a part are in memory at once.
+    """
+    for batch in batches:
+        arrays = keras.tree.flatten(batch)
+        count = max(1, PIXELS_AT_ONCE // max(1, *(math.prod(one.shape[1:-1]) for one in arrays)))
+        for start in range(0, len(arrays[0]), count):
+            yield keras.tree.map_structure(lambda one, i=start, n=count: one[i : i + n], batch)
 
 
 def _is_plain(layer: keras.layers.Layer) -> bool:

@@ -61,11 +61,13 @@ class ForwardOutputs(typing.NamedTuple):
         outputs: what the network returned: a tensor or a structure of tensors.
         logits: list of the outputs as logits (see `outputs.logits_of`), in the order of
             `keras.tree.flatten`.
+        map_names: list of the names of the layers whose maps they are.
     """
 
     maps: list
     outputs: object
     logits: list
+    map_names: list
 
 
 class OriginalNetwork:
@@ -177,13 +179,19 @@ class OriginalNetwork:
             logits_of(output, self._activation_of(index, output, calls))
             for index, output in enumerate(keras.tree.flatten(outputs))
         ]
-        return ForwardOutputs(self._maps(calls), outputs, logits)
+        mapped = self._mapped_calls(calls)
+        names = [call.operation.name for call in mapped]
+        return ForwardOutputs([call.output for call in mapped], outputs, logits, names)
 
     def functional_call(self, inputs: Any, kernels: Sequence[Tensor] | None = None) -> Any:
         """Runs the network, as `forward` does, and returns its outputs only.
 
         Whatever layers assign to variables is dropped with the scope.
         """
+        names = self.input_shapes
+        if isinstance(inputs, dict) and names and not isinstance(self.base.input, dict):
+            inputs = [inputs[name] for name in names]
+            inputs = inputs if isinstance(self.base.input, (list, tuple)) else inputs[0]
         mapping = []
         if kernels is not None:
             mapping = [
@@ -209,8 +217,8 @@ class OriginalNetwork:
             return self._inferred[index]
         return output_activation(calls, output)
 
-    def _maps(self, calls: Sequence[Call]) -> list[Tensor]:
-        """Feature maps by the name of their layer; those in a loop are seen from its outside."""
+    def _mapped_calls(self, calls: Sequence[Call]) -> list[Call]:
+        """The calls whose outputs are feature maps; those in a loop are seen from its outside."""
         found = []
         if self._feature_maps != "additions":
             after = normalizations(calls)
@@ -223,7 +231,7 @@ class OriginalNetwork:
             found += [call for call in calls if _adds_maps(call)]
         visible = [call if not call.in_loop else enclosing(call, calls) for call in found]
         unique = {id(call): call for call in visible if call is not None}
-        return [call.output for call in unique.values()]
+        return list(unique.values())
 
     def architecture(self) -> dict[str, Any]:
         """The base's class and config as a serialized Keras object, without compile settings."""
@@ -239,18 +247,38 @@ class OriginalNetwork:
         """
         copy = copy_model(self.base, self.architecture())
         self.check_copy(copy)
+        self._is_copyable = True
         return copy
 
-    def check_copy(self, copy: keras.Model, purpose: str = "copy") -> None:
+    def check_copyable(self) -> None:
+        """Raises a ValueError if `copy` will fail, before the work whose result it is to hold.
+
+        Copies of models that consist of Keras's own layers, none of them quantized or with
+        assets, are not tried.
+        """
+        layers = [self.base, *(layer for _, layer in walk_layers(self.base))]
+        plain = all(
+            type(layer).__module__.startswith("keras.")
+            and not hasattr(layer, "save_assets")
+            and not getattr(layer, "quantization_mode", None)
+            for layer in layers
+        )
+        if self._is_copyable is None and not plain:
+            self.copy()
+
+    def check_copy(self, copy: keras.Model, purpose: str = "copy") -> bool:
         """Raises a ValueError if a copy does not give the base's outputs on a random batch.
 
         Args:
             copy: a model with the kernels of the base.
             purpose: what the copy is, for the error. Defaults to `"copy"`.
+
+        Returns:
+            Whether the two were compared, which needs a base that tells its inputs.
         """
         inputs = probe(self.base)
         if inputs is None:
-            return
+            return False
         outputs = functools.partial(self.base, training=False)
         off = difference(outputs, functools.partial(copy, training=False), inputs)
         # a base whose outputs vary from call to call cannot be compared
@@ -260,6 +288,7 @@ class OriginalNetwork:
                 f"outputs. Received: {self.base.name!r}, whose {purpose} differs by {off:.3g} of "
                 f"the largest output; layers with state of their own: {stateful_layers(self.base)}"
             )
+        return True
 
     def rebuilt(self, kernels: Sequence[Tensor]) -> keras.Model:
         """Creates a copy with other kernels, one tensor for each of `blocks.kernels`."""
@@ -282,9 +311,11 @@ class OriginalNetwork:
         return np.frombuffer(sha.digest(), "uint8")
 
     def _warn_if_not_copyable(self) -> None:
+        self._is_copyable: bool | None = None  # unknown
         try:
             self.architecture()
         except NotImplementedError:
+            self._is_copyable = False
             warnings.warn(
                 f"{self.base.name!r} is of a class without get_config: reconstruct, save and "
                 "export will fail; fit, predict and predict_kernels work",

@@ -66,7 +66,7 @@ def capture_calls(model: keras.Model) -> Iterator[list[Call]]:
         output = call(*args, **kwargs)
         flat = keras.tree.flatten((args, kwargs))
         inputs = [sources.get(id(given), (given, given))[1] for given in flat]
-        calls.append(Call(operation, inputs, output, _graph() is not graph))
+        calls.append(Call(operation, inputs, output, _is_in_loop(output, graph)))
         return output
 
     def note_cast(convert: Callable, given: Any, *args: Any, **kwargs: Any) -> Any:
@@ -87,6 +87,16 @@ def capture_calls(model: keras.Model) -> Iterator[list[Call]]:
         for policy in policies.values():
             stack.enter_context(_wrapped(policy, "convert_input", note_cast))
         yield calls
+
+
+def _is_in_loop(output: Any, graph: tf.Graph | None) -> bool:
+    """Whether an output is that of one turn of a loop, or of a branch.
+
+    Bodies of loops and branches are graphs of their own, but for `tf.vectorized_map`, which
+    traces its function with the index 0 in the name scope `loop_body` (tried on TensorFlow 2.21).
+    """
+    names = (getattr(one, "name", "") for one in keras.tree.flatten(output))
+    return _graph() is not graph or any("loop_body" in str(name) for name in names)
 
 
 def _graph() -> tf.Graph | None:

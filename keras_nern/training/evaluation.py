@@ -37,18 +37,6 @@ METRICS = (
 INCREASING = ("agreement", "accuracy")
 
 
-def create_trackers() -> dict[str, keras.metrics.Mean]:
-    """The running means of `METRICS`.
-
-    `keras.callbacks.EarlyStopping`, `ModelCheckpoint` and the like infer the direction of what
-    they monitor from the private attribute `Metric._direction` (tried on Keras 3.15).
-    """
-    trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
-    for name, tracker in trackers.items():
-        tracker._direction = "up" if name in INCREASING else "down"
-    return trackers
-
-
 class Evaluation:
     """The kernels and errors of one evaluation or prediction.
 

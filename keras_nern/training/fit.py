@@ -98,6 +98,7 @@ class TwoPhaseFit:
     ) -> tuple[Any, dict[str, Any]]:
         """Raises a ValueError for what would fail later; returns `x` and the arguments."""
         model = self._model
+        model._original.check_copyable()
         split, validation_data = arguments["validation_split"], arguments["validation_data"]
         split = 0.0 if validation_data is not None else split or 0.0  # as Keras reads them
         if not 0 <= split < 1:
@@ -218,6 +219,7 @@ class TwoPhaseFit:
             verbose=verbose,
             callbacks=[ReconstructionCallbacks(callbacks, to_int(model.phase_iterations))],
         )
+        callbacks.finite_check.check()
         if verbose and not self._reconstruction_steps_left:
             print("Distillation:")
         return history.history

@@ -27,6 +27,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_nern.training.evaluation import INCREASING, METRICS
+
+CHECK_EVERY = 50  # steps between looks for losses that are not finite
+
 
 class EpochHistory(keras.callbacks.History):
     """A `keras.callbacks.History` that also records the epoch of each value.
@@ -59,9 +63,14 @@ class FitCallbacks(keras.callbacks.CallbackList):
     def __init__(self, callbacks: Any, model: keras.Model, **params: Any) -> None:
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
+        callbacks = keras.tree.flatten(callbacks or [])
+        for callback in callbacks:
+            _set_direction(callback)
         self.history = EpochHistory()
+        stops = any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in callbacks)
+        self.finite_check = FiniteCheck(raises=not stops)
         super().__init__(
-            [*keras.tree.flatten(callbacks or []), self.history],
+            [*callbacks, self.finite_check, self.history],
             add_progbar=params["verbose"] != 0,
             model=model,
             **params,
@@ -166,6 +175,61 @@ class FitCallbacks(keras.callbacks.CallbackList):
         if isinstance(frequency, int):
             frequency = range(frequency, epochs + 1, frequency)
         return [epoch for epoch in frequency if epoch > self._restored_epoch]
+
+
+class FiniteCheck(keras.callbacks.Callback):
+    """Ends a fit whose loss is not finite, with the predictor's weights of some steps before.
+
+    It looks at every `CHECK_EVERY`-th step and at the end of epochs and phases, as each look waits
+    for the steps to end. If the user's callbacks include `keras.callbacks.TerminateOnNaN`, the fit
+    stops without an error.
+
+    Args:
+        raises: whether to raise an error.
+    """
+
+    def __init__(self, raises: bool) -> None:
+        super().__init__()
+        self._raises = raises
+        self._steps = 0
+        self._weights: list = []
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self.model._objective.failure(self.model.phase)  # of an earlier fit
+        self._weights = self.model.predictor.get_weights()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self._steps += 1
+        if self._steps % CHECK_EVERY == 0:
+            self.check()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raises a ValueError if a loss was not finite."""
+        model = self.model
+        failure = model._objective.failure(model.phase)
+        if failure is None:
+            self._weights = model.predictor.get_weights()
+            return
+        model.predictor.set_weights(self._weights)
+        model.stop_training = True
+        if self._raises:
+            step, cause = failure
+            raise ValueError(
+                f"Expected a fit whose losses are finite. Received: NaN or infinity in {cause} at "
+                f"step {step + 1} of the {model.phase}. The predictor has its last finite weights; "
+                "compile again before the next fit, with a lower learning rate unless the images "
+                "are the cause"
+            )
+
+
+def _set_direction(callback: keras.callbacks.Callback) -> None:
+    """Replaces `mode="auto"` if the callback monitors one of our metrics, unknown to Keras."""
+    name = str(getattr(callback, "monitor", "")).removeprefix("val_")
+    if getattr(callback, "mode", None) == "auto" and name in METRICS:
+        callback.mode = "max" if name in INCREASING else "min"
 
 
 def _remove_if_damaged(metadata: pathlib.Path) -> None:

@@ -48,6 +48,11 @@ class Objective:
         self.scope = tf.distribute.get_strategy().scope
         with self.scope():
             self._multipliers = constant(np.ones(len(LOSSES)))
+            # step of a phase with a loss that is not finite, and the cause in `_causes`; -1, -1
+            self._failure = keras.Variable(
+                [-1, -1], trainable=False, dtype="int32", aggregation="only_first_replica"
+            )
+        self._causes: dict[str, list[str]] = {}
         self._targets: keras.Variable | None = None  # (weights,), see Blocks.weights
         self._cumulative: keras.Variable | None = None  # (blocks,), see cumulative_magnitude
         self._moments: list[keras.Variable | None] = []  # per kernel, None if it has none
@@ -94,7 +99,7 @@ class Objective:
 
     def terms(
         self, settings: Settings, inputs: Any = None, teacher: ForwardOutputs | None = None
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+    ) -> tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]:
         """The losses of one training step.
 
         Args:
@@ -104,9 +109,10 @@ class Objective:
                 Defaults to `None`.
 
         Returns:
-            `(terms, means)`: a dict from the names of the losses and of `"relative_error"` to
-            scalars, and the means of the inputs of the predictor's layers, see
-            `KernelPredictor.predict_with_means`.
+            `(terms, means, parts)`: a dict from the names of the losses and of `"relative_error"`
+            to scalars; the means of the inputs of the predictor's layers, see
+            `KernelPredictor.predict_with_means`; and for `watch` a dict from causes of a loss that
+            is not finite to scalars that are then not finite either.
         """
         distills = teacher is not None
         drawn = self._draw(settings.distillation_sampling if distills else settings.kernel_sampling)
@@ -116,10 +122,12 @@ class Objective:
         coordinates = self._representation.coordinates(indices)
         predicted, means = self._representation.predictor.predict_with_means(coordinates)
         terms = self._weight_errors(indices, predicted)
+        parts = {"the predictor": terms["reconstruction_loss"]}
         if teacher is not None:
             kernels = self._representation.assemble(self._all_blocks(drawn, predicted))
             student = self._original.forward(inputs, kernels)
             terms.update(self.distillation_terms(settings, teacher, student))
+            parts |= _parts_of(inputs, teacher, student)
         elif settings.layer_output_weight:
             kernels = self._representation.assemble(self._all_blocks(drawn, predicted))
             terms["layer_output_loss"] = losses.layer_output_loss(
@@ -128,7 +136,33 @@ class Objective:
                 self._moments,
                 self._output_scales,
             )
-        return terms, means
+        return terms, means, parts
+
+    def watch(self, phase: str, step: Tensor, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """Remembers the first step whose loss is not finite, and its cause.
+
+        Args:
+            phase: of the fit.
+            step: number of the step in the phase.
+            loss: of the step.
+            parts: from `terms`.
+        """
+        parts = {**parts, "the loss": loss}
+        self._causes[phase] = list(parts)
+        finite = keras.ops.isfinite(keras.ops.stack(list(parts.values())))
+        index = keras.ops.cast(keras.ops.argmin(keras.ops.cast(finite, "int32")), "int32")
+        before = keras.ops.convert_to_tensor(self._failure)
+        failed = keras.ops.logical_and(before[0] < 0, keras.ops.logical_not(keras.ops.all(finite)))
+        now = keras.ops.stack([keras.ops.cast(step, "int32"), index])
+        self._failure.assign(keras.ops.where(failed, now, before))
+
+    def failure(self, phase: str) -> tuple[int, str] | None:
+        """The step and cause that `watch` remembers, which are then forgotten, or `None`."""
+        step, index = keras.ops.convert_to_numpy(self._failure).tolist()
+        if step < 0:
+            return None
+        self._failure.assign([-1, -1])
+        return step, self._causes[phase][index]
 
     def distillation_terms(
         self, settings: Settings, teacher: ForwardOutputs, student: ForwardOutputs
@@ -191,3 +225,19 @@ class Objective:
         fixed = keras.ops.stop_gradient(predicted)
         rows = fixed + share * (predicted - fixed)
         return keras.ops.scatter_update(rest, drawn[:, None], rows)
+
+
+def _parts_of(inputs: Any, teacher: ForwardOutputs, student: ForwardOutputs) -> dict[str, Tensor]:
+    """What may make a loss of the distillation NaN, in the order of the computation."""
+    images = [
+        keras.ops.sum(keras.ops.cast(one, "float32") * 0.0)  # 0, or NaN
+        for one in keras.tree.flatten(inputs)
+        if keras.backend.standardize_dtype(one.dtype) != "string"
+    ]
+    parts = {"the images": sum(images, keras.ops.zeros((), "float32"))}
+    distances = losses.feature_map_distances(teacher.maps, student.maps)
+    for name, distance in zip(teacher.map_names, distances, strict=True):
+        parts.setdefault(f"the layer {name!r}", distance)
+    for index, (a, b) in enumerate(zip(teacher.logits, student.logits, strict=True)):
+        parts[f"output {index}"] = keras.ops.sum((a + b) * 0.0)
+    return parts

@@ -74,9 +74,26 @@ class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
+@register
+class Muon(keras.optimizers.Muon):
+    """`keras.optimizers.Muon` for variables of another dtype than `keras.config.floatx()`.
+
+    Keras (3.15) computes the rate and its adjustment in floatx, and TensorFlow multiplies no two
+    dtypes. See `keras.optimizers.Muon` for the arguments.
+    """
+
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
+        super().update_step(gradient, variable, keras.ops.cast(learning_rate, variable.dtype))
+
+    def lr_adjust(self, x: Tensor) -> Tensor:
+        return x if self.rms_rate is None else x * (math.sqrt(max(x.shape)) * self.rms_rate)
+
+
 def default_optimizer(schedule: PlannedCosineDecay) -> keras.optimizers.Optimizer:
     """Creates the optimizer that `"auto"` stands for."""
-    return keras.optimizers.Muon(
+    return Muon(
         schedule,
         weight_decay=None,
         adam_weight_decay=None,

@@ -61,7 +61,7 @@ def test_feature_maps_of_a_sequential_model(make):
     seen = {}
     for layer in model.layers:
         x = seen[layer.name] = layer(x)
-    maps, outputs, _ = OriginalNetwork(model).forward(images)
+    maps, outputs, *_ = OriginalNetwork(model).forward(images)
     _assert_equal(maps, [seen["bn"], seen["last"]])
     np.testing.assert_allclose(outputs, x, rtol=1e-5)
 
