@@ -1,9 +1,9 @@
-# The two commands of the README, from nothing but Python 3.11+:
-#   make demo   the main job
-#   make test   the tests
-# and what CI does besides: make lint, make docs, make types; before a release: make test-slow and
+# The commands of the README, which need Python 3.11 or newer and install everything else:
+#   make demo   represents and rebuilds a classifier
+#   make test   runs the tests
+# CI also runs make lint, make docs and make types. Before a release, run make test-slow and
 # make packaging.
-# VENV and PYTHON may be given: make test VENV=/tmp/venv PYTHON=python3.12
+# VENV and PYTHON set the environment and its Python: make test VENV=/tmp/venv PYTHON=python3.12
 
 PYTHON ?= python3
 VENV ?= .venv

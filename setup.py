@@ -1,4 +1,4 @@
-"""Packaging; the version is read from the package, which need not be importable."""
+"""Packaging. The version is read from the package's source, without importing it."""
 
 import pathlib
 import re
@@ -18,10 +18,10 @@ EXTRAS = {
     "tsp": ["fast-tsp>=0.2"],
     "plots": ["matplotlib>=3.8"],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
-    # keras.callbacks.TensorBoard and KernelSummaries; tensorflow 2.21 does not bring it
+    # For keras.callbacks.TensorBoard and KernelSummaries. tensorflow 2.21 does not install it.
     "tensorboard": ["tensorboard"],
     # keras-tuner 1.4.8 imports tensorboard in every trial without requiring it; 1.4.7 does not
-    # require grpcio, by which its chief and workers talk. bayesian: scikit-learn and scipy.
+    # require grpcio, which its chief and workers use. bayesian: scikit-learn and scipy.
     "tuner": ["keras-tuner[bayesian]>=1.4.7", "tensorboard", "grpcio"],
 }
 EXTRAS["demo"] = ["scikit-learn>=1.4", *EXTRAS["plots"]]
@@ -84,7 +84,7 @@ setuptools.setup(
     package_data={"keras_nern": ["py.typed", "zoo/*.weights.h5"]},
     entry_points={"console_scripts": ["keras-nern = keras_nern.cli.__main__:main"]},
     python_requires=">=3.11",
-    # Keras 3.13 gave Muon rms_rate, the scale that the default learning rates are chosen for.
+    # Keras 3.13 added rms_rate to Muon; the default learning rates are chosen for it.
     install_requires=["tensorflow>=2.18", "keras>=3.13", "numpy>=1.26"],
     extras_require=EXTRAS,
 )

@@ -1,4 +1,4 @@
-"""Checks what is in an sdist and a wheel; --lowest prints a wheel's lowest requirements."""
+"""Checks the contents of an sdist and a wheel; --lowest prints a wheel's lowest requirements."""
 
 import pathlib
 import re
@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def main(arguments):
-    """Checks the files named, or prints `name==version` for each requirement of a wheel."""
+    """Checks the given archives, or prints `name==version` for each requirement of a wheel."""
     if arguments[0] == "--lowest":
         print(*lowest(arguments[1]))
         return
@@ -31,7 +31,7 @@ def main(arguments):
 
 
 def names(archive):
-    """The files of an archive; those of an sdist without the folder around them."""
+    """The paths of the files of an archive, relative to the top folder of an sdist."""
     if archive.endswith(".whl"):
         with zipfile.ZipFile(archive) as file:
             return set(file.namelist())
@@ -40,12 +40,12 @@ def names(archive):
 
 
 def lowest(wheel):
-    """`name==version` for each requirement `name>=version` that no extra asks for."""
+    """`name==version` for each requirement `name>=version` outside of extras."""
     with zipfile.ZipFile(wheel) as file:
         (metadata,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
         text = file.read(metadata).decode()
     required = re.findall(r"^Requires-Dist: ([\w-]+)>=([\d.]+)$", text, re.MULTILINE)
-    # a version of two numbers has a first release with a third
+    # the first release of version 2.18 is 2.18.0
     return [f"{name}=={version}{'.0' * (version.count('.') < 2)}" for name, version in required]
 
 

@@ -1,6 +1,6 @@
-"""What a user does first, against the installed package: fit, rebuild, save, load, zoo.
+"""A smoke test of the installed package: fit, rebuild, save, load, and the trained networks.
 
-Run by `make packaging` in environments that have the core's dependencies alone.
+`make packaging` runs it in environments without the packages of the extras.
 """
 
 import pathlib
@@ -38,7 +38,7 @@ nern = keras_nern.NeRNModel(base, hidden_size=32, permutation="cross_filter", vi
 nern.compile(reconstruction_steps=300)
 history = nern.fit(images, epochs=1, verbose=0)
 error = nern.relative_error()
-assert error < 0.1, error  # 1 is no better than zeros
+assert error < 0.1, error  # kernels of zeros have an error of 1
 rebuilt = nern.reconstruct()
 np.testing.assert_allclose(rebuilt.predict(images, verbose=0), nern(images), rtol=1e-4, atol=1e-4)
 small = keras_nern.compress(nern, bits=6)

@@ -37,7 +37,7 @@ class Row:
     Args:
         depth: depth of the ResNet.
         hidden_size: width of the predictor.
-        steps: number of steps of reconstruction and of the second phase.
+        steps: number of steps of the reconstruction and of the second phase.
         permutation: kind of permutation. Defaults to `"cross_filter"`.
         images: images of the second phase: `"mixed-up"` training images, or a kind of
             `keras_nern.NoiseDataset`. Defaults to `"mixed-up"`.
@@ -80,7 +80,7 @@ class Row:
 
     @property
     def can_be_cached(self):
-        """Whether `fits.Fit.load_or_fit` gives the same representation."""
+        """Whether `fits.Fit.load_or_fit` returns the same representation."""
         recipe = self.images, self.second_phase, self.zoo, self.metric
         return recipe == ("mixed-up", "distillation", None, "euclidean")
 
@@ -97,14 +97,14 @@ ROWS = {
     "ResNet56, h=280": Row(56, 280, (12_000, 400), **TWO_OPT),
     "ResNet56, h=320": Row(56, 320, (12_000, 400), **TWO_OPT),
     "ResNet56, h=280, long": Row(56, 280, (12_000, 1_200), **TWO_OPT),
-    # Deeper predictors with fewer frequencies, as large as those of h=160 and h=180.
+    # Deeper predictors with fewer frequencies, of the sizes of h=160 and h=180.
     "ResNet20, deep, h=140": Row(20, 140, (10_000, 2_000), **TWO_OPT, **DEEP),
     "ResNet20, deep, h=155": Row(20, 155, (10_000, 2_000), **TWO_OPT, **DEEP),
     "ResNet20, h=160, greedy": Row(20, 160, (16_000, 1_500)),
     "ResNet20, h=160, short": Row(20, 160, (6_000, 1_000)),
     "ResNet20, h=180, short": Row(20, 180, (6_000, 1_000)),
     "ResNet20, h=160, short, in-filter": Row(20, 160, (6_000, 1_000), "in_filter"),
-    # The images of the second phase, for the same number of steps.
+    # Different images in the second phase, for the same number of steps.
     "quick: mixed-up images": Row(20, 160, QUICK),
     "quick: noise, batch_norm": Row(20, 160, QUICK, images="batch_norm"),
     "quick: noise, gaussian": Row(20, 160, QUICK, images="gaussian"),
@@ -115,7 +115,8 @@ ROWS = {
     "quick: layer outputs, noise": Row(
         20, 160, (2_000, 650), images="batch_norm", second_phase="layer outputs"
     ),
-    # Permutations and smooth training; h=168 without a permutation has the bytes of h=160 with one.
+    # Permutations and smooth training. h=168 without a permutation takes as many bytes as h=160
+    # with one.
     "study: plain": Row(20, 160, QUICK, None, zoo=PLAIN),
     "study: plain, h=168": Row(20, 168, QUICK, None, zoo=PLAIN),
     "study: plain, in-filter": Row(20, 160, QUICK, "in_filter", zoo=PLAIN),

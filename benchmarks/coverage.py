@@ -4,8 +4,8 @@
 
 Builds one network of every family, or with --all every network, with weights=None at its smallest
 input size. Each is represented, trained for a few steps of reconstruction and of distillation, and
-rebuilt. As a check, the rebuilt network then gets the original kernels: its outputs must equal the
-base's bit by bit. Every network runs in a process of its own.
+rebuilt. As a check, the original kernels are then copied into the rebuilt network, whose outputs
+must equal the base's bit by bit. Every network runs in a process of its own.
 
 Prints the number of represented kernels, their blocks, the share of all weights that they hold, the
 mean seconds of a step in each phase (without the first step, which traces the graph), the peak
@@ -61,7 +61,7 @@ def main():
 
 
 def run(options, name):
-    """The cells of one network's row, all but its name."""
+    """The cells of one network's row, except its name."""
     keras.utils.set_random_seed(0)
     side = SMALLEST.get(name, 32)
     make = getattr(keras.applications, name)

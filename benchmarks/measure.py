@@ -16,7 +16,7 @@ def step_seconds(nern, **fit_arguments):
         **fit_arguments: arguments of `NeRNModel.fit`.
 
     Returns:
-        A list of the seconds of every step but the first, which traces the graph.
+        A list of the seconds of every step, except the first, which traces the graph.
     """
     ends = []
     record = keras.callbacks.LambdaCallback(

@@ -1,9 +1,9 @@
 """Other ways to compress the kernels of a network, for `rate_distortion.py`.
 
 Every codec takes float32 kernels `{layer: (kh, kw, cin, cout)}` and returns `(size, decoded)`: the
-bytes of the compressed kernels, and the float32 kernels that a decoder would get. All output is
+bytes of the compressed kernels, and the float32 kernels that a decoder would return. All output is
 compressed with Zstandard at its highest level. Names and shapes of the layers are known from the
-architecture and count no bytes.
+architecture and do not count.
 """
 
 import json
@@ -37,8 +37,8 @@ def integers(kernels, bits):
     """Rounds the weights to integers, with a float16 step size per output channel.
 
     Step sizes minimize the squared error, as for our predictors
-    (`keras_nern.predictor.quantization`). Integers are stored as bytes or, up to 4 bits, as two
-    per byte, whichever is smaller.
+    (`keras_nern.predictor.quantization`). Integers of up to 4 bits are stored one or two per byte,
+    whichever is smaller, larger ones one per byte.
     """
     size, decoded = 0, {}
     for name, kernel in kernels.items():

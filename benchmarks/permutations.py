@@ -3,9 +3,9 @@
     python benchmarks/permutations.py
 
 Orders the kernels of one layer with every kind, metric and method. The layers are a trained one of
-ResNet20 (64 x 64 kernels) and one of the size of ResNet18's largest (512 x 512 kernels of 3 x 3,
-He-normal weights: the time of a greedy search does not depend on the weights, that of the others
-does). Every run is a process of its own.
+ResNet20 (64 x 64 kernels) and one of the size of ResNet18's largest (512 x 512 kernels of 3 x 3)
+with He-normal weights, on which only the time of a greedy search does not depend. Every run is a
+process of its own.
 
 Prints seconds, the growth of the process's peak memory, and the mean cosine of neighboring kernels
 along channels, which is the direction in which a cross-filter order runs.

@@ -5,16 +5,16 @@
 Compares compact files of NeRNs, at several widths and bit depths, with usual ways to compress the
 kernels of the same trained network (`peers.py`): float16, integers with a step size per channel,
 magnitude pruning and weight clustering, all followed by Zstandard, and with --nncodec the
-reference codec of the NNC standard. Weights other than the represented kernels (batch
-normalization, Dense layer) and the architecture are stored alike for every method, in float16 as
-in our file, and count for every method.
+reference codec of the NNC standard. The architecture and the weights that are not represented
+(batch normalization, Dense layer) take the same bytes for every method, those of our file with
+float16, and are part of its size.
 
 NeRNs are fitted as in `accuracy.py` (2-opt; cross-filter unless --permutation is given) and
 compressed to each bit depth (`keras_nern.compress`). The quantized predictor is then tuned for the
 steps of --tune. Bytes are those of the exported file, accuracy is that of the network loaded from
-it. The other methods may use images, too: they are evaluated as they are and with batch
-normalization statistics recomputed from 5,000 training images, and the better accuracy counts. No
-fit sees a test image. Accuracies are measured on all 10,000 CIFAR-10 test images.
+it. The other methods may use images, too: each is evaluated with the original batch normalization
+statistics and with statistics recomputed from 5,000 training images, and the better accuracy
+counts. No fit sees a test image. Accuracies are measured on all 10,000 CIFAR-10 test images.
 
 Prints one row per setting, then the smallest size of each method at a drop of at most 0.5 points.
 Settings that --results contains are not measured again.
@@ -52,7 +52,7 @@ PEERS = {
 
 
 def main():
-    """Measures what is missing, prints the tables and draws the plot."""
+    """Measures the missing points, prints the tables and draws the plot."""
     parser = runs.parser(__doc__)
     cifar10.add_arguments(parser)
     parser.add_argument(
@@ -145,7 +145,7 @@ class Measurement:
         untrained = keras_nern.NeRNModel(self.base, 16, permutation=None)
         self.kernels = untrained.original_kernels()
         parts = self._export(untrained)[1]
-        # bytes of all but the kernels
+        # bytes of everything except the kernels
         self.other_bytes = sum(size for part, size in parts.items() if part != "predictor")
 
     def run(self):

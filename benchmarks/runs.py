@@ -1,4 +1,4 @@
-"""What all benchmarks share: the argument parser, separate processes and result files."""
+"""Helpers of all benchmarks: the argument parser, separate processes and result files."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ def parser(description, run=()):
 def in_new_process(*values):
     """Runs the current command again with `--run VALUES` in a new process.
 
-    Time and memory of a fit are measured on a fresh interpreter this way.
+    Time and memory of a fit are thereby measured in a new interpreter.
 
     Args:
         *values: values of the option `--run`.

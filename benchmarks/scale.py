@@ -55,7 +55,7 @@ def main():
 
 
 def run(options, network, view):
-    """The cells of one row, all but network and view."""
+    """The cells of one row, except network and view."""
     keras.utils.set_random_seed(0)
     if network == "ResNet20":
         base = keras_nern.models.resnet_cifar(20)

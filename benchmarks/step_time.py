@@ -5,15 +5,15 @@
 Compares optimizers on the reconstruction of a trained ResNet20 (h=160, cross-filter), one table
 row per optimizer, all from the same initial weights:
 
-* milliseconds per step, and their ratio to the first row's, from rounds of steps in which the
-  optimizers take turns (median and standard deviation over rounds);
+* milliseconds per step, and their ratio to those of the first row. The optimizers take turns in
+  rounds of steps (median and standard deviation over rounds);
 * steps (and seconds) until the relative squared error falls to several targets, the error after
   the last step, and the growth of the process's memory after the first tenth of the steps, all
   from one fit whose learning rate decays to 0 along a cosine.
 
 `keras_nern.predictor.centering` explains centered gradients. AdamW with betas (0.5, 0.999) and rate
-5e-3 stands in for Ranger, the optimizer of the reference implementation. Last, prints the seconds
-of a distillation step with 64 images.
+5e-3 represents Ranger, the optimizer of the reference implementation. After the table, prints the
+seconds of a distillation step with 64 images.
 """
 
 import statistics

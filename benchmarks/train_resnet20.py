@@ -6,9 +6,9 @@
 
 Uses SGD with Nesterov momentum on flipped and shifted images in batches of 128, decoupled weight
 decay on the kernels, and one cycle of the learning rate: linear from 0 to its peak over the first
-fifth of the steps, then half a cosine back to 0. Keeps the weights of the last step and evaluates
-test images only after it. Prints the test accuracy and the mean cosine of neighboring kernels,
-averaged over the layers. With --report, does so for existing weights.
+fifth of the steps, then half a cosine back to 0. Saves the weights of the last step, and only then
+evaluates test images. Prints the test accuracy and the mean cosine of neighboring kernels, averaged
+over the layers. With --report, only prints them for existing weights.
 """
 
 import pathlib

@@ -27,7 +27,7 @@ from keras_nern.utils.version import __version__ as __version__
 
 
 def __getattr__(name: str) -> types.ModuleType:
-    """Imports `keras_nern.tuner`, which needs keras-tuner, on first use."""
+    """Imports `keras_nern.tuner` on first use, because it requires keras-tuner."""
     if name == "tuner":
         return importlib.import_module("keras_nern.tuner")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

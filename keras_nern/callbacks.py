@@ -5,7 +5,7 @@ control the losses and the phases, and `KernelSummaries` writes kernels and thei
 TensorBoard. Keras's own callbacks work as well: `training.fit_callbacks` documents which events
 callbacks receive.
 
-The callbacks decide by the model's step counters, so they act at the same steps in a fit that
+The callbacks use the model's step counters, so they act at the same steps in a fit that
 `keras.callbacks.BackupAndRestore` restores.
 """
 
@@ -79,7 +79,7 @@ class EvaluateRebuilt(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         if not self._interval.is_due(self.model):
             return
-        # An evaluation resets the running means that the current epoch continues with.
+        # evaluate resets the running means of the current epoch, so they are restored after it.
         variables = self.model.metrics_variables
         means = [keras.ops.convert_to_numpy(variable) for variable in variables]
         results = self.model.evaluate(*self.data, return_dict=True, **self.arguments)
@@ -97,8 +97,7 @@ class LossWarmup(keras.callbacks.Callback):
     With `steps_per_execution`, all steps of an execution have the same weight.
 
     Args:
-        steps: step of the distillation from which on the losses have their full weights, at
-            least 1.
+        steps: step of the distillation at which the losses reach their full weights, at least 1.
         losses: names of the losses, among `"logits_loss"`, `"feature_map_loss"` and
             `"reconstruction_loss"`. Defaults to the first two.
 
@@ -159,8 +158,8 @@ class SwitchPhase(keras.callbacks.Callback):
         self._interval.start()
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        # The check precedes a step: BackupAndRestore writes weights after one, so a restored
-        # fit checks the weights that it starts from.
+        # The check comes before a step, because BackupAndRestore saves weights after a step: a
+        # restored fit then checks the weights that it starts from.
         model = self.model
         if model.phase != "reconstruction" or not self._interval.is_due(model):
             return
@@ -182,7 +181,7 @@ class KernelSummaries(keras.callbacks.Callback):
         log_dir: folder of the runs `reconstruction` and `distillation`. It may be the folder of
             `keras.callbacks.TensorBoard`.
         frequency: number of steps between summaries, counted in each phase; or `"epoch"` for
-            summaries before the first epoch and after each, which leaves out the steps of a
+            summaries before the first epoch and after each epoch, and none during a
             reconstruction before the epochs. Defaults to `"epoch"`.
         layers: names of the kernels to draw, as in `NeRNModel.predict_kernels`; `None` for all.
             Errors are written for all layers. Defaults to `None`.
@@ -276,7 +275,7 @@ class _StepInterval:
     """Tells when the steps of a phase reach or pass a multiple of `frequency`.
 
     An execution of several steps (`steps_per_execution`) may pass a multiple without stopping at
-    it. The first execution after a restart is taken to be a full one.
+    it. The first execution after a restart is assumed to have the full number of steps.
     """
 
     def __init__(self, frequency: int) -> None:

@@ -1,10 +1,10 @@
-"""Compressing the predictor, the paper's *meta-compression*.
+"""Compression of the predictor, the paper's *meta-compression*.
 
-A predictor is a network, too, and can itself be compressed (Ashkenazi et al., ICLR 2023, the second
-application). The smallest weights of each Dense layer are set to zero and the others rounded to
-integers of a few bits (`predictor.quantization`), while other weights and the biases compensate for
-the errors (`predictor.gptq`). A short fit recovers most of the rest: the predictor then learns with
-its kernels as they are stored (`predictor.compressed_dense`).
+A predictor is itself a network that can be compressed (Ashkenazi et al., ICLR 2023, the second
+application). The smallest weights of each Dense layer are set to zero and the others are rounded to
+integers of a few bits (`predictor.quantization`). Weights that are not yet rounded and the biases
+compensate for the errors (`predictor.gptq`). A short fit corrects most of the remaining error: it
+trains the predictor with the kernels that a compact file stores (`predictor.compressed_dense`).
 """
 
 import numbers
@@ -19,7 +19,7 @@ def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) ->
     Args:
         nern: a `NeRNModel` whose predictor is not compressed; it is not changed.
         bits: bits per weight of the Dense kernels, 2 to 8; `None` for floats. Defaults to `None`.
-        sparsity: share of each kernel's weights to set to zero, in [0, 1). Defaults to `0.0`.
+        sparsity: fraction of each kernel's weights to set to zero, in [0, 1). Defaults to `0.0`.
 
     Returns:
         A `NeRNModel` of the same base, compiled as `nern` is. The reconstruction steps of `nern`
@@ -45,8 +45,8 @@ def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) ->
         raise ValueError("Expected bits, a sparsity, or both. Received: bits=None, sparsity=0")
     if nern.bits is not None or nern.pruned:
         raise ValueError(
-            "nern must have a predictor that is not compressed: compress the one from which it was "
-            f"made. Received: bits={nern.bits!r}, pruned={nern.pruned!r}"
+            "nern must have a predictor that is not compressed: compress the original model again "
+            f"instead. Received: bits={nern.bits!r}, pruned={nern.pruned!r}"
         )
     small = nern._with_predictor(bits=bits, pruned=sparsity > 0)
     coordinates = nern._representation.sample_coordinates()

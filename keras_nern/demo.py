@@ -3,8 +3,8 @@
     python -m keras_nern.demo
 
 trains a ResNet20 on the 8x8 handwritten digits of scikit-learn, represents it by a predictor
-with less than half of its weights, and prints what that costs. `keras-nern demo` does the same
-with options. Requires `pip install "keras-nern[demo]"`.
+with less than half of its weights, and prints the accuracy and size of both. `keras-nern demo`
+does the same with options. Requires `pip install "keras-nern[demo]"`.
 
 Source of the digits: 1,797 scans, Alpaydin and Kaynak, "Optical Recognition of Handwritten
 Digits", UCI Machine Learning Repository, 1998.
@@ -29,7 +29,7 @@ from keras_nern.utils.types import Path
 # Images (n, height, width, channels) and labels (n,).
 Split: TypeAlias = tuple[np.ndarray, np.ndarray]
 
-# Results of the original and of the rebuilt classifier, by name.
+# `"original"` and `"rebuilt"` -> name of a result -> value.
 Results: TypeAlias = dict[str, dict[str, float]]
 
 BATCH_SIZE = 64
@@ -50,19 +50,19 @@ def run(
         epochs: epochs of training the classifier. Defaults to `20`.
         reconstruction_steps: steps of the reconstruction phase. Defaults to `2000`.
         distillation_epochs: epochs of the distillation phase. Defaults to `10`.
-        seed: seed of the split, the weights and the training. Defaults to `0`.
+        seed: random seed of the split, the initial weights and training. Defaults to `0`.
         output: folder of the picture; it is created if it does not exist. Defaults to
             `"demo_output"`.
 
     Returns:
-        A dict with a dict of results for `"original"` and for `"rebuilt"`, and the path of the
-        picture for `"picture"`.
+        A dict: `"original"` and `"rebuilt"` are dicts of results, `"picture"` is the path of the
+        picture.
 
     Raises:
         ImportError: if scikit-learn or matplotlib is not installed.
         OSError: if `output` cannot be created.
     """
-    for module in ("sklearn", "matplotlib"):  # before any work
+    for module in ("sklearn", "matplotlib"):  # raises before the training starts
         require(module, "demo")
     folder = pathlib.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,12 +157,12 @@ def _table(results: Results, images: int) -> Table:
         row("agreement with the original, %", "agreement", ".1f", 100),
         row("parameters", "parameters", ","),
         row("bytes, including the permutation", "bytes", ",.0f"),
-        row("seconds to train, to represent", "seconds", ".0f"),
+        row("seconds to train or to represent", "seconds", ".0f"),
     ]
     return Table(rows, ("", "original", "rebuilt"), "lr")
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        sys.exit("keras_nern.demo takes no options; `keras-nern demo --help` lists those it has.")
+        sys.exit("keras_nern.demo takes no options. `keras-nern demo` does: see its --help.")
     run()

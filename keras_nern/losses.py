@@ -1,4 +1,4 @@
-"""The losses with which a representation is trained.
+"""Losses for training a representation.
 
 Let W be the original weights and W^ the predicted ones, a_l and a^_l the feature maps of
 convolution l in the original and the rebuilt network, and z and z^ their logits (Ashkenazi et al.,
@@ -8,12 +8,12 @@ ICLR 2023, section 3.1):
     logits distillation   KL( softmax(z / T) || softmax(z^ / T) ) T^2  mean over images
     feature maps          sum_l | a_l / |a_l| - a^_l / |a^_l| |^2      mean over images
 
-A loss that the paper does not have measures the error of each layer's outputs without running the
-network, by the second moments C_l of its inputs (see `network.moments`):
+A further loss, which is not in the paper, computes the error of each layer's outputs without
+running the network, from the second moments C_l of the layer's inputs (see `network.moments`):
 
     layer outputs         sum_l tr(D_l^T C_l D_l) / tr(W_l^T C_l W_l),  D = W - W^
 
-All losses are computed in float32, whatever the dtype of the networks.
+All losses are computed in float32, independent of the dtype of the networks.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from keras import ops
 
 from keras_nern.utils.types import Tensor
 
-# Below this, a norm or a mean square counts as zero.
+# Squared norms and mean squares are at least this, so that divisions and square roots are finite.
 EPSILON = 1e-12
 
 
@@ -30,9 +30,9 @@ def reconstruction_loss(original: Tensor, predicted: Tensor, mask: Tensor) -> Te
     """Root mean square error of the weights.
 
     Args:
-        original: tensor `(kernels, k * k)`.
-        predicted: tensor `(kernels, k * k)`.
-        mask: tensor `(kernels, k * k)`, 1 for entries that carry a weight, else 0.
+        original: tensor `(blocks, B)`.
+        predicted: tensor `(blocks, B)`.
+        mask: tensor `(blocks, B)`, 1 for entries that carry a weight, else 0.
 
     Returns:
         A scalar in the units of the weights. Its gradient at a perfect fit is 0.
@@ -45,12 +45,12 @@ def reconstruction_loss(original: Tensor, predicted: Tensor, mask: Tensor) -> Te
 
 
 def relative_error(original: Tensor, predicted: Tensor, mask: Tensor) -> Tensor:
-    """Squared error of the weights, relative to their squares.
+    """Squared error of the weights, relative to the sum of their squares.
 
     Args:
-        original: tensor `(kernels, k * k)`.
-        predicted: tensor `(kernels, k * k)`.
-        mask: tensor `(kernels, k * k)`, 1 for entries that carry a weight, else 0.
+        original: tensor `(blocks, B)`.
+        predicted: tensor `(blocks, B)`.
+        mask: tensor `(blocks, B)`, 1 for entries that carry a weight, else 0.
 
     Returns:
         The scalar sum (W - W^)^2 / sum W^2: 0 for a perfect fit, 1 for all zeros.
@@ -65,8 +65,8 @@ def logits_distillation_loss(teacher: Tensor, student: Tensor, temperature: floa
     Args:
         teacher: logits of the original `(batch, classes)`.
         student: logits of the rebuilt network `(batch, classes)`.
-        temperature: T, by which both logits are divided. The loss is multiplied by T^2, so
-            that its gradients keep their size. Defaults to `1.0`.
+        temperature: T, by which both logits are divided. The loss is multiplied by T^2, which
+            keeps the size of its gradients. Defaults to `1.0`.
 
     Returns:
         A scalar in nats, the mean over the batch.
@@ -122,12 +122,12 @@ def layer_output_loss(
     Args:
         original: list of kernels, each `(kh, kw, cin, cout)`.
         predicted: list of kernels of the same shapes.
-        moments: second moments of each kernel's inputs, see `network.moments`; layers with
-            `None` are left out.
+        moments: second moments of each kernel's inputs, see `network.moments`; `None` to skip a
+            layer.
         scales: scale of each kernel's outputs, `(cout,)`.
 
     Returns:
-        A scalar: 0 for a perfect fit, the number of layers for kernels of zeros.
+        A scalar: 0 for a perfect fit, the number of layers with moments for all zeros.
     """
     total = ops.zeros((), "float32")
     for kernel, guess, moment, scale in zip(original, predicted, moments, scales, strict=True):

@@ -1,9 +1,9 @@
-"""NeRNModel: a classifier, represented by a predictor and rebuilt from it.
+"""NeRNModel represents a classifier by a small predictor and rebuilds the classifier from it.
 
-The model is the Keras face of its parts: the base (`network.original`), the predicted kernels
+The model connects its parts to Keras: the base (`network.original`), the predicted kernels
 (`representation`), the settings, losses, evaluation and fit (`training`), and the compact file
-(`artifact`). The rebuilt classifier is the base run with predicted kernels and with everything else
-(batch normalization, biases, Dense layers) as it was.
+(`artifact`). The rebuilt classifier is the base with predicted kernels; its other weights (batch
+normalization, biases, Dense layers) are those of the base.
 """
 
 import dataclasses
@@ -21,7 +21,6 @@ from keras_nern.artifact import writer
 from keras_nern.data.inputs import (
     are_arrays,
     check_inputs,
-    check_targets,
     input_batches,
     is_pair,
     unpack,
@@ -50,7 +49,7 @@ from keras_nern.utils.types import Path, Tensor
 
 
 def _setting(name: str) -> property:
-    """A setting of `compile` as an attribute; a new value is validated and traced anew."""
+    """A property for a setting of `compile`; assigning validates the value and retraces."""
 
     def read(self: "NeRNModel") -> Any:
         return getattr(self._settings, name)
@@ -64,44 +63,47 @@ def _setting(name: str) -> property:
 
 @register
 class NeRNModel(keras.Model):
-    """A convolutional classifier, represented by a small network and rebuilt from it.
+    """Represents a convolutional classifier by a small network and rebuilds it from that network.
 
-    When called, evaluated or asked to predict, the model acts as the rebuilt classifier: the base
-    with predicted convolution kernels. The base itself is never changed.
+    `call`, `evaluate` and `predict` run the rebuilt classifier: the base with predicted kernels.
+    The base itself is never changed.
 
     Args:
         base: a built Keras classifier: functional, Sequential or subclassed, with any inputs and
-            with one or several outputs whose last axis is the classes.
+            one or more outputs. The last axis of each output holds the classes.
         hidden_size: width of the predictor. Defaults to `160`.
         num_layers: number of Dense layers of the predictor, at least 2. Defaults to `5`.
         permutation: order of the coordinates within a layer: `None`, `"in_filter"`,
-            `"cross_filter"`, or a `Permutation` computed before. Defaults to `None`.
-        encoding: a Keras layer from coordinates `(n, 3)` to features `(n, d)`; `None` for
+            `"cross_filter"`, or a `Permutation`. Defaults to `None`.
+        encoding: a Keras layer that maps coordinates `(n, 3)` to features `(n, d)`; `None` for
             `PositionalEncoding()`. Defaults to `None`.
-        normalize: `None`, or `"layer"` to predict each layer's weights divided by their standard
-            deviation, which is stored. Defaults to `None`.
-        metric: distance by which a named permutation compares kernels: `"euclidean"`, or the
-            paper's `"cosine"`. Defaults to `"euclidean"`, which is easier to fit across filters
+        normalize: `"layer"` to divide each layer's weights by their standard deviation, which is
+            stored, before they are predicted; `None` to predict the weights themselves. Defaults
+            to `None`.
+        metric: distance between kernels if `permutation` is a name: `"euclidean"` or the paper's
+            `"cosine"`. Defaults to `"euclidean"`, whose cross-filter orders are easier to fit
             (benchmarks/README.md).
-        feature_maps: where distillation compares the two networks: `"convolutions"`,
-            `"additions"` (of residual branches) or `"both"`, see `network.original`. Defaults to
-            `"convolutions"`.
-        permutation_method: how a named permutation is found: `"greedy"`, `"two_opt"` or
-            `"fast_tsp"`, see `permutations.tours`. Defaults to `"greedy"`.
+        feature_maps: outputs that distillation compares between the two networks:
+            `"convolutions"`, `"additions"` (of residual branches) or `"both"`, see
+            `network.original`. Defaults to `"convolutions"`.
+        permutation_method: search for the order of the kernels if `permutation` is a name:
+            `"greedy"`, `"two_opt"` or `"fast_tsp"`, see `permutations.tours`. Defaults to
+            `"greedy"`.
         view: how kernels are cut into the blocks that are predicted: the paper's `"crop"`, or
-            `"block"`, which wastes almost nothing on small and large kernels, see
+            `"block"`, whose blocks have almost no unused entries if kernels differ in size; see
             `network.blocks`. Defaults to `"crop"`.
         block_size: side of the blocks of the block view; `None` for 3. Defaults to `None`.
-        include, exclude: the layers to represent, and the layers to keep: a name or path, a
+        include, exclude: layers to represent and layers to skip: a layer, its name or path, a
             compiled regular expression, a function from a layer to a bool, or a list of these.
-            Default to `None`: all convolutions are represented.
-        include_dense: whether Dense layers are represented, too; the block view suits them best.
+            Default to `None`, which represents all convolutions.
+        include_dense: whether to represent Dense layers as well; the block view suits them best.
             Defaults to `False`.
-        bits, pruned: of the predictor's kernels, see `KernelPredictor`; `compress` sets them.
-            Default to `None` and `False`.
-        output_activation: what the outputs of the base are: `"softmax"` or `"sigmoid"`
-            probabilities, `"linear"` for logits, or `"auto"` to infer it from the last layer,
-            which does not see into a `call` of your own. Defaults to `"auto"`.
+        bits, pruned: compression of the predictor's kernels, see `KernelPredictor`; `compress`
+            sets them. Default to `None` and `False`.
+        output_activation: activation of the outputs of the base: `"softmax"`, `"sigmoid"`,
+            `"linear"` for logits, or `"auto"` to infer it from the last layer and from outputs
+            for random inputs. `"auto"` does not detect a sigmoid in a custom layer's `call`.
+            Defaults to `"auto"`.
         **kwargs: `keras.Model` arguments (`name`, ...).
 
     Raises:
@@ -156,7 +158,7 @@ class NeRNModel(keras.Model):
         output_activation: str = "auto",
         **kwargs: Any,
     ) -> None:
-        # By name, so that arguments are passed on to the parts without being spelled again.
+        # The arguments by name: each part takes those that its constructor accepts.
         given = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")}
         kwargs.setdefault("dtype", "float32")
         kwargs.setdefault("name", "nern")
@@ -207,7 +209,7 @@ class NeRNModel(keras.Model):
             permutation.metric,
         )
         center_biases(self.predictor, self._representation.sample_coordinates())
-        self._base_is_new = False  # whether from_config made the base, which has no weights yet
+        self._base_is_new = False  # True from from_config until the base's weights are loaded
         self._trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
         self.reconstruction_iterations = self._add_counter("reconstruction_iterations")
         self.phase_iterations = self._add_counter("phase_iterations")
@@ -239,7 +241,7 @@ class NeRNModel(keras.Model):
 
     @property
     def base(self) -> keras.Model:
-        """The original classifier: the object that was given.
+        """The original classifier, the object that was passed as `base`.
 
         `keras.Model.save` stores the base because it walks the attributes of the model and finds
         this property.
@@ -253,12 +255,12 @@ class NeRNModel(keras.Model):
 
     @property
     def include(self) -> Choice:
-        """The argument `include`, kept where Keras does not track the layers in it."""
+        """The argument `include`, stored so that Keras does not track the layers in it."""
         return self._choices.include
 
     @property
     def exclude(self) -> Choice:
-        """The argument `exclude`, kept where Keras does not track the layers in it."""
+        """The argument `exclude`, stored so that Keras does not track the layers in it."""
         return self._choices.exclude
 
     # The representation.
@@ -284,7 +286,7 @@ class NeRNModel(keras.Model):
         return self._by_name(map(keras.ops.convert_to_numpy, self._representation.kernels()))
 
     def original_kernels(self) -> dict[str, np.ndarray]:
-        """The kernels that are represented, as the base has them now.
+        """The original kernels that are represented, with the base's current values.
 
         Returns:
             A dict from each kernel's name, as in `predict_kernels`, to a float32 array of the
@@ -297,10 +299,10 @@ class NeRNModel(keras.Model):
         return dict(zip(names, values, strict=True))
 
     def relative_error(self) -> float:
-        """The squared error of all represented weights, relative to their squares.
+        """The squared error of all represented weights, relative to the sum of their squares.
 
         Returns:
-            A float: sum (W - W^)^2 / sum W^2, of the predictor and the base as they are now.
+            A float: sum (W - W^)^2 / sum W^2, for the current weights of predictor and base.
         """
         return self._representation.errors(self._original.kernel_values())["relative_error"]
 
@@ -317,8 +319,8 @@ class NeRNModel(keras.Model):
         """Rebuilds the classifier as a model that needs no predictor.
 
         Returns:
-            A Keras model of the base's class and config with variables of its own: predicted
-            kernels, everything else copied from the base. It is not compiled.
+            An uncompiled Keras model of the base's class and config. Its variables are its own:
+            predicted kernels and copies of all other variables of the base.
         """
         return self._original.rebuilt(self._representation.kernels())
 
@@ -353,37 +355,38 @@ class NeRNModel(keras.Model):
         gradient_centering: bool | str = "auto",
         **kwargs: Any,
     ) -> None:
-        """Configures the training; a new model is compiled with the defaults.
+        """Configures training.
 
-        Every setting is also an attribute, and assigning to it changes the next fit.
+        A new model is already compiled with the defaults. Every setting is also an attribute;
+        assigning to it changes the next fit.
 
         Args:
-            optimizer: a Keras optimizer, its name, or `"auto"`: Muon, with AdamW at a fifth of
-                its rate for the output layer and the biases, no weight decay, and half a cosine
-                per phase (`training.optimizer`) from the two rates below. Every optimizer
-                starts with a new state, and a new schedule, when `fit` goes from reconstruction
-                to distillation. Defaults to `"auto"`.
-            loss, loss_weights: must be `None`: the model has its own losses.
-            reconstruction_steps: length of the reconstruction phase that `fit` runs before
-                distillation. Defaults to `6000`.
-            reconstruction_learning_rate: peak rate of the reconstruction with `"auto"`. Defaults
-                to `1e-2`.
-            distillation_learning_rate: peak rate of the distillation with `"auto"`. Defaults to
-                `2.5e-4`.
+            optimizer: a Keras optimizer, its name, or `"auto"`: Muon without weight decay, with
+                AdamW at a fifth of its learning rate for the output layer and the biases. In each
+                phase, the rate falls along half a cosine from the peak given below (see
+                `training.optimizer`). `fit` resets the state and the schedule of any optimizer
+                between reconstruction and distillation. Defaults to `"auto"`.
+            loss, loss_weights: must be `None`, because the model has its own losses.
+            reconstruction_steps: number of steps of the reconstruction phase, which `fit` runs
+                before distillation. Defaults to `6000`.
+            reconstruction_learning_rate: peak learning rate of the default optimizer in the
+                reconstruction phase. Defaults to `1e-2`.
+            distillation_learning_rate: peak learning rate of the default optimizer in the
+                distillation phase. Defaults to `2.5e-4`.
             kernel_sampling: kernels per step of reconstruction: `"all"`, `"uniform"`,
                 `"magnitude"`, or an object such as `UniformSampling(1024)`. Defaults to
                 `"uniform"`.
-            distillation_sampling: kernels that get gradients in a step of distillation; all
-                others are predicted as well. Defaults to `"all"`.
+            distillation_sampling: kernels that receive gradients in a step of distillation, in
+                the same form; every step predicts all kernels. Defaults to `"all"`.
             reconstruction_weight: weight of the reconstruction loss. Defaults to `1.0`.
-            logits_weight: weight of the logits' divergence. Defaults to `1e-2`.
-            feature_map_weight: weight of the feature maps' distance. Defaults to `2e-2`.
-            layer_output_weight: weight of the error of each layer's outputs, which needs
+            logits_weight: weight of the logits distillation loss. Defaults to `1e-2`.
+            feature_map_weight: weight of the feature map distillation loss. Defaults to `2e-2`.
+            layer_output_weight: weight of the layer output loss, which needs
                 `gather_second_moments` before `fit`. Defaults to `0.0`.
-            temperature: of the logits' divergence. Defaults to `1.0`.
-            gradient_centering: whether the predictor's layers learn as if the mean of their
-                inputs were 0, see `predictor.centering`; `"auto"` for yes with the default
-                optimizer. Defaults to `"auto"`.
+            temperature: temperature of the logits distillation loss. Defaults to `1.0`.
+            gradient_centering: whether to center the gradients of the predictor's layers, see
+                `predictor.centering`; `"auto"` to do so with the default optimizer only. Defaults
+                to `"auto"`.
             **kwargs: other arguments of `keras.Model.compile`: `metrics` are computed on the
                 outputs of the rebuilt classifier; `auto_scale_loss` scales the loss if the base
                 computes in float16.
@@ -432,7 +435,7 @@ class NeRNModel(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
 
     def _retrace(self) -> None:
-        """Has Keras trace the steps anew, as settings or losses have changed."""
+        """Makes Keras trace the steps again after a change of settings or losses."""
         self._traced_phase: str | None = None
         self.test_function = None
 
@@ -457,9 +460,9 @@ class NeRNModel(keras.Model):
     ) -> keras.callbacks.History:
         """Trains the representation.
 
-        With images, the reconstruction phase runs first, with a progress bar of its own, unless
-        its steps are done already; `epochs` of distillation follow. Labels are not used for
-        training. Without images, `fit` runs `epochs * steps_per_epoch` steps of reconstruction.
+        With images, `fit` runs the remaining steps of the reconstruction phase, with their own
+        progress bar, and then `epochs` of distillation. Labels are not used for training. Without
+        images, `fit` runs `epochs * steps_per_epoch` steps of reconstruction.
 
         Args:
             x: images or (images, labels): arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset`
@@ -470,20 +473,22 @@ class NeRNModel(keras.Model):
                 learning rate stays at its peak.
             batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle,
                 class_weight, sample_weight, initial_epoch, validation_steps,
-                validation_batch_size, validation_freq: as for `keras.Model.fit`. Weights have no
-                effect on training, which uses no labels; those of `sample_weight` count in the
-                part that `validation_split` holds out. `training.fit_callbacks` documents which
-                events callbacks receive.
+                validation_batch_size, validation_freq: as for `keras.Model.fit`. `class_weight`
+                and `sample_weight` have no effect on training, which uses no labels;
+                `sample_weight` weights the images that `validation_split` holds out.
+                `training.fit_callbacks` documents which events callbacks receive.
 
         Returns:
-            A `keras.callbacks.History` of the epochs. Its attribute `reconstruction` holds the
-            same dict for the phase before them, empty if none ran, and `places` the epochs of
-            each value.
+            A `keras.callbacks.History` of the epochs. Its attribute `reconstruction` is the
+            `history` dict of the reconstruction phase that ran before them, empty if none ran.
+            Its attribute `places` maps each name in `history` to the epochs of the values,
+            counted from 1.
 
         Raises:
-            ValueError: before any training, if `x` is empty or its images do not fit the base,
-                if `steps_per_epoch` or second moments are missing, if there are more or fewer
-                labels or weights than images, or if an argument does not suit the kind of `x`.
+            ValueError: if `x` is empty or its images do not fit the base, if `steps_per_epoch` or
+                second moments are missing, if there are more or fewer labels or weights than
+                images, or if an argument does not suit the kind of `x`. It is raised before any
+                training.
             RuntimeError: if the Keras backend is not TensorFlow.
         """
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -549,32 +554,32 @@ class NeRNModel(keras.Model):
         )
 
     def finish_reconstruction(self) -> None:
-        """Ends the reconstruction at this step; a fit under way goes on to distillation.
+        """Ends the reconstruction phase; a running `fit` continues with distillation.
 
-        A model that is saved from here on remembers it, and later fits only distill, until
-        `compile` is called again.
+        Later fits only distill, until `compile` is called again. A saved model keeps this state.
         """
         self.reconstruction_finished = True
         if self.phase == "reconstruction":
             self.stop_training = True
 
     def restart_schedule(self) -> None:
-        """Puts the default optimizer's schedule back to its start.
+        """Restarts the learning rate schedule of the default optimizer.
 
-        The learning rate of the next fit then falls over all of that fit. An optimizer of your
-        own is left alone.
+        The learning rate then falls from its peak to 0 over the whole next fit. A model that was
+        compiled with another optimizer is not changed.
         """
         if self._schedule is not None:
             self.optimizer.iterations.assign(0)
 
     def scale_losses(self, **multipliers: float) -> None:
-        """Multiplies the weights of losses until the current fit, or the next one, ends.
+        """Multiplies the weights of losses until the end of the current or next fit.
 
-        Evaluation uses the full weights.
+        Evaluation uses the weights without multipliers.
 
         Args:
             **multipliers: numbers of at least 0 for `reconstruction_loss`, `logits_loss`,
-                `feature_map_loss` and `layer_output_loss`; losses that are not named keep theirs.
+                `feature_map_loss` and `layer_output_loss`; the other losses keep their
+                multipliers.
 
         Raises:
             ValueError: if a name is unknown or a multiplier is negative.
@@ -582,9 +587,10 @@ class NeRNModel(keras.Model):
         self._objective.scale(multipliers)
 
     def gather_second_moments(self, x: Any, images: int = 2000, batch_size: int = 64) -> None:
-        """Gathers from images which errors of the kernels change the layers' outputs.
+        """Computes the second moments of the layers' inputs on images.
 
-        The results, see `network.moments`, are used by the loss of `layer_output_weight`.
+        The layer output loss needs them, see `network.moments` and `layer_output_weight` of
+        `compile`.
 
         Args:
             x: inputs or (inputs, labels), as for `fit`; noise is enough.
@@ -597,8 +603,8 @@ class NeRNModel(keras.Model):
         """
         require_tensorflow("gather_second_moments")
         x = self.check_data(x)
-        shapes = self._original.input_shapes
-        self._objective.gather_second_moments(input_batches(x, images, batch_size, shapes))
+        batches = input_batches(x, images, batch_size, self._original.signature)
+        self._objective.gather_second_moments(batches)
         self._retrace()
 
     def check_data(
@@ -609,7 +615,7 @@ class NeRNModel(keras.Model):
         validation_split: float = 0.0,
         sample_weight: Any = None,
     ) -> Any:
-        """Checks data for `fit` or `evaluate` before any work is done.
+        """Checks data for `fit` or `evaluate`.
 
         Args:
             x: images or (images, labels), as for `fit`.
@@ -619,32 +625,30 @@ class NeRNModel(keras.Model):
             sample_weight: as for `fit`. Defaults to `None`.
 
         Returns:
-            `x`; for a generator an equivalent one that still yields everything.
+            `x`, or, for a generator, an equivalent generator that still yields every batch.
 
         Raises:
             ValueError: if `x` is empty or its images do not fit the base; if there are more or
                 fewer labels than images; if labels, weights or a split are given although `x` is
                 not an array; if there are labels under a strategy that does not support them.
         """
-        shapes, outputs = self._original.input_shapes, self._original.output_shapes
-        labeled = y is not None or is_pair(x, shapes)
+        original = self._original
+        labeled = y is not None or is_pair(x, original.signature)
         if is_multi_worker(self.distribute_strategy) and labeled:
             raise ValueError(
-                f"{name} must give images without labels between workers, because Keras (3.15) "
-                "does not reduce pairs. Received: images and labels"
+                f"{name} must give images without labels under a multi-worker strategy, because "
+                "Keras (3.15) does not reduce pairs. Received: images and labels"
             )
-        if are_arrays(x):
-            x = check_inputs(x, shapes, name)
-            check_targets(*unpack(x, y, sample_weight, shapes), name, outputs)
-            return x
-        if y is not None or sample_weight is not None or validation_split:
+        by_place = y is not None or sample_weight is not None or validation_split
+        if by_place and not are_arrays(x):
             raise ValueError(
                 f"y, sample_weight and validation_split need {name} to be arrays. Received: "
                 f"{name} of type {type(x).__name__}, validation_split={validation_split!r}, "
                 f"y={'None' if y is None else 'labels'}, "
                 f"sample_weight={'None' if sample_weight is None else 'weights'}"
             )
-        return check_inputs(x, shapes, name, outputs)
+        shapes, try_out = original.label_shapes, original.try_out
+        return check_inputs(x, original.signature, name, shapes, try_out, y, sample_weight)
 
     # Evaluation.
 
@@ -660,7 +664,7 @@ class NeRNModel(keras.Model):
         return_dict: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Evaluates the rebuilt classifier, beside the original.
+        """Evaluates the rebuilt classifier and compares it with the original.
 
         Args:
             x: images or (images, labels), as for `fit`.
@@ -670,13 +674,13 @@ class NeRNModel(keras.Model):
             **kwargs: as for `keras.Model.evaluate`.
 
         Returns:
-            With `return_dict=True` a dict of the losses, the relative error, the agreement with
-            the original and, with labels, the accuracy and compiled metrics; otherwise a list of
-            its values, whose names `metrics_names` lists. A compiled metric with a name that the
-            model uses has the prefix `compiled_`.
+            With `return_dict=True`, a dict of the losses, the relative error, the agreement with
+            the original and, if there are labels, the accuracy and compiled metrics. Otherwise, a
+            list of its values in the order of `metrics_names`. The prefix `compiled_` is added to
+            a compiled metric whose name the model uses itself.
         """
-        x, y, sample_weight = unpack(x, y, sample_weight, self._original.input_shapes)
-        if not any(name.startswith("_") for name in kwargs):  # in a fit, which has checked them
+        x, y, sample_weight = unpack(x, y, sample_weight, self._original.signature)
+        if not any(name.startswith("_") for name in kwargs):  # a call by `fit`, which has checked x
             x = self.check_data(x, y, sample_weight=sample_weight)
         results = super().evaluate(
             x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict=True, **kwargs
@@ -685,8 +689,16 @@ class NeRNModel(keras.Model):
         return results if return_dict else list(results.values())
 
     @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, by which Keras matches compiled metrics given in a dict."""
+        outputs = self._original.signature.outputs
+        if outputs is None:
+            raise AttributeError("The base is a subclassed model, which does not name its outputs")
+        return list(outputs)
+
+    @property
     def metrics_names(self) -> list[str]:
-        """Names of the values that `evaluate` returned last."""
+        """Names of the values that the last `evaluate` returned."""
         return self._evaluation.names or super().metrics_names
 
     def make_test_function(self, force: bool = False) -> Callable | None:
@@ -708,9 +720,12 @@ class NeRNModel(keras.Model):
         terms, outputs = self._evaluation.compare(self._settings, inputs, labels)
         logs = self._track(terms, batch=keras.ops.shape(keras.tree.flatten(inputs)[0])[0])
         if labels is not None:
-            compiled = self.compute_metrics(inputs, labels, outputs, sample_weight)
-            for name, value in compiled.items():
-                logs[f"compiled_{name}" if name in METRICS else name] = _log(value)
+            self.compute_metrics(inputs, labels, outputs, sample_weight)
+            for metric in self.metrics[len(self._trackers) :]:
+                result = metric.result()
+                results = result if isinstance(result, dict) else {metric.name: result}
+                for name, value in results.items():
+                    logs[f"compiled_{name}" if name in METRICS else name] = _log(value)
         return logs
 
     def _track(self, terms: dict[str, Tensor], batch: Tensor | None = None) -> dict[str, Tensor]:
@@ -720,9 +735,9 @@ class NeRNModel(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        # In place of Keras's own "loss", which has no targets to be computed from.
+        # The trackers replace Keras's own "loss", which needs targets.
         compiled = [m for m in super().metrics if m.name not in METRICS]
-        # Compiled metrics have no result before an evaluation, which alone has outputs.
+        # Only evaluation builds compiled metrics; before it they have no result.
         return [*self._trackers.values()] + [m for m in compiled if getattr(m, "built", True)]
 
     # Saving.
@@ -736,12 +751,12 @@ class NeRNModel(keras.Model):
         }
 
     def _config(self) -> dict[str, Any]:
-        """The arguments of the constructor but `base`, as JSON has them."""
+        """The constructor's arguments except `base`, as JSON-serializable values."""
         encoding = keras.saving.serialize_keras_object(self.predictor.encoding)
         include = None
         if self.include is not None or self.exclude is not None:
-            # By position, because functions and regular expressions cannot be written down, and
-            # names may be others in a copy.
+            # By position, because functions and regular expressions cannot be serialized, and
+            # layers may have other names in a copy.
             chosen = {id(kernel.layer) for kernel in self._original.blocks.kernels}
             layers = walk_layers(self.base)
             include = [index for index, (_, layer) in enumerate(layers) if id(layer) in chosen]
@@ -762,9 +777,9 @@ class NeRNModel(keras.Model):
     def _from_config(
         cls, config: dict[str, Any], base: keras.Model, permutation: Permutation | None = None
     ) -> Self:
-        """A model of this base; without a permutation, its blocks stand as they are.
+        """Creates a model of `base`; without `permutation`, its blocks keep their original order.
 
-        A file holds the order of the blocks, which is not searched for among new weights.
+        The order is loaded later with the weights, so no search is needed.
         """
         config = {**config, "base": base}
         config["encoding"] = keras.saving.deserialize_keras_object(config["encoding"])
@@ -778,7 +793,7 @@ class NeRNModel(keras.Model):
         return cls(**{**config, "permutation": permutation})
 
     def _with_predictor(self, **changes: Any) -> "NeRNModel":
-        """This model with other arguments of the predictor, whose kernels hold nothing yet."""
+        """Creates a copy of this model with changed arguments and a new, untrained predictor."""
         config = {**self._config(), "name": self.name, **changes}
         other = NeRNModel._from_config(config, self.base, self.kernel_permutation())
         other.predictor.encoding.set_weights(self.predictor.encoding.get_weights())
@@ -795,19 +810,19 @@ class NeRNModel(keras.Model):
         zipped: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """Saves as `keras.Model.save` does; a previous file stays until the new one is complete.
+        """Saves the model; an existing file is replaced when the new one is complete.
 
         Args:
             filepath, overwrite, zipped: as for `keras.Model.save`.
             **kwargs: as for `keras.Model.save`.
 
         Raises:
-            ValueError: if `filepath` ends in `.h5`.
+            ValueError: if `filepath` ends in `.h5` or `.hdf5`.
         """
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(
-                "A NeRNModel is saved in a file that ends in .keras, because HDF5 holds weights "
-                f"only. Received: filepath={str(filepath)!r}"
+                "filepath must end in .keras, because an HDF5 file would hold only the weights. "
+                f"Received: filepath={str(filepath)!r}"
             )
         with atomic_write(filepath, overwrite and zipped in (None, True)) as path:
             super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
@@ -815,7 +830,7 @@ class NeRNModel(keras.Model):
     def save_weights(
         self, filepath: Path, overwrite: bool = True, max_shard_size: float | None = None
     ) -> None:
-        """Saves as `keras.Model.save_weights` does; see `save`.
+        """Saves the weights; an existing file is replaced when the new one is complete.
 
         Args:
             filepath, overwrite, max_shard_size: as for `keras.Model.save_weights`.
@@ -824,14 +839,14 @@ class NeRNModel(keras.Model):
             super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
 
     def load_weights(self, filepath: Path, **kwargs: Any) -> None:
-        """Loads weights as `keras.Model.load_weights` does; on an error nothing changes.
+        """Loads weights; if loading fails, the model is unchanged.
 
         Args:
             filepath: a file that `save_weights` or `save` wrote.
             **kwargs: as for `keras.Model.load_weights`.
 
         Raises:
-            ValueError: if the weights are those of a representation of another base.
+            ValueError: if the weights belong to a representation of another base.
         """
         variables = [*self.variables, *self.base.variables, *self.optimizer.variables]
         before = [keras.ops.convert_to_numpy(variable) for variable in variables]
@@ -854,7 +869,7 @@ class NeRNModel(keras.Model):
         FitState.from_arrays(store).restore(self)
         weights = set(store.keys()) - set(FIELDS)
         super().load_own_variables({key: store[key] for key in weights})
-        self._base_is_new = False  # its weights come next
+        self._base_is_new = False  # Keras loads the weights of the base next
 
     def export(
         self,
@@ -864,25 +879,25 @@ class NeRNModel(keras.Model):
         kept_precision: str = "float32",
         **kwargs: Any,
     ) -> None:
-        """Writes the compact file, or exports the rebuilt classifier in a format of Keras.
+        """Exports a compact file, or the rebuilt classifier in a format of Keras.
 
         Args:
-            filepath: path of the file. A previous compact file stays until the new one is
+            filepath: path of the file. An existing compact file is replaced when the new one is
                 complete.
             format: `"nern"` for the compact file, which `keras_nern.load` reads, or a format of
                 `keras.Model.export` (`"tf_saved_model"`, `"onnx"`, ...). Defaults to `"nern"`.
-            precision: of the predictor's kernels in a compact file: `"float32"`, `"float16"`,
-                `"int2"` to `"int8"`, or `"auto"` for the bits that they have (see `compress`) or
-                else `"float32"`. Defaults to `"auto"`.
-            kept_precision: of the weights that are not represented, in a compact file:
+            precision: precision of the predictor's kernels in a compact file: `"float32"`,
+                `"float16"`, `"int2"` to `"int8"`, or `"auto"` for the `bits` of the predictor if
+                it is quantized (see `compress`) and `"float32"` otherwise. Defaults to `"auto"`.
+            kept_precision: precision of the weights that are not represented, in a compact file:
                 `"float32"`, which is exact, or `"float16"`. Defaults to `"float32"`.
-            **kwargs: as for `keras.Model.export`, with its formats.
+            **kwargs: as for `keras.Model.export`; not allowed for `"nern"`.
 
         Raises:
             ValueError: if a precision is unknown or given with another format, if weights of the
                 predictor are not finite, or if the base holds code (a Lambda layer) or cannot be
                 built from its config.
-            OSError: if no file can be written at `filepath`.
+            OSError: if `filepath` cannot be written.
             ImportError: if the extra `compact` is not installed.
 
         Example:
@@ -915,17 +930,17 @@ class NeRNModel(keras.Model):
         )
 
 
-# The arguments of the constructor but `base`.
+# The constructor's arguments except `base`.
 ARGUMENTS = tuple(
     name for name in inspect.signature(NeRNModel).parameters if name not in ("base", "kwargs")
 )
 
 
 def _log(result: Tensor) -> Tensor:
-    """A metric's result as a step returns it.
+    """A metric's result in the shape that a step must return.
 
-    Between workers Keras (3.15) averages logs over their first axis, which a scalar lacks
-    (https://github.com/tensorflow/tensorflow/issues/72388).
+    Under a multi-worker strategy, Keras (3.15) averages logs over their first axis, and scalars
+    have none (https://github.com/tensorflow/tensorflow/issues/72388).
     """
     workers = is_multi_worker(tf.distribute.get_strategy())
     return keras.ops.reshape(result, (1,)) if workers else result

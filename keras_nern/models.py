@@ -163,7 +163,7 @@ def load(name: str) -> keras.Model:
 
 
 def list_models() -> list[str]:
-    """Lists the names that `load` takes, sorted."""
+    """Lists the names that `load` accepts, sorted."""
     return sorted(path.name.removesuffix(WEIGHTS) for path in ZOO.glob(f"*{WEIGHTS}"))
 
 

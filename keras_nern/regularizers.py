@@ -1,4 +1,4 @@
-"""Regularizers that train a classifier whose kernels are smooth.
+"""Regularizers for training classifiers with smooth kernels.
 
 A predictor fits a smooth function of the coordinate best. Instead of permuting the coordinates of a
 trained network (see `permutations`), one can train the network so that neighboring kernels are
@@ -11,12 +11,14 @@ to the loss, where W[f, c] is the kernel of filter f and channel c, and D is the
     D(u, v) = 1 - <u, v> / (max(|u|, e) max(|v|, e)).
 
 The gradient of a cosine grows as 1 / |u|, so a single kernel near 0 would outweigh all others.
-Norms are therefore at least e, a tenth of the root mean square of the layer's norms.
+Smaller norms are therefore replaced by e, a tenth of the root mean square of the layer's norms.
 
-A sum grows with the size of the layer. With means, the default, one strength suits all layers. The
-cosine of 1x1 kernels, which are single numbers, depends only on their signs. For them D is
-(u - v)^2, where the layer's kernels are divided by their root mean square, so shrinking the kernels
-does not reduce it.
+By default, the sums are replaced by means. A sum grows with the size of the layer; with means, one
+strength suits all layers.
+
+The cosine of 1x1 kernels, which are single numbers, depends only on their signs. For them,
+D = (u - v)^2 after division of the layer's kernels by their root mean square, so that shrinking the
+kernels does not reduce it.
 """
 
 from collections.abc import Callable, Iterable
@@ -34,9 +36,9 @@ from keras_nern.utils.types import Tensor
 REDUCTIONS = ("mean", "sum")
 DISTANCES = ("auto", "cosine", "l2")
 MIN_NORM_RATIO = 0.1  # e, relative to the root mean square of the norms
-MIN_NORM = 1e-12  # a layer of smaller norms has distance 0 everywhere
+MIN_NORM = 1e-12  # smaller norms and root mean squares count as zero
 
-# Kernel variables of a convolution, and the names that its regularizer may have in the layer.
+# Kernel variables of a convolution, and the layer attributes that may hold their regularizer.
 REGULARIZER_ARGUMENTS = {
     "kernel": ("kernel_regularizer", "depthwise_regularizer"),
     "depthwise_kernel": ("depthwise_regularizer",),
@@ -73,8 +75,8 @@ class SmoothnessRegularizer(keras.regularizers.Regularizer):
     ...     16, 3, kernel_regularizer=keras_nern.SmoothnessRegularizer(filters=0.1)
     ... )
 
-    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554, section 3.2. The mean, the least norm and
-    the scale of the l2 distance are additions.
+    Source: Ashkenazi et al., ICLR 2023, arXiv 2212.13554, section 3.2. The mean, the minimum norm
+    and the l2 distance are not in the paper.
     """
 
     def __init__(
@@ -161,8 +163,8 @@ def add_regularizer(
             `SmoothnessRegularizer()`. Defaults to `None`.
         layers: convolutions to regularize, in the form of `NeRNModel`'s `include`: a layer, its
             name or path, a compiled regular expression, a function from a layer to a bool, or a
-            list of these; `None` for all convolutions whose kernel is a variable, which it is not
-            under LoRA. Defaults to `None`.
+            list of these; `None` for all convolutions. Convolutions with LoRA are skipped,
+            because their kernel is not a variable. Defaults to `None`.
 
     Returns:
         `model`.
@@ -233,10 +235,10 @@ def _squared_distance(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _register_names() -> None:
-    """Adds the names of `SmoothnessRegularizer` to those that `keras.regularizers.get` finds.
+    """Registers `SmoothnessRegularizer` by name for `keras.regularizers.get`.
 
-    Keras looks strings up in a private table of its own regularizers and has no public way to add
-    one. Tried on Keras 3.15. Without the table only the names are missing; configs do not use them.
+    Keras looks up names in a private table and has no public way to add one. Tried on Keras 3.15.
+    If the table is missing, only these names are unknown; configs do not use them.
     """
     try:
         from keras.src.regularizers import ALL_OBJECTS_DICT

@@ -1,14 +1,15 @@
 """The size of a representation, layer by layer.
 
-With P bytes of predictor, B bits of permutation, S layer scales and K weights that are kept
-unchanged, each scale and weight a 4-byte float, against R represented weights:
+Let R be the number of represented weights, K the number of weights that are kept unchanged, P the
+size of the predictor in bytes, B the size of the permutation in bits, and S the number of layer
+scales. Weights and scales are 4-byte floats:
 
     ratio of the kernels  =  4 R / (P + 4 S + B / 8)
     ratio of the network  =  4 (R + K) / (P + 4 S + B / 8 + 4 K)
 
-Ratios above 1 mean that the representation is smaller. A predictor's weights are 4-byte floats
-unless they are quantized (see `compress`). An exported file can be smaller still, because entropy
-coding needs fewer bits than the weights have (see `artifact.codec`).
+If a ratio is above 1, the representation is smaller. A predictor's weights are 4-byte floats unless
+they are quantized (see `compress`). An exported file can be smaller still, because it is entropy
+coded (see `artifact.codec`).
 """
 
 import collections
@@ -25,7 +26,7 @@ from keras_nern.utils.tables import Printable, Table
 
 @dataclasses.dataclass(frozen=True)
 class LayerRow:
-    """One kernel: its name and shape, its blocks and weights, the bits of its permutation."""
+    """Name, shape, number of blocks, number of weights and bits of permutation of a kernel."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,15 +37,16 @@ class LayerRow:
 
 @dataclasses.dataclass(frozen=True)
 class SummaryTable(Printable):
-    """What is represented, by what, and how the sizes compare; prints as a table.
+    """The sizes of a representation and of the network that it represents; prints as a table.
 
     Attributes:
         layers: list of `LayerRow`.
         skipped: list of `selection.SkippedLayer`: layers that are not represented, and why.
         predictor_parameters: number of weights of the predictor.
-        predictor_bytes: their size, see `KernelPredictor.num_bytes`.
+        predictor_bytes: size of the predictor, see `KernelPredictor.num_bytes`.
         scales: number of layer scales that are stored.
-        kept_weights: number of all other weights of the base (BN, biases, Dense, ...).
+        kept_weights: number of all other weights of the base, such as batch normalizations and
+            biases.
     """
 
     layers: list[LayerRow]
@@ -76,17 +78,17 @@ class SummaryTable(Printable):
 
     @property
     def kernel_ratio(self) -> float:
-        """Bytes of the represented weights over those of their representation."""
+        """Bytes of the represented weights, divided by the bytes of their representation."""
         return 4 * self.weights / self.representation_bytes
 
     @property
     def network_ratio(self) -> float:
-        """Bytes of the whole network over those of representation and kept weights."""
+        """Bytes of the network, divided by the bytes of representation and kept weights."""
         kept = 4 * self.kept_weights
         return (4 * self.weights + kept) / (self.representation_bytes + kept)
 
     def to_dict(self) -> dict[str, Any]:
-        """All attributes and totals as JSON has them."""
+        """All attributes and totals as JSON-serializable values."""
         counts = ("predictor_parameters", "predictor_bytes", "scales", "kept_weights")
         totals = ("blocks", "weights", "permutation_bits", "representation_bytes")
         ratios = ("kernel_ratio", "network_ratio")
@@ -154,7 +156,7 @@ def summary_table(
     permutation_bits: Sequence[float],
     scales: int,
 ) -> SummaryTable:
-    """Counts a representation.
+    """Counts the weights, bits and bytes of a representation.
 
     Args:
         original: the base.

@@ -1,12 +1,11 @@
-"""Where a kernel comes from: coordinates, predicted blocks, kernels.
+"""Kernels computed from a predictor: coordinates, predicted blocks, assembled kernels.
 
     coordinate(i) = (layer, filter, column) at which the permutation puts block i
     block(i)      = predictor(coordinate(i))                          B weights
-    kernel(l)     = scale_l * (the blocks of layer l, put together)   see `network.blocks`
+    kernel(l)     = scale_l * (the assembled blocks of layer l)       see `network.blocks`
 
 Training, evaluation, the rebuilt classifier, the compact file and its reader all take kernels from
-the `Representation` of this module. It holds references to the variables of whoever built it, and
-none of its own.
+the `Representation` of this module. It refers to variables that its owner created and creates none.
 """
 
 from collections.abc import Sequence
@@ -22,23 +21,23 @@ from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.predictor import KernelPredictor
 from keras_nern.utils.types import Tensor
 
-# Numbers per layer of the predictor that are computed at once when no gradient is needed.
+# Largest number of activations per predictor layer to compute at once if no gradient is needed.
 MAX_ACTIVATIONS = 2**24
 
-# Coordinates that stand for all when the predictor's statistics are taken.
+# Largest number of coordinates on which to compute statistics of the predictor.
 SAMPLE_SIZE = 65_536
 
 
 class Representation:
-    """The kernels of a network, as a predictor gives them.
+    """The kernels of a network, computed by a predictor.
 
     Args:
         blocks: the `network.blocks.Blocks` of the network.
         predictor: a built `KernelPredictor`.
         scales: variable or array `(layers,)` by which each layer's predictions are multiplied;
             `None` for ones. Defaults to `None`.
-        positions: int variable or array `(blocks,)`, the place of each block in its layer, see
-            `Permutation.positions`; `None` if every block keeps its own. Defaults to `None`.
+        positions: int variable or array `(blocks,)`, the position of each block in its layer, see
+            `Permutation.positions`; `None` for the original order. Defaults to `None`.
         kind, method, metric: as for `Permutation`. Default to `None`.
     """
 
@@ -84,7 +83,7 @@ class Representation:
         """The coordinates of all blocks, or of `SAMPLE_SIZE` drawn at random: int32 `(n, 3)`."""
         count = self.blocks.num_blocks
         indices = np.arange(count, dtype="int32")
-        if count > SAMPLE_SIZE:  # at random: every second block might be every even channel
+        if count > SAMPLE_SIZE:  # at random: equal strides might only reach the even channels
             indices = np.random.default_rng(0).choice(indices, SAMPLE_SIZE, replace=False)
         return self.coordinates(keras.ops.convert_to_tensor(indices))
 
@@ -95,7 +94,7 @@ class Representation:
             indices: int tensor `(n,)` of block numbers.
 
         Returns:
-            float32 tensor `(n, B)`, before the layers' scales.
+            float32 tensor `(n, B)`, not yet multiplied by the layers' scales.
         """
         return self.predictor(self.coordinates(indices))
 
@@ -112,7 +111,7 @@ class Representation:
         if len(starts) == 1 or tf.executing_eagerly():
             chunks = [chunk(i, min(chunk_size, stop - i)) for i in starts]
             return keras.ops.concatenate(chunks)
-        # A loop in the graph: independent chunks would all be in memory at once.
+        # A loop, because TensorFlow would hold all independent chunks in memory at once.
         rows = tf.map_fn(
             chunk,
             tf.range(start, stop, chunk_size),
@@ -127,19 +126,19 @@ class Representation:
         return max(1, MAX_ACTIVATIONS // widest)
 
     def assemble(self, blocks: Tensor) -> list[Tensor]:
-        """Puts kernels together from all predicted blocks.
+        """Assembles all kernels from all predicted blocks and multiplies them by their scales.
 
         Args:
             blocks: tensor `(blocks, B)`.
 
         Returns:
-            One tensor per kernel, in the units of the weights and the variable's shape.
+            A list of tensors, one per kernel, of the variable's shape.
         """
         scales = keras.ops.convert_to_tensor(self.scales)
         return [kernel * scales[i] for i, kernel in enumerate(self.blocks.split(blocks))]
 
     def kernel(self, index: int) -> Tensor:
-        """Predicts one kernel, in the units of the weights and the variable's shape."""
+        """Predicts one kernel: a tensor of the variable's shape, multiplied by its scale."""
         start, stop = self.blocks.offsets[index : index + 2].tolist()
         scale = keras.ops.convert_to_tensor(self.scales)[index]
         return self.blocks.kernel(index, self.predict_range(start, stop)) * scale
@@ -153,14 +152,14 @@ class Representation:
     def errors(
         self, originals: Sequence[np.ndarray], kernels: Sequence[Tensor] | None = None
     ) -> dict[str, float]:
-        """Compares all kernels with the original's.
+        """Computes the errors of all predicted kernels.
 
         Args:
-            originals: the original kernels, one array each.
-            kernels: what `kernels` gave, or `None` to predict them now. Defaults to `None`.
+            originals: list of the original kernels, one array each.
+            kernels: the result of `kernels`, or `None` to predict them now. Defaults to `None`.
 
         Returns:
-            A dict of `"reconstruction_loss"` and `"relative_error"`, see `losses`.
+            A dict with the floats `"reconstruction_loss"` and `"relative_error"`, see `losses`.
         """
         scales = keras.ops.convert_to_numpy(self.scales).astype("float64")
         errors, sizes = self._squares(originals, kernels)
@@ -171,7 +170,7 @@ class Representation:
         }
 
     def layer_errors(self, originals: Sequence[np.ndarray]) -> dict[str, float]:
-        """The relative squared error of each kernel, by its name; `originals` as for `errors`."""
+        """A dict from kernel names to relative squared errors; `originals` as for `errors`."""
         errors, sizes = self._squares(originals)
         relative = errors / np.maximum(sizes, losses.EPSILON)
         names = [kernel.name for kernel in self.blocks.kernels]
@@ -180,7 +179,7 @@ class Representation:
     def _squares(
         self, originals: Sequence[np.ndarray], kernels: Sequence[Tensor] | None = None
     ) -> np.ndarray:
-        """Sums of squares of each kernel's error and of each original, float64 `(2, layers)`."""
+        """Sums of squares of each kernel's errors and original weights, float64 `(2, layers)`."""
         predicted = self.kernels() if kernels is None else kernels
         sums = []
         for kernel, original in zip(predicted, originals, strict=True):
@@ -190,5 +189,5 @@ class Representation:
         return np.array(sums).T
 
     def with_predictor(self, predictor: KernelPredictor) -> "Representation":
-        """This representation with another predictor."""
+        """Returns a representation with the same blocks, order and scales but another predictor."""
         return Representation(self.blocks, predictor, self.scales, self.positions, **self._found_by)

@@ -1,4 +1,4 @@
-"""Compact files assembled by hand: docs/format.md in a few lines, without the package's writer."""
+"""Compact files assembled by hand from docs/format.md, without the package's writer."""
 
 import copy
 import hashlib
@@ -15,7 +15,7 @@ def plain_frame(data):
 
 
 def planes(values, dtype="<f4"):
-    """Numbers in planes, uncompressed."""
+    """Encodes numbers in byte planes, uncompressed."""
     data = np.asarray(values, dtype).tobytes()
     size = np.dtype(dtype).itemsize
     return plain_frame(b"".join(data[i::size] for i in range(size)))
@@ -41,7 +41,7 @@ def with_config(config, **parts):
 
 
 def changed(*changes):
-    """A copy of `CONFIG` with other values; a change is the keys to a place, then the value."""
+    """A copy of `CONFIG` with other values; a change is a tuple of keys and the new value."""
     config = copy.deepcopy(CONFIG)
     for *keys, last, value in changes:
         place = config

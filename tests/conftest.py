@@ -1,4 +1,4 @@
-"""Seeds, tiny classifiers, and the real data and networks where they are found."""
+"""Seeds, small classifiers, and real data and networks if they are installed."""
 
 import os
 import pathlib
@@ -20,7 +20,7 @@ def _seeded():
 
 @pytest.fixture
 def base():
-    """A functional classifier with a residual, a 1x1, a biased and a plain 3x3."""
+    """A functional classifier with 3x3 kernels, with and without bias, and a 1x1 shortcut."""
     inputs = keras.Input((8, 8, 1))
     x = keras.layers.Conv2D(4, 3, padding="same", use_bias=False, name="stem")(inputs)
     x = keras.layers.BatchNormalization(name="stem_bn")(x)

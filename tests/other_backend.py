@@ -64,7 +64,7 @@ def main(folder):
     images = np.load(folder / "images.npy")
     backend = keras.backend.backend()
     np.savez(folder / f"{backend}.npz", **results(nern, small, images))
-    # Levels may differ between backends: one that rounds differently changes those after it.
+    # Levels may differ between backends: a level that is rounded differently changes later ones.
     assert keras_nern.compress(nern, bits=8).relative_error() < nern.relative_error() + 0.01
     (folder / f"{backend}.json").write_text(json.dumps(errors(nern, images)))
 

@@ -15,8 +15,8 @@ def _kib(name):
 def grows_by_at_most(mib):
     """Asserts that the resident memory grows by at most `mib` MiB at any time within the block.
 
-    Memory that an allocator kept from before is used again without growth. Nothing is asserted on
-    systems that do not measure peaks.
+    Memory that an allocator has kept is reused without growth. On systems that do not measure
+    peaks, nothing is asserted.
     """
     try:
         CLEAR.write_text("5")  # sets the peak to the current value

@@ -1,4 +1,4 @@
-"""Processes of their own, for tests that kill them or need several, and a classifier for them."""
+"""Python processes for tests that kill them or need several, and a classifier for them."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ ROOT = pathlib.Path(keras_nern.__file__).parents[1]
 
 
 def start(script, *arguments, **environment):
-    """Starts Python on a script that can import the package and this module."""
+    """Starts a script in a new Python process that can import the package and this module."""
     paths = [str(ROOT), str(pathlib.Path(__file__).parent)]
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],

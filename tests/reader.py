@@ -1,8 +1,8 @@
-"""Stands in for a reader of the documentation, who has a classifier, images and time.
+"""The files and names that examples of the documentation need.
 
-Provides the files and names that examples assume (`classifier.keras`, `cifar10_resnet20.npz`,
-`base`, `images`, ...), all of them small, and limits fits to `STEPS` steps. The code that runs is
-that of the documentation.
+Provides small versions of the files and names that examples use (`classifier.keras`,
+`cifar10_resnet20.npz`, `base`, `images`, ...) and limits fits to `STEPS` steps. The code of the
+examples runs unchanged.
 """
 
 import pathlib
@@ -96,7 +96,7 @@ def searched(base, images):
 
 
 def namespace(code):
-    """The names that `code` assumes; writes the files that it reads to the working directory."""
+    """The names that `code` uses; writes the files that it reads to the working directory."""
 
     def has(name):
         return re.search(rf"\b{re.escape(name)}\b", code) is not None

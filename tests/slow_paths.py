@@ -1,4 +1,4 @@
-"""Paths through vectors by their definition, one distance at a time."""
+"""Slow references for paths through vectors, one distance at a time."""
 
 import itertools
 import math

@@ -40,6 +40,6 @@ def test_another_backend_gives_the_results_of_tensorflow(backend, base, images, 
     errors = json.loads((tmp_path / f"{backend}.json").read_text())
     for method in ("fit", "evaluate", "predict", "gather_second_moments"):
         assert errors[method] == (
-            f"{method} needs KERAS_BACKEND=tensorflow; reconstruct() gives the rebuilt classifier "
-            f"on every backend. Received: KERAS_BACKEND={backend}"
+            f"{method} needs KERAS_BACKEND=tensorflow; reconstruct() returns the rebuilt "
+            f"classifier on every backend. Received: KERAS_BACKEND={backend}"
         )

@@ -33,13 +33,13 @@ def test_a_compressed_representation_saves_loads_and_rebuilds(nern, images, argu
     assert (loaded.bits, loaded.pruned) == (small.bits, small.pruned)
 
 
-def test_fewer_bits_are_a_larger_error_and_many_are_none(nern):
+def test_the_error_decreases_with_the_number_of_bits(nern):
     errors = [keras_nern.compress(nern, bits).relative_error() for bits in (3, 5, 8)]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] == pytest.approx(nern.relative_error(), rel=0.02)
 
 
-def test_the_mean_output_stays(nern):
+def test_the_mean_output_does_not_change(nern):
     coordinates = nern.coordinates()
     before = nern.predictor(coordinates).numpy()
     small = keras_nern.compress(nern, bits=2)
@@ -49,7 +49,7 @@ def test_the_mean_output_stays(nern):
     np.testing.assert_allclose(shares @ after, shares @ before, atol=1e-4)
 
 
-def test_training_with_few_bits_takes_back_part_of_the_error(nern):
+def test_training_reduces_the_error_of_compression(nern):
     small = keras_nern.compress(nern, bits=3, sparsity=0.1)
     before = small.relative_error()
     masks = [layer.mask.numpy() for layer in small.predictor.layers]
@@ -63,7 +63,7 @@ def test_training_with_few_bits_takes_back_part_of_the_error(nern):
         assert not (layer.quantized().levels * (1 - mask)).any()
 
 
-def test_distils_without_reconstructing_anew_and_leaves_the_other_alone(nern, images):
+def test_a_compressed_model_skips_reconstruction_and_shares_no_state(nern, images):
     kernels = nern.predict_kernels()
     small = keras_nern.compress(nern, bits=4)
     history = small.fit(images, batch_size=8, verbose=0)
@@ -74,7 +74,7 @@ def test_distils_without_reconstructing_anew_and_leaves_the_other_alone(nern, im
         np.testing.assert_array_equal(value, kernels[name])
 
 
-def test_bytes_follow_the_bits(nern):
+def test_bytes_are_counted_by_bits(nern):
     table = nern.summary_table()
     small = keras_nern.compress(nern, bits=4).summary_table()
     weights = 240 * 16 + 3 * 16 * 16 + 16 * 9
@@ -93,12 +93,12 @@ def test_bytes_follow_the_bits(nern):
         ({"sparsity": 1.0}, r"sparsity must be in \[0, 1\). Received: sparsity=1.0"),
     ],
 )
-def test_refuses(nern, arguments, message):
+def test_raises_for_invalid_arguments(nern, arguments, message):
     with pytest.raises(ValueError, match=message):
         keras_nern.compress(nern, **arguments)
 
 
-def test_refuses_what_is_compressed(nern):
+def test_raises_for_a_compressed_model_and_for_other_models(nern):
     small = keras_nern.compress(nern, bits=4)
     with pytest.raises(ValueError, match=r"must have a predictor that is not compressed.*bits=4, pruned=False"):
         keras_nern.compress(small, bits=3)

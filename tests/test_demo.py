@@ -6,7 +6,7 @@ import pytest
 from keras_nern import demo
 
 
-def test_prints_its_table_and_saves_its_picture(tmp_path, capsys):
+def test_prints_a_table_and_saves_a_picture(tmp_path, capsys):
     pytest.importorskip("sklearn", reason="install keras-nern[demo]")
     results = demo.run(
         hidden_size=8,

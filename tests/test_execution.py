@@ -33,7 +33,7 @@ def _fit(images, policy="float32", **compile_arguments):
 
 @pytest.fixture(scope="module")
 def plain():
-    """The fit that others are compared with, its history, and the images of both."""
+    """The fit that others are compared with, its history, and its images."""
     images = np.random.default_rng(2).normal(size=(12, 8, 8, 1)).astype("float32")
     return *_fit(images, jit_compile=False), images
 
@@ -55,7 +55,7 @@ def test_a_base_in_mixed_precision_is_fitted_in_float32(plain, policy, jit_compi
     assert nern.base.layers[0].compute_dtype == policy.removeprefix("mixed_")
     scaled = isinstance(nern.optimizer, keras.optimizers.LossScaleOptimizer)
     assert scaled == (policy == "mixed_float16")
-    # without images, precision is that of the predictor
+    # without images, only the predictor computes, in float32
     for name, values in expected.reconstruction.items():
         np.testing.assert_allclose(history.reconstruction[name], values, rtol=1e-4)
     tolerance = 2e-2 if policy == "mixed_bfloat16" else 4e-3
@@ -69,7 +69,7 @@ def test_a_base_in_mixed_precision_is_fitted_in_float32(plain, policy, jit_compi
     )
 
 
-def test_the_loss_scale_is_the_users_to_refuse_and_outlives_the_phase(images):
+def test_the_loss_scale_can_be_disabled_and_is_kept_between_phases(images):
     refused, _ = _fit(images, "mixed_float16", auto_scale_loss=False, run_eagerly=True)
     assert isinstance(refused.optimizer, keras.optimizers.Muon)
     own = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=64.0)
@@ -92,7 +92,7 @@ def test_kernels_do_not_depend_on_how_steps_are_executed(plain, arguments):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_gradients_are_clipped_by_keras(images):
+def test_keras_clips_gradients(images):
     optimizer = keras.optimizers.SGD(1.0, global_clipnorm=1e-3)
     nern = keras_nern.NeRNModel(classifier(), 16)
     before = [weight.numpy() for weight in nern.trainable_variables]
@@ -103,8 +103,8 @@ def test_gradients_are_clipped_by_keras(images):
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_moving_averages_are_kept_by_keras(images):
-    """Of two steps to w1 and w2, with momentum 0.5, the average is w1 / 2 + w2 / 2."""
+def test_keras_averages_weights(images):
+    """The average of the weights w1 and w2 after two steps, with momentum 0.5, is (w1 + w2) / 2."""
     steps = []
 
     def fit(**arguments):
@@ -126,7 +126,7 @@ def _flat(nern):
     return np.concatenate([weight.numpy().ravel() for weight in nern.trainable_variables])
 
 
-# Several devices: TensorFlow fixes them when it starts, so each fit is a process.
+# Several devices. TensorFlow sets them up when it starts, so each fit is a process.
 
 FIT = """
 import json, sys
@@ -164,7 +164,7 @@ if kind == "workers":
     try:
         nern.fit(dataset)
     except ValueError as error:
-        assert "x must give images without labels between workers" in str(error)
+        assert "x must give images without labels under a multi-worker strategy" in str(error)
         dataset = dataset.map(lambda image, label: image)
 watch = keras_nern.callbacks.EvaluateRebuilt(dataset, frequency=5)
 history = nern.fit(
@@ -212,7 +212,7 @@ def _assert_same(result, expected):
 
 
 @pytest.mark.parametrize("optimizer", ["auto", pytest.param("adam", marks=pytest.mark.slow)])
-def test_two_replicas_fit_as_one_device_does(on_one_device, tmp_path, optimizer):
+def test_two_replicas_fit_like_one_device(on_one_device, tmp_path, optimizer):
     assert start(FIT, "mirrored", tmp_path / "out.json", optimizer).wait() == 0
     result, expected = json.loads((tmp_path / "out.json").read_text()), on_one_device(optimizer)
     _assert_same(result, expected)
@@ -248,7 +248,7 @@ with open(out, "w") as file:
 """
 
 
-def test_two_replicas_see_the_noise_of_one_device(tmp_path):
+def test_two_replicas_receive_the_noise_of_one_device(tmp_path):
     results = []
     for kind in ("one", "mirrored"):
         assert start(NOISE, kind, tmp_path / kind).wait() == 0
@@ -258,7 +258,7 @@ def test_two_replicas_see_the_noise_of_one_device(tmp_path):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-def test_two_workers_fit_as_one_device_does(on_one_device, tmp_path):
+def test_two_workers_fit_like_one_device(on_one_device, tmp_path):
     workers = [f"127.0.0.1:{port}" for port in _free_ports(2)]
     processes = []
     for index in range(2):

@@ -1,4 +1,4 @@
-"""The house of CONTRIBUTING.md: which room imports from which, and what is public and documented."""
+"""Checks the imports between the rooms of CONTRIBUTING.md, and the docstrings of public names."""
 
 import ast
 import dataclasses
@@ -102,7 +102,7 @@ def test_rooms_import_only_from_rooms_on_lines_before_their_own(module):
     assert {_room(imported) for imported in _imported(MODULES[module])} <= allowed
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_modules_do_not_import_each_other_in_a_circle():
     imports = {module: _imported(path) - {module} for module, path in MODULES.items()}
     assert _circle(imports) == []
 
@@ -133,7 +133,7 @@ def test_exports_are_spelled_name_as_name():
         assert [alias.asname for alias in node.names] == [alias.name for alias in node.names]
 
 
-def test_public_names_are_those_of_the_house():
+def test_public_names_are_as_listed():
     names = {alias.name for node in EXPORTS for alias in node.names} - {"__version__"}
     assert names == {
         *("NeRNModel", "compress", "load", "Permutation", "PositionalEncoding", "KernelPredictor"),

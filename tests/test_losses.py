@@ -21,7 +21,7 @@ def test_reconstruction_matches_the_formula():
     assert float(got) == pytest.approx(expected, rel=1e-5)
 
 
-def test_reconstruction_has_a_gradient_of_zero_at_a_perfect_fit():
+def test_reconstruction_gradient_is_zero_at_a_perfect_fit():
     weights = tf.ones((2, 9))
     with tf.GradientTape() as tape:
         tape.watch(weights)
@@ -33,7 +33,7 @@ def test_relative_error_by_hand():
     original = np.array([[3.0, 4.0]])
     mask = np.ones((1, 2))
     assert float(losses.relative_error(original, 0 * original, mask)) == 1
-    # (0, 1) is off by (3, 3): 18 / 25; the masked second entry does not count: 9 / 9
+    # (0, 1) has the error (3, 3): 18 / 25; without the masked second entry: 9 / 9
     assert float(losses.relative_error(original, [[0.0, 1.0]], mask)) == pytest.approx(18 / 25)
     half = np.array([[1.0, 0.0]])
     assert float(losses.relative_error(original, [[0.0, 1.0]], half)) == pytest.approx(1)
@@ -55,7 +55,7 @@ def test_logits_distillation_matches_the_formula(temperature):
     assert float(got) == pytest.approx(total / 5 * temperature**2, rel=1e-4)
 
 
-def test_logits_distillation_survives_extreme_logits():
+def test_logits_distillation_is_finite_for_extreme_logits():
     got = losses.logits_distillation_loss([[1e4, -1e4]], [[1e4, -1e4]])
     assert float(got) == 0
 
@@ -72,7 +72,7 @@ def test_feature_maps_match_the_formula():
     assert float(got) == pytest.approx(total, rel=1e-5)
 
 
-def test_feature_maps_ignore_scale_and_survive_zeros():
+def test_feature_map_loss_ignores_scale_and_is_finite_for_zeros():
     maps = [RNG.normal(size=(2, 3, 3, 1)).astype("float32")]
     scaled = [7 * maps[0]]
     assert float(losses.feature_map_distillation_loss(maps, scaled)) == pytest.approx(0, abs=1e-6)
@@ -85,7 +85,7 @@ def test_feature_maps_ignore_scale_and_survive_zeros():
     assert np.isfinite(tape.gradient(loss, zeros)).all()
 
 
-def test_no_feature_maps_cost_nothing():
+def test_feature_map_loss_of_no_maps_is_zero():
     assert float(losses.feature_map_distillation_loss([], [])) == 0
 
 

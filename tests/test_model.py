@@ -15,7 +15,7 @@ def _assert_same(a, b):
 
 
 def _slow_kernels(nern):
-    """Every kernel by its own formula, one coordinate at a time."""
+    """Computes every kernel by its formula, one coordinate at a time."""
     kernels = {}
     for index, name in enumerate(("stem", "conv", "shortcut")):
         original = nern.base.get_layer(name).kernel.numpy()
@@ -56,7 +56,7 @@ def test_predicts_each_kernel_from_its_coordinate(base, permutation, normalize, 
         np.testing.assert_allclose(kernels[name], expected[name], atol=1e-6)
 
 
-def test_takes_a_permutation_and_gives_it_back(base, tmp_path):
+def test_accepts_and_saves_a_permutation(base, tmp_path):
     permutation = Permutation.from_model(base, "in_filter", "two_opt", "cosine")
     nern = keras_nern.NeRNModel(base, 8, permutation=permutation)
     assert nern.permutation == "in_filter"
@@ -67,26 +67,26 @@ def test_takes_a_permutation_and_gives_it_back(base, tmp_path):
     assert loaded.kernel_permutation() == permutation
 
 
-def test_refuses_the_permutation_of_another_network(base):
+def test_raises_for_the_permutation_of_another_network(base):
     other = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3)])
     message = r"a permutation of the base's blocks.*\(4, 1\).*Received: .*\[\(2, 1\)\]"
     with pytest.raises(ValueError, match=message):
         keras_nern.NeRNModel(base, 8, permutation=Permutation.from_model(other))
 
 
-def test_acts_as_the_rebuilt_classifier_in_every_way(nern, images, labels):
+def test_call_and_predict_match_the_rebuilt_classifier(nern, images, labels):
     nern.fit(images, epochs=1, verbose=0)
     rebuilt = nern.reconstruct()
     expected = rebuilt(images).numpy()
     np.testing.assert_allclose(nern(images), expected, atol=1e-6)
     np.testing.assert_allclose(nern.predict(images, verbose=0), expected, atol=1e-6)
-    nern.fit(images, epochs=1, verbose=0)  # predict must not answer from before
+    nern.fit(images, epochs=1, verbose=0)  # predict must not use kernels from before the fit
     after = nern.reconstruct()(images).numpy()
     assert np.abs(after - expected).max() > 1e-4
     np.testing.assert_allclose(nern.predict(images, verbose=0), after, atol=1e-6)
 
 
-def test_reconstruct_copies_everything_but_the_kernels(nern):
+def test_reconstruct_copies_everything_except_kernels(nern):
     rebuilt = nern.reconstruct()
     assert rebuilt.get_config() == nern.base.get_config()
     predicted = nern.predict_kernels()
@@ -99,7 +99,7 @@ def test_reconstruct_copies_everything_but_the_kernels(nern):
                 np.testing.assert_array_equal(a, b)
 
 
-def test_the_base_stays_as_it_is(base, images, labels, tmp_path):
+def test_the_base_does_not_change(base, images, labels, tmp_path):
     before, trainable = base.get_weights(), [layer.trainable for layer in base.layers]
     nern = keras_nern.NeRNModel(base, 8, permutation="cross_filter", normalize="layer")
     nern.compile(reconstruction_steps=3)
@@ -119,7 +119,7 @@ def test_only_the_predictor_is_trainable(nern):
 
 
 def test_a_perfect_predictor_rebuilds_the_base(base, images):
-    # The encoding hands over the row number; the output layer holds the kernels.
+    # The encoding is one-hot, and the output layer contains the kernels.
     nern = keras_nern.NeRNModel(base, 52, num_layers=2, encoding=_OneHot(base))
     nern.predictor.hidden[0].kernel.assign(np.eye(52))
     nern.predictor.hidden[0].bias.assign(np.zeros(52))
@@ -151,7 +151,7 @@ class _Halve(keras.layers.Layer):
         return inputs / 2
 
 
-def test_reconstructs_what_only_this_process_knows():
+def test_reconstructs_unregistered_and_lambda_layers():
     base = keras.Sequential(
         [
             keras.Input((4, 4, 1)),
@@ -177,7 +177,7 @@ def test_reconstructs_what_only_this_process_knows():
         ({"normalize": "kernel"}, r"normalize must be one of \(None, 'layer'\).*normalize='kernel'"),
     ],
 )
-def test_refuses(base, arguments, message):
+def test_raises_for_invalid_arguments(base, arguments, message):
     with pytest.raises(ValueError, match=message):
         keras_nern.NeRNModel(base, **arguments)
 
@@ -206,7 +206,7 @@ SHAPES_THAT_WRAP = {
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_blocks_of_a_large_network_are_predicted_in_turn(base, images, monkeypatch, jit_compile):
+def test_blocks_of_a_large_network_are_predicted_in_chunks(base, images, monkeypatch, jit_compile):
     nern = keras_nern.NeRNModel(base, hidden_size=8, permutation="cross_filter")
     predict = nern._representation.predict_range
     whole = predict().numpy()
@@ -217,7 +217,7 @@ def test_blocks_of_a_large_network_are_predicted_in_turn(base, images, monkeypat
     in_turn = tf.function(predict, jit_compile=jit_compile)
     np.testing.assert_allclose(in_turn(), whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(in_turn(2, len(whole) - 1), whole[2:-1], rtol=1e-5, atol=1e-6)
-    # a step that draws kernels sees the others so
+    # a step that draws kernels predicts the others in chunks
     nern.compile(
         reconstruction_steps=0,
         distillation_sampling=keras_nern.UniformSampling(9),
@@ -232,7 +232,7 @@ def test_blocks_of_a_large_network_are_predicted_in_turn(base, images, monkeypat
 
 
 @pytest.mark.parametrize("layers", SHAPES_THAT_WRAP.values(), ids=SHAPES_THAT_WRAP)
-def test_wraps_other_classifiers(layers):
+def test_represents_other_classifiers(layers):
     base = keras.Sequential(layers())
     shape = base.input_shape[1:]
     images = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
@@ -282,8 +282,8 @@ def _sequential_base():
         pytest.param("distillation", "sequential", marks=pytest.mark.slow),
     ],
 )
-def test_a_stopped_fit_goes_on_in_a_new_process(base, images, tmp_path, phase, kind):
-    """Stopped, saved, loaded elsewhere and continued, it ends where it would have ended."""
+def test_a_stopped_fit_continues_in_a_new_process(base, images, tmp_path, phase, kind):
+    """A fit that is stopped, saved, loaded and continued ends with the weights of a whole fit."""
     base = base if kind == "functional" else _sequential_base()
     keras.utils.set_random_seed(4)
     whole = _a_model_for_stopping(base)
@@ -358,7 +358,7 @@ def test_loading_keeps_order_scales_and_settings(base, images, tmp_path):
     assert str(loaded.summary_table()) == str(nern.summary_table())
 
 
-def test_weights_that_do_not_fit_change_nothing(base, images, nern, tmp_path):
+def test_loading_weights_of_other_shapes_raises_and_changes_nothing(base, images, nern, tmp_path):
     other = keras_nern.NeRNModel(base, 8)
     other.compile(reconstruction_steps=2)
     other.fit(images, verbose=0)
@@ -373,7 +373,7 @@ def test_weights_that_do_not_fit_change_nothing(base, images, nern, tmp_path):
     assert int(nern.reconstruction_iterations) == 5
 
 
-def test_weights_of_another_base_are_refused_and_change_nothing(base, nern, tmp_path):
+def test_loading_weights_of_another_base_raises_and_changes_nothing(base, nern, tmp_path):
     other = keras.models.clone_model(base)
     keras_nern.NeRNModel(other, 16).save_weights(tmp_path / "other.weights.h5")
     before, predictor = base.get_weights(), nern.get_weights()

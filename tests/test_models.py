@@ -154,7 +154,7 @@ def test_networks_trained_in_pytorch_reach_their_accuracy(depth, accuracy, cifar
 
 
 def _accuracy(model, cifar10):
-    """Test accuracy in percent; rounding may change two of 10,000 on another processor (0.02)."""
+    """Test accuracy in percent. Another processor may classify 2 of 10,000 images differently."""
     images, labels = cifar10
     predicted = model.predict(images, batch_size=500, verbose=0).argmax(axis=1)
     return 100 * np.mean(predicted == labels)

@@ -89,7 +89,7 @@ def test_gradient_matches_finite_differences(shape, distance):
 
 @pytest.mark.parametrize("distance", ["cosine", "l2"])
 @pytest.mark.parametrize("zeros", ["one", "all"])
-def test_zero_kernels_give_no_nan(distance, zeros):
+def test_penalty_and_gradient_of_zero_kernels_are_finite(distance, zeros):
     kernel = RNG.normal(size=(3, 3, 3, 4)).astype("float32")
     if zeros == "all":
         kernel[:] = 0
@@ -119,14 +119,14 @@ def test_small_kernels_do_not_outweigh_the_others(norm):
     with tf.GradientTape() as tape:
         penalty = SmoothnessRegularizer(1.0, 1.0)(variable)
     assert float(penalty) == pytest.approx(expected, rel=1e-5)
-    # it is in four of 30 + 30 pairs, each with a gradient of at most 1 / least
+    # the small kernel is in 4 of the 30 + 30 pairs, each with a gradient of at most 1 / least
     gradient = tape.gradient(penalty, variable).numpy()
     assert np.linalg.norm(gradient[:, :, 2, 3]) <= 4 / 30 / least
     assert np.linalg.norm(gradient[:, :, 2, 3]) > 0
 
 
 @pytest.mark.parametrize("name", ["smoothness_regularizer", "SmoothnessRegularizer"])
-def test_is_available_by_name(name):
+def test_regularizer_is_found_by_name(name):
     layer = keras.layers.Conv2D(4, 3, kernel_regularizer=name)
     layer.build((None, 8, 8, 3))
     (loss,) = layer.losses
@@ -242,7 +242,7 @@ def test_raises_for_a_model_that_is_not_built():
         add_regularizer(model)
 
 
-def test_training_with_it_makes_neighboring_kernels_similar():
+def test_training_with_the_regularizer_makes_neighboring_kernels_similar():
     model = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(6, 3)])
     add_regularizer(model, SmoothnessRegularizer(1.0, 1.0))
     model.compile(keras.optimizers.Adam(1e-2), "mse")

@@ -11,7 +11,7 @@ NAMES = {
 
 
 def torch_state(model):
-    """The weights of `model` as PyTorch's `state_dict` has them, NumPy arrays by name."""
+    """The weights of `model` like a PyTorch `state_dict`: a dict from names to NumPy arrays."""
     state = {}
     for layer in model.layers:
         for weight in layer.weights:

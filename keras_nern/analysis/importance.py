@@ -1,9 +1,9 @@
 """The importance of kernels, measured by how well they are reconstructed.
 
-Distillation makes a predictor reconstruct those kernels well that the network's outputs depend
-on; a kernel with a large reconstruction error therefore matters little. This is the first
-application in Ashkenazi et al., ICLR 2023. Let w be the S weights of a kernel, all places of one
-channel in one filter, and w^ the predicted ones. The score of a kernel is one of
+Distillation makes a predictor reconstruct the kernels well on which the network's outputs depend,
+so a kernel with a large reconstruction error matters little. This is the first application in
+Ashkenazi et al., ICLR 2023. Let w be the S weights of a kernel, at all spatial positions of one
+channel in one filter, and w^ the predicted weights. The score of a kernel is one of
 
     relative      - |w - w^| / |w|
     absolute      - |w - w^| / sqrt(S)
@@ -11,7 +11,7 @@ channel in one filter, and w^ the predicted ones. The score of a kernel is one o
     magnitude     |w| / sqrt(S)
     random        uniform in [0, 1)
 
-and kernels of the lowest scores are pruned first. `relative` is the paper's relative error per
+Kernels of the lowest scores are pruned first. `relative` is the paper's relative error per
 kernel. `weightwise` is the measure of the reference implementation's
 `get_filter_reconstruction_errors` (github.com/maorash/NeRN, HAND/tasks/pruning/pruner.py), divided
 by S so that it compares kernels of several sizes. `magnitude` and `random` use no reconstruction
@@ -125,7 +125,7 @@ def prune(
         kept.update(_keep(group, kernels, sparsity))
     values = []
     for name, kernel in kernels.items():
-        value = keras.ops.convert_to_numpy(kernel.variable)  # of the variable's own dtype
+        value = keras.ops.convert_to_numpy(kernel.variable)  # keeps the variable's dtype
         if name in kept:
             rows = np.repeat(kept[name], kernel.spatial_size, axis=1)  # (filters, channels * S)
             mask = keras.ops.convert_to_numpy(kernel.from_rows(rows))
@@ -161,7 +161,7 @@ def _divide(errors: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def _keep(
     scores: dict[str, np.ndarray], kernels: dict[str, Kernel], sparsity: float
 ) -> dict[str, np.ndarray]:
-    """Masks `(filters, channels)` of the kernels that stay if the lowest are removed."""
+    """Masks `(filters, channels)` of the kernels that remain when the lowest are pruned."""
     flat = np.concatenate([score.ravel() for score in scores.values()])
     sizes = np.repeat(
         [kernels[name].spatial_size for name in scores], [score.size for score in scores.values()]

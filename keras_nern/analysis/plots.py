@@ -250,7 +250,7 @@ def _curves(history: keras.callbacks.History | list[dict]) -> tuple[str, dict[st
     phases["reconstruction"] = {
         name: ([1], values) for name, values in history.reconstruction.items()
     }
-    # without images, the epochs are those of the reconstruction
+    # in a fit without images, the epochs belong to the reconstruction
     phase = "distillation" if "logits_loss" in history.history else "reconstruction"
     phases[phase] = {name: (history.places[name], v) for name, v in history.history.items()}
     return "epoch", {phase: curves for phase, curves in phases.items() if curves}
@@ -311,8 +311,8 @@ def plot_pareto_front(front: ParetoFront) -> Figure:
 
     Returns:
         A `matplotlib.figure.Figure` with bytes on a logarithmic horizontal axis and the score
-        on the vertical one. The line shows the best score within so many bytes; single dots are
-        the other trials.
+        on the vertical one. The line shows the best score for a given number of bytes, and single
+        dots are the other trials.
 
     Raises:
         ValueError: if the front has no points.

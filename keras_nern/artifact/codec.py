@@ -1,22 +1,21 @@
-"""How numbers become bytes.
+"""The coding of floats, levels and orders as bytes.
 
-*Floats* are written in planes, the first bytes of all numbers, then the second bytes and so on,
-and compressed by zstandard, for which the last plane, of signs and exponents, is repetitive.
+*Floats* are written in byte planes: the first bytes of all numbers, then the second bytes and so
+on. The last plane holds signs and exponents and is repetitive, so zstandard compresses it well.
 
 *Levels*, the integers of quantized kernels, are written by a range coder, which spends -log2(p)
-bits on a symbol of probability p. The probabilities are adaptive: levels are coded in runs, each by
-the counts of all runs of the kernel before it, so no table is stored (Cleary and Witten, "Data
-Compression Using Adaptive Coding and Partial String Matching", IEEE Transactions on Communications,
-1984).
+bits on a symbol of probability p. The probabilities are adaptive: levels are coded in runs, and the
+levels of all earlier runs of the kernel are counted to predict the next run, so no table is stored
+(Cleary and Witten, "Data Compression Using Adaptive Coding and Partial String Matching", IEEE
+Transactions on Communications, 1984).
 
-*Orders* of n blocks are written as the n - 1 swaps that turn the identity into the order, the i-th
-of which is one of i + 1 possible ones. Sequences of swaps and orders correspond one to one (Knuth,
-*The Art of Computer Programming*, volume 2, section 3.4.2, algorithm P), so an order takes log2(n!)
-bits.
+*Orders* of n blocks are written as the n - 1 swaps that turn the identity into the order. The i-th
+swap has i + 1 possible values. Sequences of swaps and orders correspond one to one (Knuth, *The Art
+of Computer Programming*, volume 2, section 3.4.2, algorithm P), so an order takes log2(n!) bits.
 
 The range coder is constriction's (Bamler, "Understanding Entropy Coding With Asymmetric Numeral
-Systems (ANS): a Statistician's Perspective", 2022, arXiv 2201.01741). docs/format.md specifies what
-a reader without it has to do.
+Systems (ANS): a Statistician's Perspective", 2022, arXiv 2201.01741). docs/format.md specifies its
+streams for readers without constriction.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,9 +32,9 @@ from keras_nern.utils.optional import require
 LEVEL = 19  # zstandard's compression level
 FLOATS = ("float32", "float16")
 PRECISIONS = (*FLOATS, *(f"int{bits}" for bits in BITS))
-WINDOW = 2**27  # bytes that a zstandard frame may refer back over
+WINDOW = 2**27  # largest window of a zstandard frame, in bytes
 PRECISION = 24  # bits of a probability in the range coder
-FIRST_RUN = 64  # levels in the first runs; a later run has an eighth of all levels before it
+FIRST_RUN = 64  # levels in the first runs; later runs have 1/8 of the number of levels before them
 LARGEST_DIGIT = 2**20  # larger digits are coded in two parts
 LOW = 2**10  # number of values of the lower part
 
@@ -47,7 +46,7 @@ def pack_floats(values: ArrayLike, dtype: str) -> bytes:
 
     Args:
         values: array.
-        dtype: NumPy's name of the type in which they are written.
+        dtype: NumPy's name of the type to write.
 
     Returns:
         A zstandard frame of the planes.
@@ -65,7 +64,7 @@ def pack_floats(values: ArrayLike, dtype: str) -> bytes:
 
 
 def count_too_large(values: ArrayLike, dtype: str) -> int:
-    """Counts the finite numbers that are too large for the type of NumPy's name `dtype`."""
+    """Counts the finite numbers that are too large for the NumPy type `dtype`."""
     values = np.asarray(values)
     with np.errstate(over="ignore"):
         kept = np.isfinite(values.astype(dtype))
@@ -76,7 +75,7 @@ def unpack_floats(data: bytes, count: int, dtype: str) -> np.ndarray:
     """Decodes what `pack_floats` wrote: an array `(count,)`.
 
     Raises:
-        ValueError: if the data holds another number of them.
+        ValueError: if the data contains another number of values.
         ImportError: if zstandard is not installed.
     """
     kind = np.dtype(dtype).newbyteorder("<")
@@ -108,7 +107,7 @@ def bias_type(precision: str) -> str:
 
 
 def pack(data: bytes) -> bytes:
-    """Compresses bytes into a zstandard frame that holds their number."""
+    """Compresses bytes into a zstandard frame that records their number."""
     return require("zstandard", "compact").ZstdCompressor(level=LEVEL).compress(data)
 
 
@@ -117,7 +116,7 @@ def unpack(data: bytes, max_bytes: int, exactly: bool = False) -> bytes:
 
     Args:
         data: a zstandard frame.
-        max_bytes: largest size of the result, checked before memory is taken.
+        max_bytes: largest size of the result, checked before memory is allocated.
         exactly: whether the result must have that size. Defaults to `False`.
 
     Raises:
@@ -147,7 +146,7 @@ def encode_levels(kernels: Sequence[np.ndarray], bits: int) -> bytes:
         The bytes of the range coder.
 
     Raises:
-        ValueError: if `bits` is out of range or a level is beyond Q.
+        ValueError: if `bits` is out of range or a level is outside [-Q, Q].
         ImportError: if constriction is not installed.
 
     Example:
@@ -203,7 +202,7 @@ def decode_levels(data: bytes, shapes: Sequence[Shape], bits: int) -> list[np.nd
 
 
 class _Counts:
-    """Counts of symbols, which give the probabilities of the next ones."""
+    """Counts of symbols, which determine the probabilities of the next ones."""
 
     def __init__(self, size: int) -> None:
         self.counts = np.ones(size, "int64")
@@ -216,7 +215,8 @@ class _Counts:
         free = 2**PRECISION - len(self.counts)
         shares = self.counts * free // self.counts.sum()
         shares[np.argmax(self.counts)] += free - shares.sum()
-        # The model gives each symbol 1 and distributes the rest, here without rounding.
+        # Categorical gives each symbol a frequency of 1 and distributes the rest by these shares,
+        # which are integers and are not rounded.
         return stream.model.Categorical(shares.astype("float64"), perfect=False)
 
 
@@ -264,7 +264,7 @@ def decode_orders(data: bytes, grids: Sequence[Shape], kind: str) -> Permutation
         A `Permutation`.
 
     Raises:
-        ValueError: if the data does not hold orders of such grids.
+        ValueError: if the data is damaged or does not contain orders of these grids.
         ImportError: if constriction is not installed.
     """
     stream = require("constriction", "compact").stream

@@ -1,19 +1,18 @@
-"""A network's architecture as data: checked, measured and built without trusting it.
+"""Keras configs from untrusted files: checks, the sizes of weights, and building.
 
 A Keras config is JSON that names classes and gives their arguments. Building it from a file must
 not run code from the file, must not read other files, and must not take more memory than the
 caller allows:
 
-* `check` refuses what Keras would need its *unsafe* mode for, and more: Lambda layers, classes and
-  functions that are not part of a network (Keras would look up any of its own), paths of other
-  files, integers larger than any layer needs, and layers called on constants, which Keras would
-  run at once.
-* `weight_specs` builds an object without values and returns the shapes of its weights, so that
-  nothing of their size is allocated.
+* `check` rejects configs that need Keras's *unsafe* mode, such as those of Lambda layers. It also
+  rejects classes and functions that are not part of a network (Keras would look up any of its
+  own), paths of other files, integers larger than any layer needs, and layers called on constants,
+  which Keras would run at once.
+* `weight_specs` returns the shapes of an object's weights without allocating memory for them.
 * `build` builds the object.
 
 Classes come from Keras, from `keras.saving.register_keras_serializable`, or from the caller's
-`custom_objects`; none is imported because the config names it.
+`custom_objects`. A class that only the config names is never imported.
 """
 
 import concurrent.futures
@@ -48,21 +47,21 @@ CLASSES = (
 # Packages that Keras would import because a config names them.
 IMPORTED = ("keras_hub", "keras_cv", "keras_nlp")
 NUMBERS = re.compile(r"bool|u?int(8|16|32|64)|b?float(16|32|64)")
-MAX_INTEGER = 2**24  # in a config, except for seeds and the like
+MAX_INTEGER = 2**24  # largest integer in a config; the keys in UNBOUNDED are exempt
 UNBOUNDED = ("seed", "shared_object_id")
 
 Specs = list[tuple[tuple[int, ...], str]]  # shapes and dtypes of weights
 
 
 def serialize(obj: keras.layers.Layer) -> dict:
-    """The config of a Keras object, without how it or models in it were compiled.
+    """Serializes a Keras object, without the compile configs of models in it.
 
     Raises:
         ValueError: if the object has no config.
     """
     try:
         config = keras.saving.serialize_keras_object(obj)
-    except Exception as error:  # NotImplementedError, and whatever layers raise
+    except Exception as error:  # NotImplementedError, and any error of custom layers
         raise ValueError(
             "Expected a base and an encoding that Keras can serialize. Received: "
             f"{obj.name!r} ({_summary(error)})"
@@ -76,33 +75,33 @@ def serialize(obj: keras.layers.Layer) -> dict:
 def check(
     config: dict, max_integer: int = MAX_INTEGER, functions: Sequence[str] = FUNCTIONS
 ) -> None:
-    """Checks that a config brings no code and asks for nothing out of proportion.
+    """Checks that a config contains no code and no excessive sizes.
 
     Args:
-        config: as from `serialize` or from a file.
-        max_integer: largest integer in it. Defaults to 2^24.
-        functions: modules of Keras whose functions it may name. Defaults to `FUNCTIONS`.
+        config: a config, as returned by `serialize` or read from a file.
+        max_integer: largest integer that is allowed. Defaults to 2^24.
+        functions: modules of Keras whose functions are allowed. Defaults to `FUNCTIONS`.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if the config contains something that is not allowed.
     """
     for key, value in _entries(config):
         if key == "compile_config":
-            raise ValueError("it says how the model is compiled")
+            raise ValueError("it has a compile_config")
         if isinstance(value, dict):
             _check_class(value, functions)
         elif key == "vocabulary" and isinstance(value, str):
-            raise ValueError(f"it takes a vocabulary from the file {value!r}")
+            raise ValueError(f"it reads a vocabulary from the file {value!r}")
         elif isinstance(value, int) and abs(value) > max_integer and key not in UNBOUNDED:
-            raise ValueError(f"it asks for {key}={value!r}, beyond {max_integer:,}")
+            raise ValueError(f"it has {key}={value!r}, more than {max_integer:,}")
         elif key == "inbound_nodes" and isinstance(value, list):
             _check_nodes(value)
 
 
 def _check_nodes(nodes: list) -> None:
-    """Checks that every call of a layer gets the output of another layer.
+    """Checks that every layer is called on the output of another layer.
 
-    A layer that is called on constants computes at once, with numbers of any size.
+    A layer that is called on constants computes at once, with arrays of any size.
     """
     for node in nodes:
         if not isinstance(node, dict) or not any(
@@ -119,10 +118,10 @@ def _check_class(config: dict[str, Any], functions: Sequence[str]) -> None:
         name = str(config.get("config"))
     if name.rpartition(".")[2] in CODE:
         raise ValueError(
-            f"{name!r} is Python code or refers to it, which a compact file cannot hold: use a "
+            f"{name!r} is Python code or refers to it, and a compact file cannot hold code: use a "
             "layer of a registered class"
         )
-    if name in ("__numpy__", "__tensor__"):  # the dtype decides how many bytes a number takes
+    if name in ("__numpy__", "__tensor__"):  # "U99" would allocate 99 characters per number
         inner = config.get("config")
         dtype = inner.get("dtype") if isinstance(inner, dict) else None
         if not isinstance(dtype, str) or not NUMBERS.fullmatch(dtype):
@@ -151,7 +150,7 @@ def _is_registered(config: dict[str, Any]) -> bool:
 
 
 def _entries(config: object) -> Iterator[tuple[Any, Any]]:
-    """All values in a config at any depth, each with its key, or the key of the list it is in."""
+    """Yields all values in a config with their keys; an item of a list has the list's key."""
     waiting: list[tuple[Any, Any]] = [(None, config)]
     while waiting:
         key, value = waiting.pop()
@@ -168,10 +167,10 @@ def weight_specs(
     """The shapes and dtypes of the weights that an object would have.
 
     Args:
-        config: of the object.
+        config: config of the object.
         custom_objects: dict from name to class. Defaults to `None`.
-        prepare: function from the object to the built object whose weights count; `None` for the
-            object itself. Defaults to `None`.
+        prepare: function that takes the object and returns a built one, whose weights are listed
+            instead; `None` to list the object's own. Defaults to `None`.
 
     Returns:
         A list of `(shape, dtype)`.
@@ -179,8 +178,8 @@ def weight_specs(
     Raises:
         ValueError: if the object cannot be built.
     """
-    # In a thread of its own: Keras keeps a list per thread of variables without a value, and
-    # would create their values later.
+    # Keras lists variables without a value per thread, and would create the values later. A thread
+    # of its own discards that list.
     found = {**_registered_objects(config), **(custom_objects or {})}
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         return thread.submit(_weight_specs, config, found, prepare).result()
@@ -195,7 +194,7 @@ def _weight_specs(config: dict, custom_objects: dict, prepare: Callable | None) 
         with keras.StatelessScope(initialize_variables=False):
             return specs()
     except ValueError:
-        # Variables made from values cannot be created in that scope, but in a graph, slowly.
+        # That scope cannot create variables that are made from values. A graph can, but is slow.
         with tf.Graph().as_default():
             return specs()
 
@@ -209,7 +208,7 @@ def specs_of(obj: keras.layers.Layer) -> Specs:
 
 
 def _registered_objects(config: dict) -> dict[str, Any]:
-    """Everything that a config names and that is registered or in a custom object scope."""
+    """The objects named in a config that are registered or in a custom object scope."""
     names = {value for _, value in _entries(config) if isinstance(value, str)}
     found = {name: keras.saving.get_registered_object(name) for name in names}
     return {name: obj for name, obj in found.items() if obj is not None}
@@ -219,14 +218,14 @@ def build(config: dict | str, custom_objects: dict | None = None) -> Any:
     """Builds an object from its config.
 
     Args:
-        config: that `check` accepted.
+        config: a config that `check` accepted.
         custom_objects: dict from name to class. Defaults to `None`.
 
     Returns:
         A Keras object.
 
     Raises:
-        ValueError: if it cannot be built.
+        ValueError: if Keras cannot build the object.
     """
     with keras_errors():
         own = copy.deepcopy(config)  # Keras changes the config that it reads
@@ -235,7 +234,7 @@ def build(config: dict | str, custom_objects: dict | None = None) -> Any:
 
 @contextlib.contextmanager
 def keras_errors() -> Iterator[None]:
-    """Turns whatever a layer raises for bad arguments into a ValueError."""
+    """Converts every error of Keras or a layer to a ValueError."""
     try:
         yield
     except Exception as error:
@@ -243,7 +242,7 @@ def keras_errors() -> Iterator[None]:
 
 
 def _summary(error: Exception) -> str:
-    """The point of an error of Keras, which may quote the whole config around it."""
+    """The last part of an error of Keras, which may quote the whole config before it."""
     text = str(error).rpartition("Exception encountered: ")[2]
     return f"{type(error).__name__}: {textwrap.shorten(text, 300)}"
 
@@ -251,14 +250,15 @@ def _summary(error: Exception) -> str:
 def check_encoding(encoding: object) -> None:
     """Checks that a predictor's encoding is a layer from `(n, 3)` to `(n, features)`.
 
-    A predictor runs when a file is read. Keras's own layers could compute with any amount of
-    numbers and leave no trace in the shapes of weights.
+    The predictor runs while a file is read. Layers of Keras are rejected, because they could
+    compute arrays of any size without having weights of that size.
 
     Args:
-        encoding: what was built from a config.
+        encoding: an object built from a config.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if `encoding` is another object, a layer of Keras, or has an
+            `activity_regularizer`.
     """
     if not isinstance(encoding, keras.layers.Layer):
         raise ValueError(f"its encoding is not a layer: {encoding!r}")
@@ -277,7 +277,7 @@ def check_encoding(encoding: object) -> None:
 
 
 def num_bytes(specs: Specs) -> int:
-    """The bytes that weights of these shapes and dtypes take.
+    """The size in bytes of weights of these shapes and dtypes.
 
     Raises:
         ValueError: if weights are not numbers.

@@ -6,9 +6,9 @@ This is a safetensors file (https://github.com/huggingface/safetensors) whose te
 one-dimensional and of unsigned bytes. The last one, `sha256`, is the SHA-256 of all bytes of the
 file before it. docs/format.md specifies the file byte by byte; `codec` documents the parts.
 
-A file may come from anywhere. The header is read only if its length is within bounds, the parts
-only if the header accounts for every byte of the file, and their content is returned only if the
-hash is right.
+Files are not trusted. The header is read only if its length is within bounds, the parts are read
+only if the header accounts for every byte of the file, and they are returned only if the hash
+matches.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ MARK = "keras_nern"  # key of the version in the header's metadata
 HASH = "sha256"  # the last part: its name sorts after all others
 HASH_BYTES = 32
 MAX_HEADER_BYTES = 65_536
-CHUNK_BYTES = 2**20  # read at once
+CHUNK_BYTES = 2**20  # bytes read at once
 
 
 def write(path: Path, parts: dict[str, bytes]) -> None:
-    """Writes a file, whole or not at all.
+    """Writes a file atomically.
 
     Args:
         path: path of the file; a previous file is replaced.
@@ -69,16 +69,16 @@ def read(
     Args:
         path: path of the file.
         max_bytes: largest size of the file; `None` for any. Defaults to `None`.
-        names: the parts to return; all of the file is checked, but no more memory is taken than
-            for these. `None` for all. Defaults to `None`.
+        names: names of the parts to return; `None` for all. The whole file is checked, but memory
+            is only allocated for these parts. Defaults to `None`.
 
     Returns:
         A dict from name to bytes, including `"sha256"`.
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if the file has another format or version, or is damaged; the message says
-            what is wrong.
+        ValueError: if the file has another format or version, or is damaged; the message names
+            the defect.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -118,7 +118,7 @@ def read_from(
 
 
 def lengths(path: Path) -> dict[str, int]:
-    """The bytes of each part of a file, from its header; `read` checks the rest of the file."""
+    """Reads the bytes of each part from a file's header, without checking the parts."""
     with open(path, "rb") as file:
         try:
             return _lengths_of_parts(_read_header(file))
@@ -181,7 +181,7 @@ def _length_of_part(name: str, entry: Any) -> int:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names differ."""
+    """Builds a JSON object, and raises a ValueError if a name occurs twice."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

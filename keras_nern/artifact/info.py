@@ -1,4 +1,4 @@
-"""What a compact file holds, without building anything."""
+"""A description of a compact file, made without building the classifier."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from keras_nern.utils.types import Path
 
 
 def inspect(path: Path) -> "ArtifactInfo":
-    """Describes a compact file. Memory is taken for its config only.
+    """Describes a compact file. Memory is only allocated for its config.
 
     Args:
         path: path of a file that `NeRNModel.export` wrote.
@@ -59,21 +59,21 @@ def inspect(path: Path) -> "ArtifactInfo":
 
 @dataclasses.dataclass(frozen=True)
 class ArtifactInfo(Printable):
-    """What a compact file holds; prints as a table.
+    """The contents of a compact file; prints as a table.
 
     Attributes:
         file_bytes: size of the file.
         format_version: version of the format, see docs/format.md.
         versions: dict from library to the version that wrote the file.
         name: name of the classifier.
-        precision, kept_precision: of the predictor's kernels and of the kept weights.
+        precision, kept_precision: precisions of the predictor's kernels and of the kept weights.
         permutation: kind of the permutation.
-        blocks: dict of the arguments of `Blocks`.
-        predictor: dict of the arguments of `KernelPredictor`.
+        blocks: dict of arguments of `Blocks`.
+        predictor: dict of arguments of `KernelPredictor`.
         layers: list of `(name, shape)` of the represented kernels.
         part_bytes: dict from part of the file to its bytes.
-        sha256: of the file's content, in hexadecimal.
-        base_sha256: of the weights of the represented classifier.
+        sha256: SHA-256 of the file's content, in hexadecimal.
+        base_sha256: SHA-256 of the weights of the represented classifier.
     """
 
     file_bytes: int
@@ -92,11 +92,11 @@ class ArtifactInfo(Printable):
 
     @property
     def represented_weights(self) -> int:
-        """Number of weights that the predictor stands for."""
+        """The number of weights that the predictor represents."""
         return sum(math.prod(shape) for _, shape in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """All attributes as JSON has them, and `represented_weights`."""
+        """Converts all attributes, and `represented_weights`, to a dict of JSON values."""
         layers = [{"name": name, "shape": list(shape)} for name, shape in self.layers]
         counts = {"represented_weights": self.represented_weights}
         return {**dataclasses.asdict(self), "layers": layers, **counts}

@@ -1,9 +1,9 @@
 """Reading the compact file: rebuilding the classifier from its parts.
 
-Nothing in the file is trusted. Sizes follow from the architecture, whose weights are listed before
-it is built, and are compared with the parts and with the caller's limit before memory is taken.
-Whatever does not fit raises a `ValueError` that says so. `container` checks the file itself,
-`configs` the architecture; docs/format.md specifies the parts.
+Files are not trusted. The weights of the architecture are listed before it is built, and their
+sizes are compared with the parts and with the caller's limit before memory is allocated. A mismatch
+raises a `ValueError` that names it. `container` checks the file itself, `configs` the architecture;
+docs/format.md specifies the parts.
 """
 
 import inspect
@@ -25,7 +25,7 @@ from keras_nern.utils import checks
 from keras_nern.utils.types import Path
 
 MAX_BYTES = 2**31  # of a rebuilt classifier
-PARTS = 3  # that may each take max_bytes: classifier, predictor, orders
+PARTS = 3  # parts that may take max_bytes each: classifier, predictor, orders
 MAX_WIDTH = 2**16  # of a predictor, its encoding and its blocks
 MAX_LAYERS = 1024  # of a predictor
 BLOCK_BYTES = 64  # memory for a block's place in an order and its coordinate
@@ -57,18 +57,19 @@ def load(path: Path, custom_objects: dict | None = None, max_bytes: int = MAX_BY
         path: path of a file that `NeRNModel.export` wrote.
         custom_objects: dict from name to class or function, for layers that are neither part of
             Keras nor registered. Defaults to `None`.
-        max_bytes: limit for the weights of the classifier, the predictor and the order of the
-            blocks each. A file that asks for more, or is larger than all three together, is
-            refused before memory is allocated. Defaults to 2 GiB.
+        max_bytes: limit in bytes for each of the classifier, the predictor and the order of the
+            blocks. A file that needs more, or is larger than the three limits together, is
+            rejected before memory is allocated. Defaults to 2 GiB.
 
     Returns:
-        A Keras model of the original's class and config, with predicted kernels and everything
-        else as it was. It is not compiled.
+        An uncompiled Keras model of the original's class and config, with the predicted kernels
+        and the original's other weights.
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if the file has another format, is damaged or asks for something that is not
-            allowed; the message says what. Also if `max_bytes` is not an integer of at least 1.
+        ValueError: if the file has another format, is damaged or requests something that is not
+            allowed (the message names it), if `custom_objects` is not a dict, or if `max_bytes`
+            is not an integer of at least 1.
         ImportError: if the extra `compact` is not installed.
 
     Example:
@@ -96,7 +97,7 @@ def read_config(parts: dict[str, bytes]) -> dict:
         parts: dict from name to bytes.
 
     Returns:
-        A dict with `FIELDS`, whose architecture and encoding bring no code.
+        A dict with `FIELDS`, whose architecture and encoding contain no code.
 
     Raises:
         ValueError: if the part is missing or invalid.
@@ -125,7 +126,7 @@ def read_config(parts: dict[str, bytes]) -> dict:
         _check_fields("one of its kernels", kernel, KERNEL_FIELDS)
         sizes = [*kernel["shape"], *kernel["grid"]]
         if len(kernel["grid"]) != 2 or len(kernel["shape"]) < 2 or not all(map(_is_size, sizes)):
-            raise ValueError(f"one of its kernels has no shape and grid: {kernel}")
+            raise ValueError(f"one of its kernels has no valid shape and grid: {kernel}")
     _check_fields("its architecture", config["architecture"], {"class_name": str, "config": dict})
     _check_names("its blocks", config["blocks"], BLOCKS_FIELDS)
     arguments = set(inspect.signature(KernelPredictor).parameters) - {"bits", "pruned", "kwargs"}
@@ -133,7 +134,7 @@ def read_config(parts: dict[str, bytes]) -> dict:
     if predictor["num_layers"] > MAX_LAYERS:
         raise ValueError(f"its predictor has more than {MAX_LAYERS} layers")
     configs.check(config["architecture"])
-    configs.check(predictor, MAX_WIDTH, functions=())  # which would run while the file is read
+    configs.check(predictor, MAX_WIDTH, functions=())  # functions would run while reading
     return config
 
 
@@ -144,7 +145,7 @@ def _check_fields(what: str, config: object, fields: dict[str, Any]) -> None:
         value = config.get(name)
         wrong = isinstance(value, bool) and types is not bool
         if name not in config or wrong or not isinstance(value, types):
-            raise ValueError(f"{what} has {name}={value!r}")
+            raise ValueError(f"{what} has the invalid field {name}={value!r}")
 
 
 def _check_names(what: str, config: dict[str, Any], names: Any) -> None:
@@ -209,16 +210,22 @@ class _Reader:
         kernels, blocks = self._config["kernels"], self._config["blocks"]
         places = [kernel["weight"] for kernel in kernels]
         if not kernels or len(set(places)) < len(places):
-            raise ValueError(f"its kernels are the weights {places}")
+            raise ValueError(f"its kernels must be different weights, but are {places}")
         for kernel in kernels:
             if not 0 <= kernel["weight"] < len(specs):
-                raise ValueError(f"its kernel {kernel} is none of {len(specs)} weights")
+                raise ValueError(f"its kernel {kernel} is not one of {len(specs)} weights")
             if list(specs[kernel["weight"]][0]) != kernel["shape"]:
-                raise ValueError(f"its kernel {kernel} has the shape {specs[kernel['weight']][0]}")
+                raise ValueError(
+                    f"its kernel {kernel} is a weight that has the shape "
+                    f"{specs[kernel['weight']][0]}"
+                )
         spatial = [kernel["shape"][:-2] for kernel in kernels]
         length = math.prod(block_sides(blocks["view"], blocks["block_size"], spatial))
         if length != self._config["predictor"]["block_length"]:
-            raise ValueError(f"its blocks have {length} weights, and its predictor others")
+            raise ValueError(
+                f"its blocks have {length} weights, but its predictor returns "
+                f"{self._config['predictor']['block_length']}"
+            )
         self._check_bytes("a table of its blocks", 8 * length * len(kernels))
         counts = [math.prod(kernel["grid"]) for kernel in kernels]
         self._check_bytes("the order of its blocks", BLOCK_BYTES * sum(counts))
@@ -239,7 +246,9 @@ class _Reader:
             kernel.variable is not variable
             for kernel, variable in zip(blocks.kernels, chosen, strict=True)
         ):
-            raise ValueError(f"its kernels are in blocks {grids}, its classifier's {blocks.grids}")
+            raise ValueError(
+                f"its kernels have the grids {grids}, but its classifier's have {blocks.grids}"
+            )
         scales = positions = None
         if config["normalize"]:
             scales = codec.unpack_floats(self._part("scales"), len(grids), "float32")
@@ -250,7 +259,7 @@ class _Reader:
         return Representation(blocks, predictor, scales, positions, kind)
 
     def _predictor(self) -> KernelPredictor:
-        """The predictor with its weights as floats, whatever they are in the file."""
+        """Builds the predictor with float weights, whatever the precision of the file."""
         config = dict(self._config["predictor"])
         precision, encoding_config = config.pop("precision"), config.pop("encoding")
 

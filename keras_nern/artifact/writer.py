@@ -1,15 +1,15 @@
 """Writing a representation to a compact file.
 
-The file holds everything that `NeRNModel.reconstruct` starts from, except the represented kernels:
+The file contains all that `NeRNModel.reconstruct` needs, except the represented kernels:
 
     config        the architecture, which kernels are represented and how, versions
     permutation   the orders of the blocks, close to log2(n!) bits
     predictor     levels and step sizes, or floats, of its Dense kernels; its biases
-    scales        of the layers, if the representation has any
+    scales        scales of the layers, if the representation has any
     kept          all other weights of the classifier
 
-Before any work, the base is rebuilt from its config without values, so that a base that only its
-own process can build is refused. docs/format.md specifies the file byte by byte.
+A base that only its own process can build raises an error before any work: a copy is first built
+from the base's config and weights. docs/format.md specifies the file byte by byte.
 """
 
 import json
@@ -33,8 +33,8 @@ from keras_nern.utils.optional import require
 from keras_nern.utils.types import Path, Tensor
 from keras_nern.utils.version import __version__
 
-# Fields of a predictor's config that the file does not hold: they are the layer's own, or follow
-# from the precision.
+# Fields of a predictor's config that the file omits: those that every layer has, and those that
+# follow from the precision.
 OMITTED = (*keras.layers.Layer().get_config(), "bits", "pruned")
 
 
@@ -53,12 +53,12 @@ def write(
         path: path of the file; a previous file is replaced once the new one is complete.
         original: the base.
         representation: the predicted kernels.
-        blocks_config: the arguments of `Blocks` but the selection of layers.
-        stores_scales: whether the layers' scales are part of the file. Defaults to `False`.
-        precision: of the predictor's kernels: `"float32"`, `"float16"`, `"int2"` to `"int8"`, or
-            `"auto"`. Defaults to `"auto"`.
-        kept_precision: of the weights that are not represented: `"float32"`, which is exact, or
-            `"float16"`. Defaults to `"float32"`.
+        blocks_config: the arguments of `Blocks`, except those that select layers.
+        stores_scales: whether to write the layers' scales. Defaults to `False`.
+        precision: precision of the predictor's kernels: `"float32"`, `"float16"`, `"int2"` to
+            `"int8"`, or `"auto"`. Defaults to `"auto"`.
+        kept_precision: precision of the weights that are not represented: `"float32"`, which is
+            exact, or `"float16"`. Defaults to `"float32"`.
 
     Raises:
         OSError: if no file can be written at `path`.
@@ -117,7 +117,7 @@ def write(
 
 
 def _check_rebuilds(original: OriginalNetwork, architecture: dict[str, Any]) -> None:
-    """Raises a ValueError if the weights, in their order, are not all that the base consists of."""
+    """Raises a ValueError if the base's config and weights do not determine its outputs."""
     base = original.base
     copy = configs.build(architecture, _classes(base))
     copy.set_weights(base.get_weights())
@@ -126,8 +126,8 @@ def _check_rebuilds(original: OriginalNetwork, architecture: dict[str, Any]) -> 
     stateful = stateful_layers(base)
     if stateful and not compared:
         raise ValueError(
-            "Expected a base whose state is its weights, which are all that a compact file holds. "
-            f"Received: {base.name!r} with the layers {stateful}, which have state of their own"
+            "Expected a base whose only state is its weights, as a compact file stores no other. "
+            f"Received: {base.name!r} with the layers {stateful}, which have further state"
         )
 
 
@@ -160,7 +160,7 @@ def _predictor_config(predictor: KernelPredictor) -> dict[str, Any]:
 
 
 def _config_part(config: dict[str, Any], base: keras.Model, encoding: keras.layers.Layer) -> bytes:
-    """The config as bytes, after a check that a reader builds the same weights from it."""
+    """Encodes the config, and checks that a reader builds the same weights from it."""
     try:
         text = json.dumps(config, separators=(",", ":"), ensure_ascii=False)
         part = codec.pack(text.encode())
@@ -175,8 +175,8 @@ def _config_part(config: dict[str, Any], base: keras.Model, encoding: keras.laye
                 raise ValueError(f"the config of {own.name!r} builds other weights than it has")
     except (ValueError, TypeError) as error:
         raise ValueError(
-            "base must be a model, and its encoding a layer, that Keras can build from a config "
-            f"without code in it. Received: {base.name!r} ({error})"
+            "base and encoding must be objects that Keras can build from a config without code. "
+            f"Received: {base.name!r} ({error})"
         ) from error
     return part
 
@@ -203,7 +203,7 @@ def _predictor_parts(
 def quantize_predictor(
     predictor: KernelPredictor, bits: int, coordinates: Tensor
 ) -> KernelPredictor:
-    """A copy of a predictor with quantized kernels; see `predictor.gptq`."""
+    """Copies a predictor and quantizes the kernels of the copy; see `predictor.gptq`."""
     copy = KernelPredictor.from_config({**predictor.get_config(), "bits": bits})
     copy.build((None, 3))
     copy.encoding.set_weights(predictor.encoding.get_weights())
@@ -212,7 +212,7 @@ def quantize_predictor(
 
 
 def _weights_parts(name: str, weights: list[keras.Variable], precision: str) -> dict[str, bytes]:
-    """Weights of several dtypes, one part for each dtype in which they are written."""
+    """Encodes weights of several dtypes, with one part for each dtype that is written."""
     by_type: dict[str, list[np.ndarray]] = {}
     for weight in weights:
         dtype = codec.stored_type(keras.backend.standardize_dtype(weight.dtype), precision)

@@ -94,7 +94,7 @@ class OutputFile(click.ParamType):
 
 
 def kind_of(path: pathlib.Path) -> str | None:
-    """The kind of a file by its content: one of the four above, or `None`."""
+    """The kind of a file by its content: one of the constants above, or `None`."""
     with open(path, "rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
@@ -119,16 +119,16 @@ def backup_of(output: pathlib.Path) -> pathlib.Path:
 
 
 def has_backup(folder: pathlib.Path) -> bool:
-    """Whether a folder holds a step that a fit can continue from."""
+    """Whether a folder contains a backup from which a fit can continue."""
     return (folder / WEIGHTS).is_file()
 
 
 def check_backup(output: pathlib.Path, resume: bool, force: bool) -> None:
-    """Raises a UsageError if the backup of an output is missing, in the way or something else."""
+    """Raises a UsageError if a backup is missing, would be replaced, or was not made by a fit."""
     folder = backup_of(output)
     if folder.exists() and not _is_backup(folder):
         raise click.UsageError(
-            f"Expected a backup of keras-nern or nothing in its place. Received: {str(folder)!r} "
+            f"Expected a folder made by keras-nern, or none. Received: {str(folder)!r} "
             f"without a {SETTINGS}; rename it."
         )
     if resume and not has_backup(folder):
@@ -141,7 +141,7 @@ def check_backup(output: pathlib.Path, resume: bool, force: bool) -> None:
 
 
 def _is_backup(folder: pathlib.Path) -> bool:
-    """Whether a fit made a folder; one that was killed at once left no settings in it."""
+    """Whether a fit made a folder, which has no settings if the fit was killed at once."""
     if not folder.is_dir():
         return False
     names = [path.name for path in folder.iterdir()]
@@ -151,7 +151,7 @@ def _is_backup(folder: pathlib.Path) -> bool:
 def check_overwriting(
     force: bool, *outputs: pathlib.Path | None, inputs: Sequence[pathlib.Path] = ()
 ) -> None:
-    """Raises a UsageError for an output that is an input, or exists and lacks --force."""
+    """Raises a UsageError if an output is an input, or exists and `force` is false."""
     for path in outputs:
         if path is None or not path.exists():
             continue

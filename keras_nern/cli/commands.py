@@ -52,12 +52,12 @@ def commands() -> None:
     keras-nern export nern.keras small.nern        # write one small file that rebuilds it
 
     Every verb has --help with examples, and --json for one JSON document on stdout.
-    Exit codes: 0 success, 1 failure, 2 refused before any work, 130 stopped by Ctrl-C.
+    Exit codes: 0 success, 1 failure, 2 invalid input (nothing was done), 130 stopped by Ctrl-C.
     """
 
 
 def verb(function: Callable) -> click.Command:
-    """Makes a verb of a function that returns `(results, text)`, and prints one of them.
+    """Turns a function that returns `(results, text)` into a verb that prints one of them.
 
     All other output, such as Keras's progress bars, goes to stderr.
     """
@@ -89,7 +89,7 @@ def option(function: Callable, argument: str, help: str, **settings: Any) -> Cal
     Args:
         function: a function or class of the API.
         argument: name of its argument.
-        help: a sentence.
+        help: help text of the option.
         **settings: settings of `click.option`, such as `type`.
     """
     default = settings.pop("default", inspect.signature(function).parameters[argument].default)
@@ -191,7 +191,7 @@ training_options = _all(
 @option(
     keras_nern.NeRNModel,
     "permutation",
-    "Order of the coordinates in a layer.",
+    "Permutation of the kernels of each layer.",
     type=click.Choice([str(kind).lower() for kind in KINDS]),
     callback=_kind,
     default="cross_filter",
@@ -232,7 +232,7 @@ def fit(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
 
     BASE is a Keras classifier (.keras or .h5), OUTPUT the NeRN (.keras).
     Ctrl-C or SIGTERM stops after the current step, which is backed up in OUTPUT.backup. The same
-    command with --resume continues, and ends at the same weights as without the stop.
+    command with --resume continues and ends with the weights of a fit that was not stopped.
 
     \b
     Examples:
@@ -376,7 +376,7 @@ def export(**options: Any) -> tuple[dict, str]:
     help="Save the original without its least important kernels.",
 )
 @click.option(
-    "--sparsity", type=click.FloatRange(0, 1), help="Share of the weights to prune; with --pruned."
+    "--sparsity", type=click.FloatRange(0, 1), help="Share of the weights to prune with --pruned."
 )
 @option(keras_nern.prune, "per_layer", "Prune the same share of each layer.")
 @force_option

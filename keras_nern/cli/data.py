@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_nern.cli.arguments import IMAGES
 from keras_nern.data.inputs import check_inputs, check_targets
 from keras_nern.data.noise import NoiseDataset
+from keras_nern.network.signature import Signature
 from keras_nern.utils.files import DAMAGED
 from keras_nern.utils.optional import require
 
@@ -30,8 +31,8 @@ def load(
             `noise_batches`, `seed`.
         base: the classifier that takes the images.
         split: split of a TFDS dataset if `--split` is not given.
-        for_training: whether to drop the labels and to shuffle a TFDS dataset, into the same
-            orders in every run. Defaults to `False`.
+        for_training: whether to drop the labels and to shuffle a TFDS dataset by the seed.
+            Defaults to `False`.
 
     Returns:
         `(images, labels)`: an array, a batched `tf.data.Dataset` or a `NoiseDataset`, and an
@@ -55,9 +56,7 @@ def load(
             images = (images * options["scale"]).astype("float32")
     else:
         images, labels = _from_tfds(options, options["split"] or split, for_training)
-    inputs = getattr(base, "inputs", None)
-    shapes = {one.name: tuple(one.shape[1:]) for one in inputs} if inputs else None
-    check_inputs(images, shapes, name="--data")
+    check_inputs(images, Signature.of(base), name="--data")
     if for_training or labels is None:
         return images, None
     if isinstance(images, np.ndarray):

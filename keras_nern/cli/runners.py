@@ -1,4 +1,4 @@
-"""What the verbs do, in terms of the API of `keras_nern`.
+"""The work of the verbs, done by the API of `keras_nern`.
 
 Each verb takes its options and returns `(results, text)`: the document that `--json` prints, and
 the text that is printed without it.
@@ -75,7 +75,7 @@ def compress(options: dict, resume_command: str) -> tuple[dict, str]:
 
 
 def _training_images(options: dict, base: keras.Model) -> Any:
-    """The images of `--data`, or `None` for no epochs of distillation."""
+    """The images of `--data`; `None` if there are no epochs of distillation."""
     if not options["epochs"]:
         return None
     images, _ = data.load(options, base, "train", for_training=True)
@@ -137,7 +137,7 @@ def reconstruct(options: dict) -> tuple[dict, str]:
 
 
 def evaluate(options: dict) -> tuple[dict, str]:
-    """Measures a classifier on images, beside the original if there is one."""
+    """Measures a classifier on images, and compares it with the original if there is one."""
     with refused():
         nern, base, rebuilt = _open(options["model"])
         if options["base"] is not None:
@@ -225,7 +225,7 @@ def importance(options: dict) -> tuple[dict, str]:
 
 
 def _save_scores(output: pathlib.Path, scores: dict[str, np.ndarray]) -> None:
-    """Writes an .npz file; np.savez takes some names, such as `file`, for its own arguments."""
+    """Writes an .npz file; np.savez cannot write names such as `file`, which are its arguments."""
     with (
         atomic_write(output) as path,
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -249,7 +249,7 @@ def demo(options: dict) -> tuple[dict, str]:
 def refused(
     errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError),
 ) -> Iterator[None]:
-    """Before the work starts, turns errors of the library into a UsageError, exit code 2."""
+    """Turns errors of the API before any work into a UsageError, which has exit code 2."""
     try:
         yield
     except errors as error:
@@ -281,7 +281,7 @@ def _open(
 def _outputs(model: keras.Model, images: Any, options: dict) -> np.ndarray:
     batch_size = BATCH_SIZE if isinstance(images, np.ndarray) else None
     if isinstance(images, keras_nern.NoiseDataset):
-        images = copy.copy(images)  # Keras ends its epoch, after which it has other images
+        images = copy.copy(images)  # predict ends an epoch, and the next one has other images
     return model.predict(images, batch_size=batch_size, verbose=_verbosity(options))
 
 
@@ -296,7 +296,8 @@ class Stopped(KeyboardInterrupt):
     Args:
         text: the message.
         code: the exit code.
-        resume: the command that continues from the backup; `None` if there is no backup.
+        resume: the command that continues from the backup; `None` if there is no backup. Defaults
+            to `None`.
     """
 
     def __init__(self, text: str, code: int, resume: str | None = None) -> None:
@@ -309,11 +310,11 @@ class StoppableBackup(keras.callbacks.BackupAndRestore):
     """Backs up a fit, and stops the command when a signal comes.
 
     Before the fit, a signal raises `Stopped` at once. During the fit, the first signal raises it
-    when the current step has ended and is backed up, the second one at once. After the last step,
-    signals have no effect, so that the result is saved.
+    after the current step is backed up, and the second one at once. After the last step, signals
+    have no effect, so that the result is saved.
 
-    A message names a step only if that step was backed up, and a backup only if one of this fit
-    exists.
+    A message names a step only if that step was backed up, and a backup only if it exists and
+    belongs to this fit.
 
     Args:
         folder: the backup's folder.
@@ -349,14 +350,14 @@ class StoppableBackup(keras.callbacks.BackupAndRestore):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def on_signal(self, number: int, frame: types.FrameType | None) -> None:
-        """Handles a signal."""
+        """Stops the fit, at once or after the current step; see the class."""
         if self.stage == "after":
             _notify("The fit is done and is being saved.")
         elif self.stage == "before" or self.signal is not None:
             raise self._stopped(number)
         else:
             self.signal = number
-            _notify("Stopping after this step; once more to stop at once.")
+            _notify("Stopping after this step; a second signal stops at once.")
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         super().on_train_begin(logs)
@@ -402,13 +403,13 @@ def _stoppable(options: dict, resume_command: str) -> Iterator[StoppableBackup]:
 
 
 def _notify(text: str) -> None:
-    """Prints a line from a signal handler, unless the signal interrupted another print."""
+    """Prints a line from a signal handler; does nothing if the signal interrupted a print."""
     with contextlib.suppress(RuntimeError):  # "reentrant call"
         print(f"\n{text}", file=sys.stderr)
 
 
 def _check_resumed(options: dict) -> None:
-    """Raises a UsageError if the backup to resume is of another fit."""
+    """Raises a UsageError if the backup to resume belongs to another fit."""
     if not options["resume"]:
         return
     folder = backup_of(options["output"])
@@ -432,7 +433,7 @@ def _check_resumed(options: dict) -> None:
 
 
 def _settings(options: dict) -> dict:
-    """What tells one fit from another: its options, and the content of the file it starts from."""
+    """The settings that identify a fit: its options, and the hash of the file it starts from."""
     settings = {name: value for name, value in options.items() if name not in UNIMPORTANT}
     with open(options.get("base") or options["model"], "rb") as file:
         settings["content"] = hashlib.file_digest(file, "sha256").hexdigest()

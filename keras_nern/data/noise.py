@@ -154,7 +154,7 @@ def colored_noise(rng: np.random.Generator, shape: tuple[int, ...], exponent: fl
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = 1.0 / max(height, width)  # an image's mean varies like its lowest frequency
     gain = frequency**-exponent
-    # rfft2 leaves out mirrored columns: count those of which there are two twice
+    # rfft2 omits mirrored columns, so that every column that has a mirror image counts twice
     times = np.full(gain.shape[1], 2.0)
     times[0] = 1.0
     if width % 2 == 0:
@@ -195,7 +195,7 @@ def match_statistics(
         for color in (np.zeros(channels), *np.eye(channels))
     ]
     slopes = np.stack(rest, axis=1) - offset[:, None]  # (filters, channels)
-    # in units of the standard deviation, so that all filters have equal weight
+    # divided by the standard deviation, so that all filters have equal weight
     unit = np.sqrt(target_variance) + 1e-12
     mean, *_ = np.linalg.lstsq(slopes / unit[:, None], (target_mean - offset) / unit, rcond=None)
 
@@ -262,7 +262,7 @@ def _fit_covariance(
         return np.log(np.maximum(variances, 1e-30) / target), variances
 
     channels = gains.shape[1]
-    # Start with independent channels: filters that take differences respond to them.
+    # Start with independent channels, because filters of color differences respond to them.
     root = np.eye(channels) * np.sqrt(np.median(target / np.trace(gains, axis1=1, axis2=2)))
     error, variances = residuals(root)
     damping = 1e-2

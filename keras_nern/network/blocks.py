@@ -13,10 +13,11 @@ of the rows:
   entries without a weight.
 
 Both views are equal if all kernels are k x k. Blocks are numbered layer by layer, filter by filter
-and column by column. A *permutation* assigns position p of a layer's grid, whose coordinate is
-(layer, p // columns, p % columns), to another block of the layer (see `permutations`); weights
-never move. Layer, coordinate and weights of a block are computed from its number, so the cost of a
-training step depends only on the number of blocks it draws.
+and column by column. Position p of a layer's grid has the coordinate
+(layer, p // columns, p % columns). A *permutation* assigns the positions of a layer to its blocks
+in another order (see `permutations`); weights never move. Layer, coordinate and weights of a block
+are computed from its number, so the cost of a training step depends only on the number of blocks
+that it draws.
 """
 
 import math
@@ -55,9 +56,9 @@ class Blocks:
             by the number of blocks.
 
     Raises:
-        ValueError: if `view` is unknown, `block_size` is not an integer of at least 1 or is given
-            for the crop view, the selection names a layer that the model lacks, or no layer is
-            selected.
+        ValueError: if `view` is unknown, if `block_size` is not an integer of at least 1 or is
+            given for the crop view, if the selection names a layer that the model does not have,
+            or if no layer is selected.
 
     Example:
 
@@ -107,9 +108,9 @@ class Blocks:
         self.offsets = _running_total(filters * count for filters, count in self.grids)
         self._weight_offsets = _running_total(kernel.num_weights for kernel in self.kernels)
         self._columns = np.array(columns, "int32")
-        self._strides = np.array(strides, "int32")  # weights of a row from column to column
+        self._strides = np.array(strides, "int32")  # weights per column
         self._row_lengths = np.array(row_lengths, "int32")
-        # (kernels, B): which weight of a column each entry carries, -1 for none
+        # (kernels, B): index within its column of the weight that each entry carries, -1 for none
         self._entries = np.stack(entries).astype("int32")
 
     @property
@@ -148,8 +149,8 @@ class Blocks:
         Args:
             indices: int tensor `(n,)`, numbers of blocks.
             positions: int tensor `(blocks,)`, position of every block within its layer (see
-                `permutations.Permutation.positions`); `None` for the positions without a
-                permutation. Defaults to `None`.
+                `permutations.Permutation.positions`); `None` for the original order. Defaults to
+                `None`.
 
         Returns:
             int32 tensor `(n, 3)` of (layer, filter, column).
@@ -160,7 +161,7 @@ class Blocks:
         return _coordinates(layers, within, ops.take(self._columns, layers))
 
     def take(self, weights: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Reads blocks.
+        """Gathers the weights of blocks.
 
         Args:
             weights: tensor `(weights,)`, as returned by `weights`.
@@ -218,7 +219,7 @@ class Blocks:
         """
         filters, columns = self.grids[index]
         entries = self._entries[index]
-        # entries that carry a weight, in the order of the weights
+        # the entries that carry a weight, in the order of the weights
         used = np.argsort(entries)[np.count_nonzero(entries < 0) :]
         if len(used) < len(entries):
             blocks = ops.take(blocks, used, axis=1)
@@ -228,7 +229,7 @@ class Blocks:
     def split(self, blocks: Tensor) -> list[Tensor]:
         """Assembles all kernels from all blocks `(blocks, B)`: a list of tensors."""
         parts = [blocks]
-        if len(self.kernels) > 1:  # the gradient of a slice is as large as all blocks
+        if len(self.kernels) > 1:  # each slice would have a gradient as large as all blocks
             parts = ops.split(blocks, self.offsets[1:-1].tolist())
         return [self.kernel(index, part) for index, part in enumerate(parts)]
 
@@ -282,12 +283,12 @@ def check_order(order: np.ndarray, count: int, index: int) -> None:
 
 
 def _coordinates(layers: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
-    """Coordinates `(n, 3)` of positions in grids of that many columns, each `(n,)`."""
+    """Converts positions `(n,)` in layers with `columns` `(n,)` to coordinates `(n, 3)`."""
     return ops.stack([layers, positions // columns, positions % columns], axis=1)
 
 
 def _center_crop(shape: Sequence[int], side: int, rank: int) -> np.ndarray:
-    """The spatial position that each entry of a block carries, -1 for none: `(side^rank,)`."""
+    """The spatial position of each entry of a block, -1 for none: `(side^rank,)`."""
     shape = (1,) * (rank - len(shape)) + tuple(shape)
     block = np.full((side,) * rank, -1)
     window = tuple(slice((side - length) // 2, (side - length) // 2 + length) for length in shape)

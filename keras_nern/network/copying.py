@@ -1,10 +1,10 @@
-"""Copies of a model: made from its config, given its state as Keras saves and loads it, and proven.
+"""Copies a model from its config and saved state, and verifies the copy by its outputs.
 
-A config builds the layers that inference reaches. Layers that only training reaches are built by
-the shapes with which they were built in the original. State is transferred layer by layer, by the
-methods that `keras.Model.save` and `keras.models.load_model` call: `save_own_variables` and
-`load_own_variables`, `save_assets` and `load_assets`. It includes what is not a weight, such as
-vocabularies and tables. A copy is proven by comparing its outputs with those of the original.
+A config builds the layers that inference uses. Layers that only training uses are built with the
+input shapes of the original's layers. State is transferred layer by layer with the methods that
+`keras.Model.save` and `keras.models.load_model` call: `save_own_variables` and
+`load_own_variables`, `save_assets` and `load_assets`. It includes vocabularies, lookup tables and
+other state that is not a weight.
 """
 
 import tempfile
@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_nern.network.kernels import finalize, sublayers, walk_layers
 
-PROBED_SIDES = (32, 224, 1)  # lengths tried for axes of any length
+PROBED_SIDES = (32, 224, 1)  # lengths that are tried for axes of unspecified length
 TOLERANCE = 1e-4  # largest difference of outputs, relative to the largest output
 
 
@@ -32,19 +32,19 @@ def copy_model(model: keras.Model, config: dict[str, Any]) -> keras.Model:
         A `keras.Model`.
 
     Raises:
-        ValueError: if the config builds other layers than the model has, or if a layer's state
-            cannot be transferred.
+        ValueError: if the config builds different layers, or if a layer's state cannot be
+            transferred.
     """
     classes = {type(model), *(type(layer) for _, layer in walk_layers(model))}
     # Keras's own classes are left out: keras.layers.Add has the name of the class behind x + y
     own = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
     with warnings.catch_warnings():
-        # said of models that hold layers which are never called
+        # Keras warns if a model holds layers that are never called
         warnings.filterwarnings("ignore", message="`build\\(\\)` was called on layer")
         copy = keras.saving.deserialize_keras_object(
             config,
             custom_objects=own,
-            safe_mode=False,  # this process already holds every Lambda in it
+            safe_mode=False,  # safe: every Lambda in it comes from the model itself
         )
     build_like(model, copy)
     for path, layer, twin in twins(model, copy):
@@ -60,7 +60,7 @@ def copy_model(model: keras.Model, config: dict[str, Any]) -> keras.Model:
 
 
 def build_like(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
-    """Builds the sublayers of a copy that the original has built and the config has not."""
+    """Builds the sublayers of a copy that are built in the original but not by the config."""
     if layer.built and not copy.built:
         config = layer.get_build_config()
         if config is not None:
@@ -70,11 +70,11 @@ def build_like(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
 
 
 def build_configs(model: keras.Model) -> list[dict[str, Any] | None]:
-    """How layers were built that a config may leave unbuilt: those that custom classes hold.
+    """Collects the build configs of layers inside custom classes, which a config may not build.
 
     Returns:
-        For each layer of `walk_layers`, what `layer.get_build_config()` returns, or `None`. Names
-        would not do, because a subclassed model may name the layers of its copy differently.
+        A list in the order of `walk_layers`: `layer.get_build_config()` for a built layer inside
+        a custom class, otherwise `None`. Layers are matched by order, as in `twins`.
     """
     layers = [layer for _, layer in walk_layers(model)]
     held = {
@@ -89,9 +89,9 @@ def build_configs(model: keras.Model) -> list[dict[str, Any] | None]:
 
 
 def build_from_configs(model: keras.Model, configs: list[dict[str, Any] | None]) -> None:
-    """Builds what a model has not built yet, by what `build_configs` returned for the original."""
+    """Builds the unbuilt layers of a model from the `build_configs` of the original."""
     for index, config in enumerate(configs):
-        # walked anew, because building a layer may create the layers in it that come next
+        # listed again each time, because building a layer may create the sublayers that follow
         layers = [layer for _, layer in walk_layers(model)] if config is not None else []
         if config is not None and index < len(layers) and not layers[index].built:
             layers[index].build_from_config(config)
@@ -100,13 +100,13 @@ def build_from_configs(model: keras.Model, configs: list[dict[str, Any] | None])
 def twins(
     model: keras.Model, copy: keras.Model
 ) -> Iterator[tuple[str, keras.layers.Layer, keras.layers.Layer]]:
-    """Yields `(path, layer, layer of the copy)`, the models first.
+    """Yields `(path, layer, layer of the copy)`, starting with the models themselves.
 
     Layers are matched by their order, because a subclassed model may name the layers of its copy
     differently.
 
     Raises:
-        ValueError: if the layers of the copy are others.
+        ValueError: if the copy has different layers.
     """
     layers = [(model.name, model), *walk_layers(model)]
     copies = [copy, *(layer for _, layer in walk_layers(copy))]
@@ -114,9 +114,9 @@ def twins(
     if kinds[0] != kinds[1]:
         differing = [path for (path, _), a, b in zip(layers, *kinds, strict=False) if a != b]
         raise ValueError(
-            f"Expected a model that its config rebuilds. Received: {model.name!r} with "
+            f"Expected a model whose config builds the same layers. Received: {model.name!r} with "
             f"{len(layers) - 1} layers, whose copy has {len(copies) - 1}"
-            + f", from {differing[0]!r} on of other classes"
+            + f" and differs from {differing[0]!r} on"
             * bool(differing)
         )
     for (path, layer), twin in zip(layers, copies, strict=True):
@@ -139,11 +139,11 @@ def _to_array(value: Any) -> np.ndarray:
 
 
 def probe(model: keras.Model) -> Any:
-    """Inputs on which a model can be compared with its copy.
+    """Creates random inputs for comparing a model with its copy.
 
     Returns:
-        A batch of two random inputs in the structure that the model takes, or `None` if the model
-        does not tell, or none of the sizes tried for axes of any length suits it.
+        A batch of two inputs in the structure that the model takes, or `None` if its input shapes
+        are unknown or it accepts none of `PROBED_SIDES` for axes of unspecified length.
     """
     structure = getattr(model, "input", None)
     if not getattr(model, "inputs", None) or structure is None:
@@ -159,7 +159,7 @@ def probe(model: keras.Model) -> Any:
         try:
             with keras.StatelessScope():
                 model(inputs, training=False)
-        except Exception:  # whatever layers say to a size that does not suit them
+        except Exception:  # layers raise various errors for a size that they do not accept
             continue
         return inputs
     return None
@@ -177,7 +177,7 @@ def _random(spec: keras.KerasTensor, side: int) -> Any:
 
 
 def difference(call: Callable[[Any], Any], other: Callable[[Any], Any], inputs: Any) -> float:
-    """The largest difference of two models' outputs, relative to the largest output."""
+    """The largest difference between two models' outputs, relative to the largest output."""
     largest = 0.0
     with keras.StatelessScope():
         pairs = zip(
@@ -193,7 +193,7 @@ def difference(call: Callable[[Any], Any], other: Callable[[Any], Any], inputs: 
 
 
 def stateful_layers(model: keras.Model) -> list[str]:
-    """Paths of layers that may hold state which is not a weight: assets, or hooks of their own."""
+    """Paths of layers with assets or a custom `save_own_variables`: they may hold other state."""
 
     def is_suspect(layer: keras.layers.Layer) -> bool:
         hook = type(layer).save_own_variables

@@ -104,7 +104,7 @@ class Kernel:
         return self.by_channel(values).reshape(self.filters, -1)
 
     def from_rows(self, rows: Tensor) -> Tensor:
-        """Inverts `rows` and `by_channel` for a tensor; it is differentiable."""
+        """Rearranges a tensor of `rows` back to the variable's shape; differentiable."""
         rank = len(self.spatial_shape)
         tensor = keras.ops.reshape(rows, (self.filters, self.channels, *self.spatial_shape))
         last = (0, 1) if self._is_transposed else (1, 0)
@@ -136,8 +136,8 @@ def kernels_of(path: str, layer: keras.layers.Layer) -> list[Kernel]:
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Lists the layers that a layer holds directly.
 
-    Only models list theirs in public, as `Model.layers`, which calls the private
-    `Layer._flatten_layers` like this function. Tried on Keras 3.15.
+    Keras lists them in public only for models, by `Model.layers`. This function calls the private
+    method behind it, `Layer._flatten_layers`. Tried on Keras 3.15.
     """
     return layer._flatten_layers(include_self=False, recursive=False)
 
@@ -145,14 +145,15 @@ def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 def walk_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:
     """Lists all layers of a model at every depth.
 
-    Nested models, wrappers and custom layers are listed, followed by the layers that they hold.
+    The list includes nested models, wrappers and custom layers, each followed by the layers that it
+    holds.
 
     Args:
         model: a `keras.Model`.
 
     Returns:
-        A list of `(path, layer)`, such as `"inner/conv1"`. Each layer is listed once. A number is
-        appended to a path that is taken.
+        A list of `(path, layer)` with paths such as `"inner/conv1"`. Each layer is listed once.
+        If a path occurs again, a number is appended to it.
     """
     found, seen, taken = [], {id(model)}, set()
 
@@ -174,10 +175,10 @@ def walk_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:
 
 
 def finalize(model: keras.Model) -> None:
-    """Updates what layers derive from their weights, after weights were assigned.
+    """Updates the values that layers derive from their weights, after weights were assigned.
 
-    `keras.layers.Normalization` computes with tensors that it derives from its weights when it
-    loads them, but not when they are assigned.
+    `keras.layers.Normalization` derives tensors from its weights when they are loaded, but not when
+    they are assigned.
 
     Args:
         model: a `keras.Model`.

@@ -1,14 +1,14 @@
-"""Second moments of layers' inputs, which weigh the errors of a kernel by their effect.
+"""Second moments of layers' inputs, which determine how a kernel's errors affect the outputs.
 
-A convolution is linear in its kernel. Let x be a patch of its input, flattened, and D the error of
-its kernel as a matrix (patch, filters). The outputs then change by D^T x, with the mean square over
-patches and images
+A convolution is linear in its kernel. Let x be a flattened patch of its input and D the error of
+its kernel as a matrix (patch, filters). The outputs then change by D^T x. The mean square of this
+change over patches and images is
 
     E |D^T x|^2 = tr(D^T C D),      C = E x x^T.
 
-C is gathered once, from a few thousand images or from noise, and gives the effect of any error on
-the layer's output without running the network again. A batch normalization that follows scales the
-output of filter f, and its change, by gamma_f / sigma_f.
+C is computed once, from a few thousand images or from noise. It gives the effect of any error on
+the layer's outputs without running the network again. A batch normalization after the layer scales
+the output of filter f, and its change, by gamma_f / sigma_f.
 """
 
 import math
@@ -29,10 +29,10 @@ class InputMoments(typing.NamedTuple):
     """Second moments of a kernel's inputs, and the scale of its outputs.
 
     Attributes:
-        moments: C, float32 array `(groups, patch, patch)`, where patch = kh kw cin in the order of
+        moments: C, float32 array `(groups, patch, patch)` with patch = kh kw cin, in the order of
             the kernel's axes.
-        scale: gamma / sigma of the batch normalization that follows, 1 without one: float32 array
-            `(filters,)`.
+        scale: float32 array `(filters,)`: gamma / sigma of the batch normalization after the
+            layer, or ones if there is none.
     """
 
     moments: np.ndarray
@@ -42,7 +42,7 @@ class InputMoments(typing.NamedTuple):
 def second_moments(
     base: keras.Model, kernels: Sequence[Kernel], batches: Iterable
 ) -> list[InputMoments | None]:
-    """Gathers the second moments of kernels' inputs over all patches of all images.
+    """Computes the second moments of kernels' inputs over all patches of all images.
 
     Args:
         base: a built `keras.Model`.
@@ -50,8 +50,8 @@ def second_moments(
         batches: an iterable of inputs of the model.
 
     Returns:
-        A list of one `InputMoments` per kernel, `None` for a layer that is not called or is
-        neither Dense nor an ordinary convolution in one or two dimensions.
+        A list with one `InputMoments` per kernel, or `None` for a layer that is not called and for
+        layers other than `Dense`, `Conv1D` and `Conv2D`.
 
     Raises:
         ValueError: if `batches` is empty.
@@ -95,7 +95,7 @@ def second_moments(
 
 
 def _in_parts(batches: Iterable) -> Iterator:
-    """Splits batches so that one part has about `PIXELS_AT_ONCE` pixels, and at least one image.
+    """Splits batches into parts of about `PIXELS_AT_ONCE` pixels, and of at least one image.
 
     All activations of a part are in memory at once.
     """

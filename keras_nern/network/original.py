@@ -1,17 +1,17 @@
 """The original network: a classifier that is read and run, but never changed.
 
-It provides the kernels to regress, the feature maps and logits of the teacher, and the student,
+It provides the kernels to predict, the feature maps and logits of the teacher, and the student,
 which is the same network run with predicted kernels. The student runs in a `keras.StatelessScope`
 that maps the kernel variables to the predicted tensors, so gradients reach the predictor and no
 variable is assigned.
 
 The feature map of a convolution is the output of the batch normalization that follows it, before
-the activation; without a batch normalization, it is the convolution's own output. Feature maps can
-also be the sums at which a residual network joins its branches.
+the activation; without a batch normalization, it is the convolution's own output. The sums that
+join the branches of a residual network can be used as feature maps instead or in addition.
 
-A layer that runs within a loop (`TimeDistributed` of unknown length, `keras.ops.map`) has a feature
-map for each turn of it, none of which is known outside. The output of the layer that runs the loop
-stands for them.
+A layer inside a loop (`TimeDistributed` of unknown length, `keras.ops.map`) has one feature map per
+iteration, which is not accessible outside the loop. The output of the layer that runs the loop is
+used instead.
 """
 
 import functools
@@ -47,6 +47,7 @@ from keras_nern.network.recording import (
     enclosing,
     normalizations,
 )
+from keras_nern.network.signature import Signature
 from keras_nern.utils import checks
 from keras_nern.utils.types import Shape, Tensor
 
@@ -61,7 +62,7 @@ class ForwardOutputs(typing.NamedTuple):
         outputs: what the network returned: a tensor or a structure of tensors.
         logits: list of the outputs as logits (see `outputs.logits_of`), in the order of
             `keras.tree.flatten`.
-        map_names: list of the names of the layers whose maps they are.
+        map_names: list of the names of the layers that returned the feature maps.
     """
 
     maps: list
@@ -75,16 +76,18 @@ class OriginalNetwork:
 
     Args:
         base: a built `keras.Model`. The last axis of each output holds the classes.
-        feature_maps: which feature maps `forward` returns: `"convolutions"` for the output of each
-            represented layer except Dense layers, after its batch normalization; `"additions"` for
+        feature_maps: which feature maps `forward` returns: `"convolutions"` for the outputs of the
+            represented layers except Dense layers, after batch normalization; `"additions"` for
             the sums of branches; or `"both"`. Defaults to `"convolutions"`.
         output_activation: activation of all outputs: `"softmax"`, `"sigmoid"`, `"linear"` for
-            logits, or `"auto"` to infer it by `outputs.output_activation`. Defaults to `"auto"`.
+            logits, or `"auto"` to infer it, see `outputs.verified_activation`. Defaults to
+            `"auto"`.
         **selection: arguments of `blocks.Blocks` (`view`, `block_size`, `include`, `exclude`,
             `include_dense`).
 
     Attributes:
         base: the `base` argument.
+        signature: names and shapes of its inputs and outputs.
         blocks: the kernels as `blocks.Blocks`.
 
     Raises:
@@ -109,6 +112,7 @@ class OriginalNetwork:
                 f"Received: feature_maps={feature_maps!r} for {base.name!r}, which adds none"
             )
         self.base = base
+        self.signature = Signature.of(base)
         self.blocks = Blocks(base, **selection)
         _check_finite(base)
         self._warn_if_not_copyable()
@@ -122,23 +126,31 @@ class OriginalNetwork:
         }
 
     @property
-    def input_shapes(self) -> dict[str, Shape] | None:
-        """Shapes of the inputs without the batch axis, by name.
+    def label_shapes(self) -> dict[str, Shape] | None:
+        """A dict from names of outputs to shapes of their logits without the batch axis.
 
-        A dict in the order of `keras.tree.flatten`, with `None` for axes of any length. It is
-        `None` if the base is a subclassed model, which does not know its inputs.
+        Labels have the shape `shape[:-1]` if they are class numbers, or `shape` if they have a
+        number per class. The property is `None` if the base is a subclassed model, which does not
+        know its outputs.
         """
-        inputs = getattr(self.base, "inputs", None)
-        return {x.name: tuple(x.shape[1:]) for x in inputs} if inputs else None
-
-    @property
-    def output_shapes(self) -> dict[str, Shape] | None:
-        """Shapes of the outputs without the batch axis, by name, as `input_shapes`."""
-        names = getattr(self.base, "output_names", None)
-        outputs = getattr(self.base, "outputs", None)
-        if not names or not outputs:
+        if self.signature.outputs is None:
             return None
-        return {name: tuple(x.shape[1:]) for name, x in zip(names, outputs, strict=True)}
+        shapes, given = self.signature.outputs.items(), self._output_activation
+        activation = None if given == "auto" else keras.activations.get(given)
+        activations = self._inferred or [activation] * len(shapes)
+        return {
+            name: tuple(logits_of(keras.KerasTensor((None, *shape)), activation).shape[1:])
+            for (name, shape), activation in zip(shapes, activations, strict=True)
+        }
+
+    def try_out(self, inputs: Any) -> dict[str, Shape]:
+        """Runs the base on the first example of inputs; returns `label_shapes` for its outputs."""
+        first = keras.tree.map_structure(lambda array: array[:1], inputs)
+        outputs, logits = self.forward(first)[1:3]
+        names = sorted(outputs) if isinstance(outputs, dict) else range(len(logits))
+        return {
+            str(name): tuple(one.shape[1:]) for name, one in zip(names, logits, strict=True)
+        }
 
     def check_finite(self) -> None:
         """Raises a ValueError if the base has weights that are NaN or infinite."""
@@ -186,12 +198,9 @@ class OriginalNetwork:
     def functional_call(self, inputs: Any, kernels: Sequence[Tensor] | None = None) -> Any:
         """Runs the network, as `forward` does, and returns its outputs only.
 
-        Whatever layers assign to variables is dropped with the scope.
+        Assignments that layers make to variables during the call are discarded.
         """
-        names = self.input_shapes
-        if isinstance(inputs, dict) and names and not isinstance(self.base.input, dict):
-            inputs = [inputs[name] for name in names]
-            inputs = inputs if isinstance(self.base.input, (list, tuple)) else inputs[0]
+        inputs = self.signature.arguments(inputs)
         mapping = []
         if kernels is not None:
             mapping = [
@@ -202,7 +211,7 @@ class OriginalNetwork:
             return self.base(inputs, training=False)
 
     def _infer_activations(self) -> list[Callable | None] | None:
-        """The activation of each output, from a run on random inputs; `None` if none suits."""
+        """Infers each output's activation on the inputs of `probe`; `None` if it returns none."""
         inputs = probe(self.base)
         if inputs is None:
             return None
@@ -218,7 +227,7 @@ class OriginalNetwork:
         return output_activation(calls, output)
 
     def _mapped_calls(self, calls: Sequence[Call]) -> list[Call]:
-        """The calls whose outputs are feature maps; those in a loop are seen from its outside."""
+        """Finds the calls whose outputs are feature maps; `enclosing` replaces calls in a loop."""
         found = []
         if self._feature_maps != "additions":
             after = normalizations(calls)
@@ -251,10 +260,10 @@ class OriginalNetwork:
         return copy
 
     def check_copyable(self) -> None:
-        """Raises a ValueError if `copy` will fail, before the work whose result it is to hold.
+        """Raises a ValueError if `copy` would fail, so that `fit` reports it before training.
 
-        Copies of models that consist of Keras's own layers, none of them quantized or with
-        assets, are not tried.
+        Models of Keras's own layers are assumed to be copyable, unless a layer is quantized or has
+        assets.
         """
         layers = [self.base, *(layer for _, layer in walk_layers(self.base))]
         plain = all(
@@ -271,27 +280,27 @@ class OriginalNetwork:
 
         Args:
             copy: a model with the kernels of the base.
-            purpose: what the copy is, for the error. Defaults to `"copy"`.
+            purpose: name of the copy in the error. Defaults to `"copy"`.
 
         Returns:
-            Whether the two were compared, which needs a base that tells its inputs.
+            Whether the two were compared: `False` if `probe` has no inputs for the base.
         """
         inputs = probe(self.base)
         if inputs is None:
             return False
         outputs = functools.partial(self.base, training=False)
         off = difference(outputs, functools.partial(copy, training=False), inputs)
-        # a base whose outputs vary from call to call cannot be compared
+        # a base whose outputs are random cannot be compared
         if not off <= TOLERANCE and difference(outputs, outputs, inputs) <= TOLERANCE:
             raise ValueError(
-                f"Expected a base whose {purpose}, made from its config and saved state, gives its "
-                f"outputs. Received: {self.base.name!r}, whose {purpose} differs by {off:.3g} of "
-                f"the largest output; layers with state of their own: {stateful_layers(self.base)}"
+                f"Expected a base whose {purpose}, made from its config and saved state, gives the "
+                f"same outputs. Received: {self.base.name!r}, whose {purpose} differs by {off:.3g} "
+                f"of the largest output; layers with custom state: {stateful_layers(self.base)}"
             )
         return True
 
     def rebuilt(self, kernels: Sequence[Tensor]) -> keras.Model:
-        """Creates a copy with other kernels, one tensor for each of `blocks.kernels`."""
+        """Creates a copy with the given kernels, one tensor for each of `blocks.kernels`."""
         rebuilt = self.copy()
         values = {
             id(kernel.variable): value
@@ -324,24 +333,24 @@ class OriginalNetwork:
 
 
 def _adds(operation: keras.Operation) -> bool:
-    # keras.layers.Add, or the class of that name behind keras.ops.add and x + y, which Keras does
-    # not export; tried on Keras 3.15
+    # By name: keras.layers.Add, and the class behind keras.ops.add and x + y, which has the same
+    # name and which Keras does not export. Tried on Keras 3.15.
     return type(operation).__name__ == "Add"
 
 
 def _may_add_maps(operation: keras.Operation) -> bool:
-    """Whether an operation adds feature maps, or may do so since its inputs are unknown."""
+    """Whether an operation adds feature maps; also `True` if its inputs are unknown."""
     if not _adds(operation):
         return False
     try:
         inputs = keras.tree.flatten(operation.input)
-    except (AttributeError, ValueError):  # of a subclassed model, or called several times
+    except (AttributeError, ValueError):  # in a subclassed model, or called several times
         return True
     return _adds_maps(Call(operation, inputs, None))
 
 
 def _adds_maps(call: Call) -> bool:
-    """Whether a call adds tensors of one shape that have axes beside batch and channels."""
+    """Whether a call adds tensors of equal shapes that have axes besides batch and channels."""
     shapes = [tuple(given.shape) for given in call.inputs if hasattr(given, "shape")]
     return (
         _adds(call.operation) and len(shapes) > 1 and len(shapes[0]) > 2 and len(set(shapes)) == 1
@@ -355,7 +364,7 @@ def _check_built(base: keras.Model) -> None:
         )
     layers = [base, *(layer for _, layer in walk_layers(base))]
     unbuilt = [layer.name for layer in layers if not layer.built]
-    # a layer that is never called stays without weights
+    # a built base may hold layers that are never called and have no weights
     if not base.built or not any(layer.weights for layer in layers[1:] if layer.built):
         raise ValueError(
             "base must be a built keras.Model: give it a keras.Input, or call it on a batch of "

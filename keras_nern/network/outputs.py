@@ -1,4 +1,4 @@
-"""Meaning of a classifier's outputs: logits or probabilities, and the classes they stand for."""
+"""Interpretation of a classifier's outputs as logits, probabilities and predicted classes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from keras_nern.network.kernels import CONVOLUTIONS
 from keras_nern.network.recording import Call, capture_calls
 from keras_nern.utils.types import Tensor
 
-# Values of the argument `output_activation`; "auto" infers it from the layers.
+# Values of the argument `output_activation`; "auto" infers it from the layers and the outputs.
 OUTPUT_ACTIVATIONS = ("auto", "linear", "sigmoid", "softmax")
 
-SMALLEST_PROBABILITY = 1e-12  # smaller ones are raised to it before the logarithm
+SMALLEST_PROBABILITY = 1e-12  # replaces smaller probabilities before the logarithm
 
 # Layers whose output has the values of their input, possibly in another shape.
 _PASSING = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Identity)
@@ -44,7 +44,7 @@ def output_activation(calls: Sequence[Call], output: Tensor) -> Callable | None:
         activation function of the last layer, or `None` if there is none.
     """
     while True:
-        # A call precedes those around it, so the first one is that which computed the output.
+        # Inner calls precede outer calls, so the first match is the layer that computed the output.
         call = next((one for one in calls if one.output is output), None)
         if call is None:
             return None
@@ -66,23 +66,23 @@ def output_activation(calls: Sequence[Call], output: Tensor) -> Callable | None:
 
 
 def verified_activation(calls: Sequence[Call], output: Tensor) -> Callable | None:
-    """Infers the activation of an output as `output_activation` does, and by its values.
+    """Infers the activation of an output from the layers and from the output's values.
 
-    A layer of the user's own may apply a softmax in its `call`, where no layer shows it, and its
-    attribute `activation` may be that of something else. Outputs of at least 0 whose sum over the
-    classes is 1 are probabilities; an attribute that is a sigmoid counts if all outputs lie in
-    [0, 1].
+    A custom layer may apply a softmax in its `call`, where `output_activation` does not find it.
+    Its attribute `activation` may be applied to something other than its output. The values decide
+    in these cases: nonnegative outputs that sum to 1 over the classes are a softmax, and an
+    attribute that is a sigmoid is accepted if all outputs lie in [0, 1].
 
     Args:
         calls: calls from `recording.capture_calls` of the network, in eager execution.
-        output: an output of the network, of random inputs.
+        output: an output of the network for random inputs.
 
     Returns:
-        As `output_activation`.
+        An activation function or `None`, as `output_activation`.
 
     Raises:
-        ValueError: if the output does not consist of floating-point numbers, or if its softmax
-            is not over the last axis.
+        ValueError: if the output does not have a floating-point dtype, or if its softmax is not
+            over the last axis.
     """
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(output.dtype)):
         raise ValueError(
@@ -103,7 +103,7 @@ def verified_activation(calls: Sequence[Call], output: Tensor) -> Callable | Non
 
 
 def _is_of_keras(operation: keras.Operation) -> bool:
-    """Whether a class is Keras's own or derived from a layer with an activation of its output."""
+    """Whether an operation's `activation` is known to be applied to its output."""
     with_activation = (keras.layers.Dense, keras.layers.Activation, *CONVOLUTIONS)
     return isinstance(operation, with_activation) or type(operation).__module__.startswith("keras.")
 
@@ -127,8 +127,8 @@ def logits_of(outputs: Tensor, activation: Callable | None) -> Tensor:
 
     Returns:
         float32 tensor `(batch, ..., classes)` of at least two classes, whose softmax is the
-        classifier's distribution. Several sigmoid outputs are independent of each other and give
-        `(batch, ..., classes, 2)`.
+        classifier's distribution. For several sigmoid outputs, which are independent of each
+        other, the shape is `(batch, ..., classes, 2)`.
     """
     outputs = ops.cast(outputs, "float32")
     if activation is keras.activations.softmax and outputs.shape[-1] > 1:
@@ -157,7 +157,7 @@ class ClassReader:
         num_classes: number of classes, at least 2.
 
     Raises:
-        ValueError: if the model has other outputs.
+        ValueError: if the model does not have one output of such a shape.
 
     Example:
 
@@ -179,6 +179,6 @@ class ClassReader:
 
     def __call__(self, outputs: Tensor) -> np.ndarray:
         """The classes of outputs `(n, classes)`: int array `(n,)`."""
-        if outputs.shape[1] == 1:  # several outputs have the order of their logits
+        if outputs.shape[1] == 1:  # several outputs have the same argmax as their logits
             outputs = logits_of(outputs, self._activation)
         return ops.convert_to_numpy(ops.argmax(outputs, axis=1))

@@ -1,13 +1,13 @@
 """Records the inputs and outputs of a network's layers while it runs.
 
-Every Keras model can be recorded: functional, nested or subclassed. While a block records, the
-`call` method of each layer is replaced by a function that calls it and notes inputs and output, so
-a tensor inside the network is found without the network's graph: the batch normalization that
-follows a convolution is the one whose input *is* the convolution's output. A layer of another
-precision computes on a copy that Keras casts; the recorded input is the tensor before the cast.
+Every Keras model can be recorded: functional, nested or subclassed. Inside the `with` block of
+`capture_calls`, the `call` method of each layer is replaced by a function that calls it and records
+its inputs and output. Tensors are matched by identity, so the network's graph is not needed: the
+batch normalization that follows a convolution is the one whose input *is* the convolution's output.
+If Keras casts an input to a layer's precision, the recorded input is the tensor before the cast.
 
-Only the thread that opened the block is recorded. Other threads may call the same layers
-meanwhile, and may record them, too.
+Only the thread that entered the block is recorded. Other threads may call and record the same
+layers at the same time.
 """
 
 import collections
@@ -32,8 +32,8 @@ class Call(typing.NamedTuple):
         operation: the layer or operation.
         inputs: flat list of its arguments.
         output: what it returned.
-        in_loop: whether it ran in the body of a loop or a branch of the graph, outside of which
-            its tensors are not defined.
+        in_loop: whether it ran in the body of a loop or of a branch. Its tensors are not defined
+            outside of that body.
     """
 
     operation: keras.Operation
@@ -90,9 +90,9 @@ def capture_calls(model: keras.Model) -> Iterator[list[Call]]:
 
 
 def _is_in_loop(output: Any, graph: tf.Graph | None) -> bool:
-    """Whether an output is that of one turn of a loop, or of a branch.
+    """Whether an output was computed in the body of a loop or of a branch.
 
-    Bodies of loops and branches are graphs of their own, but for `tf.vectorized_map`, which
+    TensorFlow builds these bodies as separate graphs. The exception is `tf.vectorized_map`, which
     traces its function with the index 0 in the name scope `loop_body` (tried on TensorFlow 2.21).
     """
     names = (getattr(one, "name", "") for one in keras.tree.flatten(output))
@@ -100,22 +100,22 @@ def _is_in_loop(output: Any, graph: tf.Graph | None) -> bool:
 
 
 def _graph() -> tf.Graph | None:
-    """The graph that is being built, `None` in eager execution."""
+    """The graph that is being built; `None` in eager execution."""
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
 class _Wrapping:
-    """A method of an object and, per thread, the functions around it."""
+    """A method of an object and the functions that wrap it, per thread."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.method = getattr(owner, name)
-        self.own = vars(owner).get(name)  # an attribute of the instance, if it has one
+        self.own = vars(owner).get(name)  # an attribute of the instance, not of its class
         self.wrappers: dict[int, list[Callable]] = collections.defaultdict(list)
 
     def function(self) -> Callable:
         """The function that replaces the method."""
 
-        # the method's signature, which Keras quotes in errors
+        # keeps the method's signature, which Keras shows in errors
         @functools.wraps(self.method)
         def call(*args: Any, **kwargs: Any) -> Any:
             function = self.method
@@ -127,7 +127,7 @@ class _Wrapping:
 
 
 _WRAPPINGS: dict[tuple[int, str], _Wrapping] = {}  # by object id and method
-_LOCK = threading.Lock()  # of the table, held only while it is changed
+_LOCK = threading.Lock()  # guards _WRAPPINGS, held only while it is changed
 
 
 @contextlib.contextmanager
@@ -192,10 +192,10 @@ def normalizations(calls: Sequence[Call]) -> dict[int, Call]:
 
 
 def enclosing(call: Call, calls: Sequence[Call]) -> Call | None:
-    """Finds the innermost call around a call in a loop that is outside of the loop.
+    """Finds the innermost call outside of a loop that contains a call in the loop.
 
     Args:
-        call: one of `calls`.
+        call: the call in the loop, one of `calls`.
         calls: calls from `capture_calls`.
 
     Returns:
@@ -215,7 +215,7 @@ def _contains(operation: keras.Operation, call: Call) -> bool:
 
 
 class _Reached(Exception):
-    """Stops a network at the layer that a probe waits for."""
+    """Stops a network at the layer whose input a probe reads."""
 
 
 def first_normalization(

@@ -2,8 +2,8 @@
 
 By default these are the kernels of all convolutions: ordinary, grouped, dilated, transposed,
 depthwise and separable, in one to three dimensions, at every depth of the model. Dense layers are
-optional. Biases, batch normalizations and all other weights are skipped: a representation keeps
-them as they are.
+optional. Biases, batch normalizations and all other weights are skipped; a representation does not
+change them.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ import keras
 
 from keras_nern.network.kernels import CONVOLUTIONS, Kernel, kernels_of, sublayers, walk_layers
 
-# A layer, its name or path, a regular expression for the path, or a function from a layer to a
-# bool; `Choice` is one of these or several.
+# A `Selector` is a layer, its name or path, a regular expression for the path, or a function from a
+# layer to a bool. A `Choice` is a selector, several selectors, or `None`.
 Selector: TypeAlias = (
     keras.layers.Layer | str | re.Pattern[str] | Callable[[keras.layers.Layer], bool]
 )
@@ -30,8 +30,8 @@ class SkippedLayer:
     Attributes:
         name: path of the layer.
         layer: the Keras layer.
-        num_weights: number of these weights. The weights of sublayers are not counted, nor is a
-            kernel that the layer shares with a represented layer.
+        num_weights: number of these weights. It excludes the weights of sublayers and a kernel
+            that the layer shares with a represented layer.
         reason: why the layer is skipped.
     """
 
@@ -59,8 +59,8 @@ def find_kernels(
         which `walk_layers` lists the layers. A kernel that several layers share is listed once.
 
     Raises:
-        ValueError: if `include` or `exclude` names a layer that
-            cannot be represented or has another type.
+        ValueError: if `include` or `exclude` names a layer that cannot be represented or has
+            another type.
 
     Example:
 
@@ -110,13 +110,13 @@ class Selection:
 
     Args:
         argument: name of the user's argument, for errors.
-        choice: the argument, see `Choice`.
+        choice: value of the argument, see `Choice`.
 
     Attributes:
-        given: whether the argument is not `None`.
+        given: whether `choice` is not `None`.
 
     Raises:
-        ValueError: if the argument has another type.
+        ValueError: if `choice` is not a `Choice`.
     """
 
     def __init__(self, argument: str, choice: Choice) -> None:
@@ -155,7 +155,7 @@ class Selection:
             )
 
     def takes(self, path: str, layer: keras.layers.Layer) -> bool:
-        """Whether a selector matches the layer."""
+        """Whether one of the selectors matches a layer."""
         return any(_matches(selector, path, layer) for selector in self.selectors)
 
 

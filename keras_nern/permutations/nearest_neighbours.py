@@ -7,14 +7,14 @@ The distance of u and v is
 
 The paper uses cosine distance. Euclidean distance also makes the norms of neighbors similar.
 
-Under both metrics, the neighbors v of u are ranked by <u', v'> + b(v), nearest first by the
-largest value, where u' and v' are *prepared* vectors:
+Under both metrics, the nearest neighbor v of u has the largest score <u', v'> + b(v), where u' and
+v' are *prepared* vectors:
 
     cosine      u' = u / |u|,        b = 0
     euclidean   u' = (u - m) / r,    b = -|v'|^2 / 2,    m the mean of all vectors, r a scale
 
-One matrix product therefore compares many vectors. It is computed in float32: distances whose
-difference is below about 1e-7 of the squared spread of the vectors count as equal.
+One matrix product therefore compares many vectors. It is computed in float32: scores that differ by
+less than about 1e-7 of the squared spread of the vectors count as equal.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,13 @@ import numpy as np
 METRICS = ("cosine", "euclidean")
 EXACT_LIMIT = 16_384  # up to this many vectors, each is compared with all others
 CHUNK = 65_536  # vectors that are processed at once
-CANDIDATES = 16_384  # beyond the exact limit, vectors that a vector is compared with at most
-PROBES = 12  # beyond the exact limit, centers whose vectors a vector is compared with
+# Beyond the exact limit:
+CANDIDATES = 16_384  # largest number of vectors that a vector is compared with
+PROBES = 12  # nearest centers whose vectors a vector is compared with
 
 
 def prepare(vectors: np.ndarray, metric: str) -> np.ndarray:
-    """Prepares vectors for comparison.
+    """Computes the prepared vectors of the module's formula.
 
     Args:
         vectors: array `(n, d)`.
@@ -56,7 +57,7 @@ def _divide(vectors: np.ndarray, by: np.ndarray) -> np.ndarray:
 
 
 def score_bias(vectors: np.ndarray, metric: str) -> np.ndarray:
-    """Computes b, the term that ranks neighbors in addition to the inner product.
+    """Computes b, the term that is added to inner products to rank neighbors.
 
     Args:
         vectors: prepared vectors `(n, d)`.
@@ -73,10 +74,10 @@ def score_bias(vectors: np.ndarray, metric: str) -> np.ndarray:
 def nearest_neighbours(vectors: np.ndarray, count: int, metric: str = "euclidean") -> np.ndarray:
     """Finds the nearest neighbors of each vector.
 
-    The search is exact for up to `EXACT_LIMIT` vectors. For more, about sqrt(n) of the vectors
-    are drawn as centers, every vector is assigned to its nearest center, and it is compared with
-    the vectors of that center and of the centers nearest to it. This search misses a few
-    neighbors.
+    The search is exact for up to `EXACT_LIMIT` vectors. For more vectors, it is approximate and
+    misses a few neighbors: about sqrt(n) of the vectors are drawn as centers, every vector is
+    assigned to its nearest center, and it is compared with the vectors of that center and of the
+    centers nearest to it.
 
     Args:
         vectors: array `(n, d)`.
@@ -129,6 +130,6 @@ def _neighbourhoods(
         probed = by_nearness[: max(PROBES, enough)]
         if sizes[center]:
             candidates = np.concatenate([members[index] for index in probed])
-            # If there are many candidates, as for vectors that are alike, a subset is enough.
+            # If there are many candidates, because many vectors are alike, a subset is enough.
             limit = max(CANDIDATES, count + 1)
             yield members[center], candidates[:: -(-len(candidates) // limit)]

@@ -30,7 +30,7 @@ KINDS = (None, "in_filter", "cross_filter")
 def check_permutation_arguments(
     kind: object, method: object = "greedy", metric: object = "euclidean"
 ) -> None:
-    """Raises a ValueError if a kind of permutation, a method or a metric is unknown."""
+    """Raises a ValueError if the kind of permutation, the method or the metric is unknown."""
     checks.one_of("permutation", kind, KINDS)
     checks.one_of("permutation_method", method, METHODS)
     checks.one_of("metric", metric, METRICS)
@@ -88,7 +88,7 @@ def invert(order: np.ndarray) -> np.ndarray:
 
 
 def permutation_bits(grid: Grid, kind: str | None = None) -> float:
-    """Computes the bits that it takes to store a layer's permutation.
+    """Computes the number of bits that store a layer's permutation.
 
     Args:
         grid: `(filters, columns)` of the layer's blocks.

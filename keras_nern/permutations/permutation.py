@@ -1,6 +1,6 @@
 """The permutation of a network: the order of the blocks in each of its layers.
 
-`orders` defines the kinds of order and the bits that they take.
+`orders` defines the kinds of permutation and the number of bits that store them.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from keras_nern.permutations.tours import METHODS, PASSES, check_fast_tsp
 from keras_nern.utils.files import DAMAGED, atomic_write
 from keras_nern.utils.types import Grid, Path
 
-MAX_RATIO = 500  # of a file's unpacked size to its size
-PROGRESS_FROM = 50_000  # blocks from which `verbose="auto"` shows a progress bar
+MAX_RATIO = 500  # largest ratio of a file's unpacked size to its size
+PROGRESS_FROM = 50_000  # number of blocks from which `verbose="auto"` shows a progress bar
 
 
 class Permutation:
@@ -39,10 +39,10 @@ class Permutation:
         grids: `(filters, columns)` of each layer.
         orders: for each layer an int array `(filters * columns,)`: `order[p]` is the block at
             position p. `None` for the original orders. Defaults to `None`.
-        kind: `None`, `"in_filter"` or `"cross_filter"`, which determines the bits of the orders.
+        kind: `None`, `"in_filter"` or `"cross_filter"`, which determines the number of bits.
             Defaults to `"cross_filter"`.
-        method, metric: method and metric by which the orders were found, for information; `None`
-            if unknown. Default to `None`.
+        method, metric: method and metric with which the orders were found, which are only stored;
+            `None` if unknown. Default to `None`.
 
     Attributes:
         grids: tuple of `(filters, columns)`.
@@ -78,8 +78,8 @@ class Permutation:
         is_pairs = grids.ndim == 2 and grids.shape[1] == 2 and len(grids) > 0
         if not is_pairs or not np.issubdtype(grids.dtype, np.integer) or grids.min() < 1:
             raise ValueError(
-                "Expected grids of (filters, columns), integers of at least 1, at least one. "
-                f"Received: {grids!r}"
+                "grids must be at least one pair (filters, columns) of integers of at least 1. "
+                f"Received: grids={grids!r}"
             )
         self.grids = tuple(map(tuple, grids.tolist()))
         if orders is None:
@@ -123,7 +123,7 @@ class Permutation:
         Raises:
             ValueError: if `kind`, `method` or `metric` is unknown, a weight is not finite, or a
                 layer has too many blocks for `"fast_tsp"`.
-            ImportError: if `method` is `"fast_tsp"`, which is not installed.
+            ImportError: if `method` is `"fast_tsp"` and the package is not installed.
         """
         check_permutation_arguments(kind, method, metric)
         blocks = model if isinstance(model, Blocks) else Blocks(model, **selection)
@@ -151,7 +151,7 @@ class Permutation:
         method: str | None = None,
         metric: str | None = None,
     ) -> Self:
-        """Creates a permutation from what `positions` returns.
+        """Creates a permutation from the array that `positions` returns.
 
         Args:
             positions: int array `(blocks,)`, the position of each block in its layer, layer by
@@ -174,7 +174,7 @@ class Permutation:
 
     @staticmethod
     def check_method(grids: Iterable[Grid], kind: str | None, method: str) -> None:
-        """Checks, before any search, that a method can order the blocks of a network.
+        """Checks that a method can order the blocks of a network.
 
         Args:
             grids: `(filters, columns)` of each layer.
@@ -183,7 +183,7 @@ class Permutation:
 
         Raises:
             ValueError: if a layer has too many blocks for `"fast_tsp"`.
-            ImportError: if `method` is `"fast_tsp"`, which is not installed.
+            ImportError: if `method` is `"fast_tsp"` and the package is not installed.
         """
         if kind is not None and method == "fast_tsp":
             for filters, columns in grids:
@@ -216,16 +216,16 @@ class Permutation:
 
     @property
     def layer_bits(self) -> list[float]:
-        """The bits that it takes to store each layer's order."""
+        """The number of bits that store each layer's order."""
         return [permutation_bits(grid, self.kind) for grid in self.grids]
 
     @property
     def bits(self) -> float:
-        """The bits that it takes to store all orders."""
+        """The number of bits that store all orders."""
         return sum(self.layer_bits)
 
     def digest(self) -> str:
-        """The SHA-256 of kind, grids and orders in hexadecimal; equal permutations share it."""
+        """The SHA-256 of kind, grids and orders in hexadecimal; equal for equal permutations."""
         sha = hashlib.sha256(repr((self.kind, self.grids)).encode())
         for order in self.orders:
             sha.update(order.astype("<i8").tobytes())
@@ -234,7 +234,7 @@ class Permutation:
     def save(self, path: Path) -> None:
         """Saves the permutation as an `.npz` file.
 
-        The file appears when it is complete. It replaces a previous file at this path.
+        An existing file is replaced when the new one is complete.
 
         Args:
             path: path of the file.
@@ -300,7 +300,7 @@ class Permutation:
 
 
 def _checked_order(order: np.ndarray, grid: Grid, kind: str | None, index: int) -> np.ndarray:
-    """A read-only int64 copy of layer `index`'s order, which must be of a kind."""
+    """A read-only int64 copy of layer `index`'s order; raises unless it is of this kind."""
     filters, columns = grid
     if not np.issubdtype(order.dtype, np.integer):
         raise ValueError(f"The order of layer {index} must be integers. Received: {order!r}")

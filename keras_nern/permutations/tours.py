@@ -1,24 +1,25 @@
 """Short paths through vectors: the traveling salesman problem behind a permutation.
 
 An order of n vectors is smooth if the distances between successive vectors are short, so the best
-order is the shortest path that visits each vector once. Each of three methods finds a path that
-is at most as long as the previous one's:
+order is the shortest path that visits each vector once. There are three methods. Each returns a
+path that is at most as long as that of the previous method:
 
-* `greedy`: start at index 0 and continue with the nearest unvisited vector, as in the paper.
-* `two_opt`: improve the greedy path by local search, until no 2-opt or Or-opt move shortens it.
-* `fast_tsp`: the package of that name, which searches longer. It holds all pairwise distances and
-  takes up to `FAST_TSP_LIMIT` vectors. Install it by `pip install "keras-nern[tsp]"`.
+* `greedy` starts at index 0 and continues with the nearest unvisited vector, as in the paper.
+* `two_opt` improves the greedy path by local search, until no 2-opt or Or-opt move shortens it.
+* `fast_tsp` calls the package of that name, which searches longer. It holds all pairwise distances
+  and takes up to `FAST_TSP_LIMIT` vectors. Install it by `pip install "keras-nern[tsp]"`.
 
-A move of the local search joins a vector a to one of its nearest neighbors c:
+A move of the local search makes a vector a adjacent to one of its nearest neighbors c:
 
 * 2-opt (Croes, "A method for solving traveling-salesman problems", Operations Research 6, 1958)
   reverses a piece of the path: the steps (a, b) and (c, d) become (a, c) and (b, d).
 * Or-opt (Or, PhD thesis, Northwestern University, 1976) moves a piece a ... e of up to three
   vectors from between p and q to between c and d.
 
-Each round computes the gains of the moves at all vectors at once, then makes the moves in order of
-decreasing gain, skipping those whose steps an earlier move has removed. The next round considers
-the vectors near changes, and the last one all vectors again.
+Each round computes the gains of the moves of many vectors at once. It then makes the moves in order
+of decreasing gain and skips those whose steps an earlier move has removed. The next round considers
+only vectors near changes. When no move is left there, a round considers all vectors again. The
+search ends when such a round finds no move.
 
 `nearest_neighbours` defines the distances.
 """
@@ -36,12 +37,12 @@ from keras_nern.utils import checks, optional
 from keras_nern.utils.types import Progress
 
 METHODS = ("greedy", "two_opt", "fast_tsp")
-PASSES = {"greedy": 1, "two_opt": 2, "fast_tsp": 3}  # each includes the previous ones
+PASSES = {"greedy": 1, "two_opt": 2, "fast_tsp": 3}  # each method first runs the previous one
 FAST_TSP_LIMIT = 10_000  # vectors
 FAST_TSP_SECONDS = 10.0  # per path, at most
-FAST_TSP_MAX_DISTANCE = 65_535  # its distances are integers up to this
-NEIGHBOURS = 8  # per vector, that the moves of the local search try
-MAX_PIECE = 3  # vectors in a piece that Or-opt moves
+FAST_TSP_MAX_DISTANCE = 65_535  # the package takes integer distances up to this
+NEIGHBOURS = 8  # nearest neighbors per vector that the local search tries
+MAX_PIECE = 3  # largest number of vectors that Or-opt moves together
 
 
 def order_vectors(
@@ -57,8 +58,8 @@ def order_vectors(
         method: `"greedy"`, `"two_opt"` or `"fast_tsp"`. Defaults to `"greedy"`.
         metric: `"cosine"` or `"euclidean"`. Defaults to `"euclidean"`.
         progress: function that is called during the search with the number of vectors processed
-            since the last call, n in total for each of the method's `PASSES`; or `None`.
-            Defaults to `None`.
+            since the previous call; or `None`. The numbers add up to n for each of the method's
+            `PASSES`. Defaults to `None`.
 
     Returns:
         int64 array `(n,)`, a permutation of `range(n)`.
@@ -66,7 +67,7 @@ def order_vectors(
     Raises:
         ValueError: if `method` or `metric` is unknown, a vector is not finite, or there are too
             many vectors for `"fast_tsp"`.
-        ImportError: if `method` is `"fast_tsp"`, which is not installed.
+        ImportError: if `method` is `"fast_tsp"` and the package is not installed.
 
     Example:
 
@@ -103,7 +104,7 @@ def _greedy(vectors: np.ndarray, metric: str, progress: Progress | None) -> np.n
     columns = np.ascontiguousarray(vectors.T)  # (d, left): long rows make the product fast
     bias = score_bias(vectors, metric)  # (left,), -inf for the visited ones
     score = np.empty_like(bias)
-    last = visited = 0  # the last vector's place in `left`; the number of visited ones in `left`
+    last = visited = 0  # place of the last vector in `left`, number of visited vectors in `left`
     for position in range(1, len(vectors)):
         bias[last] = -np.inf
         visited += 1
@@ -124,7 +125,7 @@ def _greedy(vectors: np.ndarray, metric: str, progress: Progress | None) -> np.n
 
 
 def check_fast_tsp(n: int) -> None:
-    """Checks that `fast_tsp` is installed and takes a number of vectors.
+    """Checks that `fast_tsp` is installed and accepts a number of vectors.
 
     Args:
         n: number of vectors.
@@ -142,7 +143,7 @@ def check_fast_tsp(n: int) -> None:
 
 
 def _fast_tsp(vectors: np.ndarray, metric: str) -> np.ndarray:
-    """The order that fast_tsp finds when it converges or after `FAST_TSP_SECONDS`."""
+    """The order that fast_tsp finds; it stops if it converges or after `FAST_TSP_SECONDS`."""
     fast_tsp = optional.require("fast_tsp", "tsp")
     tour = Tour(vectors, np.arange(len(vectors)), metric)
     nodes = np.arange(tour.n + 1)
@@ -157,10 +158,10 @@ def _fast_tsp(vectors: np.ndarray, metric: str) -> np.ndarray:
 
 
 class Tour:
-    """A path through vectors and the local search that shortens it.
+    """A path through vectors, and the local search that shortens it.
 
-    The path is stored as a cycle through an extra node, number n, at distance 0 from all others:
-    the neighbors of the extra node are the path's ends.
+    The path is stored as a cycle through all vectors and an extra node, number n, whose distance to
+    all others is 0. The path's ends are the two nodes next to the extra node.
 
     Args:
         vectors: prepared vectors, float32 `(n, d)`.
@@ -168,7 +169,7 @@ class Tour:
         metric: `"cosine"` or `"euclidean"`.
 
     Attributes:
-        nodes: int array `(n + 1,)`, the cycle from the extra node on.
+        nodes: int array `(n + 1,)`, the nodes in the order of the cycle.
         place: int array `(n + 1,)`, the place of each node in `nodes`.
     """
 
@@ -198,7 +199,7 @@ class Tour:
         return distance
 
     def improve(self, progress: Progress | None = None) -> np.ndarray:
-        """Makes moves until none shortens the path.
+        """Makes moves until no move shortens the path.
 
         Args:
             progress: as for `order_vectors`. Defaults to `None`.
@@ -224,7 +225,7 @@ class Tour:
             if not changed.any():
                 if len(active) == self.n:
                     break
-                active = everything  # moves that were skipped may still gain
+                active = everything  # inactive vectors may have moves that gain
                 continue
             places = self.place[np.flatnonzero(changed)]
             around = (places[:, None] + np.arange(-MAX_PIECE, MAX_PIECE + 1)) % (self.n + 1)
@@ -239,7 +240,7 @@ class Tour:
     def _best_moves(
         self, nodes: np.ndarray, nearest: np.ndarray, near: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Finds for each node a the move with the largest gain that joins it to a neighbor c.
+        """Finds for each node a the best move that makes it adjacent to a neighbor c.
 
         Args:
             nodes: `(m,)`.
@@ -298,7 +299,7 @@ class Tour:
         return (self.place[b] - self.place[a]) % (self.n + 1) == 1
 
     def _reverse(self, a: int, b: int, c: int, d: int) -> bool:
-        """Replaces the steps (a, b), (c, d) by (a, c), (b, d), if both are still there."""
+        """Replaces the steps (a, b), (c, d) by (a, c), (b, d); `False` if one is not there."""
         if self._follows(b, a) and self._follows(d, c):
             a, b, c, d = b, a, d, c
         if not (self._follows(a, b) and self._follows(c, d)) or a == c:
@@ -311,7 +312,7 @@ class Tour:
     def _shift(self, a: int, e: int, p: int, q: int, c: int, d: int) -> bool:
         """Moves the piece a ... e from between p and q to between c and d, with a next to c.
 
-        Returns whether all steps that the move removes were still there.
+        Returns `False` and changes nothing if an earlier move has changed the steps or the piece.
         """
         low, high = sorted((self.place[a], self.place[e]))
         piece = self.nodes[low : high + 1]
@@ -335,7 +336,7 @@ class Tour:
         return True
 
     def _lay(self, start: int, nodes: np.ndarray) -> None:
-        """Places nodes in the cycle from a place on."""
+        """Writes nodes into the cycle, starting at the place `start`."""
         stop = start + len(nodes)
         self.nodes[start:stop] = nodes.copy()
         self.place[self.nodes[start:stop]] = np.arange(start, stop)

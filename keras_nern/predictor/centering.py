@@ -1,17 +1,18 @@
 """Gradient centering: updates of a layer's kernel that leave its mean output unchanged.
 
-The inputs x of a Dense layer y = W^T x + b have a mean m far from 0 if they are outputs of a ReLU
-or slow cosines of the encoding. A change of W then mostly shifts y by the same vector for every
-kernel. The loss is steep in that direction, which limits the learning rate of all others,
-especially with Muon, whose updates have the same size in every direction. In the centered form
+Let m be the mean of the inputs x of a Dense layer y = W^T x + b. It is far from 0 if the inputs are
+outputs of a ReLU or slow cosines of the encoding. A change of W then mostly shifts y by the same
+vector for every kernel. The loss is steep in that direction, which limits the learning rate of all
+other directions, especially with Muon, whose updates have the same size in every direction. In the
+centered form of the same function,
 
     y = W^T (x - m) + c,    c = b + W^T m,
 
-which is the same function, W does not affect the mean output. With G and g the gradients of W and
-b in the original form, the gradient of W in the centered form is G - m g^T. After an update from W
-to W + D, the bias that leaves c to its own gradient is b - D^T m. The predictor therefore needs no
-extra weights: m is computed from the coordinates of each step (Schraudolph, "Centering Neural
-Network Gradient Factors", in "Neural Networks: Tricks of the Trade", 1998).
+W does not affect the mean output. If G and g are the gradients of W and b in the original form, the
+gradient of W in the centered form is G - m g^T. When W is updated to W + D, D^T m is subtracted
+from b, so that c changes by its own gradient only. No extra weights are needed: m is computed from
+the coordinates of each step (Schraudolph, "Centering Neural Network Gradient Factors", in "Neural
+Networks: Tricks of the Trade", 1998).
 
 A new predictor starts with c = 0 in its hidden layers, which centers the inputs of each ReLU.
 """
@@ -27,7 +28,7 @@ from keras_nern.utils.types import Tensor
 
 
 def center_biases(predictor: KernelPredictor, coordinates: Tensor) -> None:
-    """Sets the biases of the hidden layers so that the mean before each ReLU is 0.
+    """Sets the biases of the hidden layers so that the mean input of each ReLU is 0.
 
     Args:
         predictor: a built `KernelPredictor`.
@@ -75,7 +76,7 @@ def apply_centered_gradients(
 
 
 def _subtract(variable: keras.Variable, value: Tensor) -> None:
-    """Subtracts a value that is the same on all replicas from a variable."""
+    """Subtracts from a variable a value that is equal on all replicas."""
 
     def update(strategy: Any, value: Tensor) -> None:
         strategy.extended.update(variable.value, lambda v, x: v.assign_sub(x), args=(value,))

@@ -4,10 +4,10 @@
 
 M is a mask of zeros and ones; `quantization` defines the quantizer. The forward pass computes
 with W~, the kernel that a compact file stores. In the backward pass the float32 kernel W receives
-gradients as if it were not quantized, so that a short training moves its weights to values that
-rounding harms least. This is quantization-aware training (Jacob et al., "Quantization and
-Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018,
-arXiv 1712.05877). `compress` sets the mask and the step sizes once; they are not trained.
+gradients as if it were not quantized, so that a short fit reduces the error that rounding causes.
+This is quantization-aware training (Jacob et al., "Quantization and Training of Neural Networks for
+Efficient Integer-Arithmetic-Only Inference", CVPR 2018, arXiv 1712.05877). `compress` sets the mask
+and the step sizes once; they are not trained.
 """
 
 from typing import Any
@@ -113,6 +113,8 @@ class CompressedDense(keras.layers.Dense):
         return quantize(ops.convert_to_numpy(kernel), self.bits, step_sizes)
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        if self.bits is None and not self.pruned:
+            return super().call(inputs, training)
         outputs = ops.matmul(inputs, self.effective_kernel)
         if self.bias is not None:
             outputs = outputs + self.bias

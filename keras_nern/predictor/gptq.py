@@ -1,22 +1,22 @@
-"""GPTQ: compressing a predictor's weights row by row, with feedback of each row's error.
+"""GPTQ: compresses a predictor's weights row by row and corrects later rows for each error.
 
 Rounding or pruning a Dense kernel W to W~ changes the outputs by (W~ - W)^T x. The bias can
-correct the mean of this change; the mean square of the rest is, with H the covariance of x,
+correct the mean of this change. If H is the covariance of x, the mean square of the rest is
 
     tr((W~ - W)^T H (W~ - W)).
 
 The inputs of a predictor's layers are strongly correlated: neighboring frequencies of the encoding
 are almost equal over a few indices. GPTQ therefore rounds the rows of W one at a time and lets the
-remaining rows compensate for each error. With U the upper Cholesky factor of H^-1 = U^T U,
-rounding row i to w~ updates every later row j by
+remaining rows compensate for each error. Let U be the upper Cholesky factor of H^-1 = U^T U.
+Rounding row i to w~ updates every later row j by
 
     W[j] -= U[i, j] (W[i] - w~) / U[i, i].
 
-Frantar et al., ICLR 2023, arXiv 2210.17323, with the paper's damping of 1 percent of H's mean
-diagonal, and with the order of the option `act_order` of its code: inputs with the largest
-variance first. The errors of pruned weights are compensated in the same way, as in SparseGPT
-(Frantar and Alistarh, ICML 2023, arXiv 2301.00774); magnitude decides beforehand which weights are
-pruned.
+The method, and the damping of 1 percent of H's mean diagonal, are those of Frantar et al., ICLR
+2023, arXiv 2210.17323. Rows are rounded in the order of the option `act_order` of the paper's code:
+inputs with the largest variance first. The errors of pruned weights are compensated in the same
+way, as in SparseGPT (Frantar and Alistarh, ICML 2023, arXiv 2301.00774). The weights to prune are
+chosen by magnitude before the first row is rounded.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from keras_nern.predictor.quantization import quantize
 from keras_nern.utils.types import Tensor
 
 DAMPING = 0.01  # fraction of the covariance's mean diagonal
-RIDGE = 1e-5  # likewise; inputs with a smaller variance count as constant
+RIDGE = 1e-5  # likewise for ridge regression; inputs with a smaller variance count as constant
 CHUNK = 8_192  # coordinates that are converted to float64 at once
 
 
@@ -53,8 +53,9 @@ def compress_into(
     the represented network), so that the relative errors of all layers count equally.
 
     Args:
-        copy: a built `KernelPredictor` with `bits` or `pruned`, otherwise like `predictor`. It
-            must be pruned if `predictor` is, and then takes over its masks.
+        copy: a built `KernelPredictor` with `bits` or `pruned`, otherwise like `predictor`. If
+            `predictor` is pruned, `copy` must be as well; its masks then become equal to those of
+            `predictor`.
         predictor: a built `KernelPredictor`, which is not changed.
         coordinates: `(n, 3)`, integers (layer, filter, column); all coordinates or a large
             sample.
@@ -96,7 +97,7 @@ def compress_into(
 
 
 def _coordinate_weights(predictor: KernelPredictor, coordinates: Tensor) -> np.ndarray:
-    """Weights of the coordinates, float64 `(n,)` with the sum 1; see `compress_into`."""
+    """Weights of the coordinates that sum to 1, float64 `(n,)`; see `compress_into`."""
     layers = keras.ops.convert_to_numpy(coordinates)[:, 0]
     blocks = keras.ops.convert_to_numpy(predictor(coordinates)).astype("float64")
     energies = np.bincount(layers, (blocks**2).sum(axis=1))  # (layers,)
@@ -109,11 +110,11 @@ def _statistics(x: Tensor, y: Tensor, weights: np.ndarray) -> tuple[np.ndarray, 
 
     Args:
         x, y: float32 tensors `(n, inputs)`.
-        weights: weights of the rows, float64 `(n,)` with the sum 1.
+        weights: weights of the rows that sum to 1, float64 `(n,)`.
 
     Returns:
-        The means of x and y, float64 `(inputs,)`, and with both centered E[x x^T], E[y y^T] and
-        E[y x^T], float64 `(inputs, inputs)`.
+        The means of x and y, float64 `(inputs,)`, followed by E[x x^T], E[y y^T] and E[y x^T] of
+        the centered x and y, float64 `(inputs, inputs)`.
     """
     count, width = x.shape
     chunks = [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
@@ -133,11 +134,11 @@ def _statistics(x: Tensor, y: Tensor, weights: np.ndarray) -> tuple[np.ndarray, 
 
 
 def damped(covariance: np.ndarray, fraction: float) -> np.ndarray:
-    """Adds a fraction of its mean diagonal to a covariance.
+    """Adds a fraction of a covariance's mean diagonal to its diagonal.
 
     Args:
         covariance: array `(inputs, inputs)`.
-        fraction: fraction of the mean diagonal.
+        fraction: fraction of the mean diagonal to add.
 
     Returns:
         float64 array `(inputs, inputs)`, positive definite; the identity if all inputs are
@@ -153,7 +154,7 @@ def gptq_quantize(
     covariance: np.ndarray,
     compress_row: Callable[[int, np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Compresses a kernel row by row; later rows compensate for each row's error.
+    """Compresses a kernel row by row and lets later rows compensate for each row's error.
 
     Args:
         kernel: array `(inputs, units)`.

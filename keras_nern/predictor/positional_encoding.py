@@ -4,9 +4,9 @@ Each index v of a coordinate (layer, filter, column) is encoded as
 
     sin(pi v b^i), cos(pi v b^i),    i = 0 .. F - 1,
 
-with b = 0.76 and F = 40 for convolutional networks, on the integers themselves (Ashkenazi et al.,
-ICLR 2023, section 3.1 and appendix). The features of the three indices are concatenated:
-3 * 2 * 40 = 240. Their wavelengths range from 2 to 2 / b^(F - 1), about 89,000 indices.
+with b = 0.76 and F = 40 for convolutional networks (Ashkenazi et al., ICLR 2023, section 3.1 and
+appendix). Indices are not normalized. The features of the three indices are concatenated to
+3 * 2 * 40 = 240 features. Their wavelengths range from 2 to 2 / b^(F - 1), about 89,000 indices.
 """
 
 import math

@@ -2,9 +2,9 @@
 
     encoding(layer, filter, column) -> Dense(h) -> ReLU -> ... -> Dense(h) -> ReLU -> Dense(B)
 
-It has five Dense layers by default, as in Ashkenazi et al., ICLR 2023, section 3.1. Its width h
-trades size for accuracy. It computes in float32 under every mixed precision policy, since kernels
-are small differences of large activations.
+It has five Dense layers by default, as in Ashkenazi et al., ICLR 2023, section 3.1. A larger width
+h makes it larger and more accurate. It computes in float32 under every dtype policy, because
+kernels are small differences of large activations.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from keras_nern.utils import checks
 from keras_nern.utils.backend import register
 from keras_nern.utils.types import Shape, Tensor
 
-# Name by which optimizers treat the output layer differently from the hidden layers.
+# Name of the output layer, which the default optimizer treats differently from hidden layers.
 OUTPUT_LAYER = "predicted_kernels"
 
 
@@ -101,7 +101,7 @@ class KernelPredictor(keras.layers.Layer):
         )
 
     def build(self, input_shape: Shape) -> None:
-        # A user's encoding may lack compute_output_shape, so it is called instead.
+        # Calls the encoding, because a user's may lack compute_output_shape.
         shape = self.encoding(keras.KerasTensor(input_shape, "int32")).shape
         for layer in self.layers:
             layer.build(shape)
@@ -143,7 +143,7 @@ class KernelPredictor(keras.layers.Layer):
 
     @property
     def num_parameters(self) -> int:
-        """The number of weights and biases, without masks and step sizes."""
+        """The number of weights and biases, excluding masks and step sizes."""
         dense = [variable for layer in self.layers for variable in (layer.kernel, layer.bias)]
         return self.encoding.count_params() + sum(int(keras.ops.size(v)) for v in dense)
 

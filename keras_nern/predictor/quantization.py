@@ -5,9 +5,9 @@ A kernel W `(inputs, units)` is stored as integers q and one step size s_j per u
     W^[i, j] = s_j q[i, j],    q = clip(round(W[i, j] / s_j), -Q, Q),    Q = 2^(bits - 1) - 1.
 
 The levels are symmetric about 0, so that a pruned weight stays 0. Step sizes are float16, two
-bytes per unit. A unit's step size is the one with the least squared error among candidates that
-put Q between 30 and 100 percent of the unit's largest weight: clipping a few large weights leaves
-finer levels for all others.
+bytes per unit. The step size of a unit is the candidate with the least squared error. Candidates
+place level Q at 30 to 100 percent of the unit's largest weight, because clipping a few large
+weights allows finer levels for all others.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Quantized:
 
 
 def largest_level(bits: int) -> int:
-    """Returns Q, the largest level of a number of bits.
+    """Returns Q, the largest level for a number of bits.
 
     Args:
         bits: bits per weight, from 2 to 8.
@@ -61,7 +61,7 @@ def largest_level(bits: int) -> int:
 
 
 def choose_step_sizes(kernel: ArrayLike, bits: int) -> np.ndarray:
-    """Chooses the step size of each unit.
+    """Chooses the step size of each unit that minimizes the squared error.
 
     Args:
         kernel: array `(inputs, units)`.

@@ -1,6 +1,6 @@
 """The size of a predictor in bytes, and the largest width that fits into a budget.
 
-With d features, width h, n Dense layers and blocks of B weights, the layers have
+A predictor with d features, width h, n Dense layers and blocks of B weights has
 
     kernel weights   d h + (n - 2) h^2 + h B
     units            (n - 1) h + B
@@ -29,7 +29,7 @@ def predictor_bytes(
         bits: bits per kernel weight; `None` for floats. Defaults to `None`.
 
     Returns:
-        The number of bytes, a float, without any weights of the encoding.
+        The number of bytes, a float, excluding weights of the encoding.
 
     Example:
 

@@ -1,10 +1,10 @@
-"""How well the rebuilt classifier does, beside the original and by its labels.
+"""The metrics of the rebuilt classifier, compared with the base and with labels.
 
     relative_error   sum (W - W^)^2 / sum W^2        over all represented weights
-    agreement        share of images for which original and rebuilt classifier name one class
-    accuracy         share of images for which the rebuilt classifier names the label's class
+    agreement        share of images to which base and rebuilt classifier assign the same class
+    accuracy         share of images to which the rebuilt classifier assigns the label's class
 
-and the losses of `losses`. An evaluation predicts all kernels once, not once per batch.
+The losses of `losses` are metrics, too. An evaluation predicts all kernels once, not per batch.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_nern.network.original import OriginalNetwork
+from keras_nern.network.signature import by_name
 from keras_nern.representation import Representation
 from keras_nern.training.objective import Objective
 from keras_nern.training.settings import Settings
@@ -60,7 +61,7 @@ class Evaluation:
         self.names: list[str] = []
 
     def refresh(self) -> None:
-        """Predicts all kernels, and their errors, for the batches to come."""
+        """Predicts all kernels and computes their errors, before the first batch."""
         kernels = self._representation.kernels()
         errors = self._representation.errors(self._original.kernel_values(), kernels)
         if not self._kernels:
@@ -79,17 +80,17 @@ class Evaluation:
     def compare(
         self, settings: Settings, inputs: Any, labels: Any = None
     ) -> tuple[dict[str, Tensor], Any]:
-        """Compares the rebuilt classifier with the base, and with labels.
+        """Compares the rebuilt classifier with the base and with labels.
 
         Args:
-            settings: of the model.
-            inputs: a batch that the base takes.
+            settings: settings of the model.
+            inputs: a batch of the base's inputs.
             labels: class numbers or one-hot rows, in the structure of the outputs, or `None`.
                 Defaults to `None`.
 
         Returns:
-            `(terms, outputs)`: a dict from names of `METRICS` to scalars, and what the rebuilt
-            classifier gave.
+            `(terms, outputs)`: a dict from names of `METRICS` to scalars, and the outputs of the
+            rebuilt classifier.
         """
         kernels = [keras.ops.convert_to_tensor(kernel) for kernel in self._kernels]
         teacher = self._original.forward(inputs)
@@ -97,27 +98,42 @@ class Evaluation:
         terms = {name: keras.ops.convert_to_tensor(v) for name, v in self._errors.items()}
         terms.update(self._objective.distillation_terms(settings, teacher, student))
         terms["loss"] = self._objective.weighted(settings, terms)
-        classes = [keras.ops.argmax(logits, axis=-1) for logits in student.logits]
+        classes = list(map(_classes_of, student.logits))
         expected = [keras.ops.argmax(logits, axis=-1) for logits in teacher.logits]
         terms["agreement"] = _mean_share_equal(classes, expected)
         if labels is not None:
-            true = list(map(_to_classes, keras.tree.flatten(labels), classes))
+            names = self._original.label_shapes
+            flat = by_name(labels, names, "labels") if names else keras.tree.flatten(labels)
+            true = [_to_classes(*pair) for pair in zip(flat, classes, strict=True)]
             terms["accuracy"] = _mean_share_equal(classes, true)
         return terms, student.outputs
 
 
 def _to_classes(labels: Tensor, predicted: Tensor) -> Tensor:
-    """Labels `(batch, ...)`, `(batch, ..., 1)` or one-hot `(batch, ..., classes)` as classes."""
+    """Converts labels `(batch, ...)`, `(batch, ..., 1)` or one-hot to classes `(batch, ...)`."""
+    if keras.backend.standardize_dtype(labels.dtype) == "bool":
+        labels = keras.ops.cast(labels, "int32")
     if len(labels.shape) == len(predicted.shape) + 1:
         one_hot = labels.shape[-1] != 1
         labels = keras.ops.argmax(labels, axis=-1) if one_hot else labels[..., 0]
-    return labels
+    if len(labels.shape) != len(predicted.shape):  # broadcasting would compare other pairs
+        raise ValueError(
+            "labels must be classes (batch, ...) of the outputs' shape or one-hot. Received: labels "
+            f"of shape {tuple(labels.shape)} for classes of shape {tuple(predicted.shape)}"
+        )
+    return keras.ops.cast(keras.ops.round(labels), predicted.dtype)  # also of probabilities
+
+
+def _classes_of(logits: Tensor) -> Tensor:
+    """The classes of the largest logits; -1 if a logit is NaN."""
+    unknown = keras.ops.any(keras.ops.isnan(logits), axis=-1)
+    return keras.ops.where(unknown, -1, keras.ops.argmax(logits, axis=-1))
 
 
 def _mean_share_equal(classes: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     """The share of equal classes, averaged over the outputs of a network."""
     shares = [
-        keras.ops.mean(keras.ops.cast(keras.ops.equal(a, keras.ops.cast(b, a.dtype)), "float32"))
+        keras.ops.mean(keras.ops.cast(keras.ops.equal(a, b), "float32"))
         for a, b in zip(classes, others, strict=True)
     ]
     return sum(shares) / len(shares)

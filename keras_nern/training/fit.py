@@ -1,14 +1,14 @@
-"""How a representation learns: the two phases of a fit.
+"""The two phases of a fit.
 
 * *Reconstruction* needs no images. Each step draws a batch of kernels, predicts them from their
   coordinates and minimizes  a_1 L_rec.
-* *Distillation* rebuilds the whole network from predicted kernels, runs it beside the original on
-  a batch of images and minimizes  a_1 L_rec + a_2 L_logits + a_3 L_maps.
+* *Distillation* rebuilds the whole network from predicted kernels, runs it and the original on the
+  same batch of images and minimizes  a_1 L_rec + a_2 L_logits + a_3 L_maps.
 
 Both networks run in inference mode, and only the predictor learns. The paper (Ashkenazi et al.,
-ICLR 2023, sections 3.1 and 3.3) trains the sum for hundreds of epochs from the start. Here the
-phases are separate: the first is cheap and covers most of the way, the second needs few, small
-steps.
+ICLR 2023, sections 3.1 and 3.3) minimizes the sum for hundreds of epochs from the start. Here the
+phases are separate: the first is cheap and removes most of the error, so that the second needs few
+and small steps.
 """
 
 import operator
@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern.data.inputs import never_ends, steps_per_epoch_of, unpack
+from keras_nern.data.inputs import never_ends, steps_per_epoch_of, unpack, unpack_validation
 from keras_nern.data.noise import NoiseDataset
 from keras_nern.training.fit_callbacks import FitCallbacks, ReconstructionCallbacks
 from keras_nern.training.objective import Objective
@@ -28,7 +28,7 @@ from keras_nern.training.optimizer import PhaseOptimizer
 from keras_nern.training.settings import LOSSES, Settings
 from keras_nern.utils.backend import require_tensorflow, to_int
 
-# The length assumed for an epoch of unknown length: the learning rate then stays at its peak.
+# Length assumed for an epoch of unknown length, for which the learning rate stays at its peak.
 UNKNOWN_STEPS = 10**9
 
 
@@ -36,8 +36,8 @@ class TwoPhaseFit:
     """One call of `NeRNModel.fit`.
 
     Args:
-        model: the `NeRNModel`, compiled.
-        keras_fit: `keras.Model.fit` of the model, which runs the epochs of a phase.
+        model: a compiled `NeRNModel`.
+        keras_fit: the model's `keras.Model.fit`, which runs the epochs of a phase.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TwoPhaseFit:
         self._keras_fit = keras_fit
         self._settings: Settings = model._settings
         self._objective: Objective = model._objective
-        self._input_shapes = model._original.input_shapes
+        self._signature = model._original.signature
         self._optimizer = PhaseOptimizer(model, model._schedule)
 
     def run(
@@ -63,11 +63,11 @@ class TwoPhaseFit:
 
         Args:
             x, y, sample_weight, callbacks, class_weight: as for `NeRNModel.fit`.
-            **arguments: its other arguments.
+            **arguments: the other arguments of `NeRNModel.fit`.
         """
         require_tensorflow("fit")
         model = self._model
-        x, y, sample_weight = unpack(x, y, sample_weight, self._input_shapes)
+        x, y, sample_weight = unpack(x, y, sample_weight, self._signature)
         x, arguments = self._check(x, y, sample_weight, arguments)
         steps = arguments["steps_per_epoch"] or steps_per_epoch_of(
             x, arguments["batch_size"], arguments["validation_split"]
@@ -96,11 +96,11 @@ class TwoPhaseFit:
     def _check(
         self, x: Any, y: Any, sample_weight: Any, arguments: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        """Raises a ValueError for what would fail later; returns `x` and the arguments."""
+        """Raises a ValueError for arguments that would fail later; returns checked arguments."""
         model = self._model
         model._original.check_copyable()
         split, validation_data = arguments["validation_split"], arguments["validation_data"]
-        split = 0.0 if validation_data is not None else split or 0.0  # as Keras reads them
+        split = 0.0 if validation_data is not None else split or 0.0  # as in Keras
         if not 0 <= split < 1:
             raise ValueError(
                 "validation_split must be at least 0 and below 1. "
@@ -111,7 +111,7 @@ class TwoPhaseFit:
         steps = arguments["steps_per_epoch"]
         if steps is None and (x is None or never_ends(x)):
             raise ValueError(
-                "fit needs steps_per_epoch if x is None, to reconstruct only, or never ends. "
+                "fit needs steps_per_epoch if x is None (reconstruction only) or never ends. "
                 f"Received: x={x!r}, steps_per_epoch=None"
             )
         if steps is not None and not steps >= 1:
@@ -119,14 +119,16 @@ class TwoPhaseFit:
                 f"steps_per_epoch must be at least 1. Received: steps_per_epoch={steps!r}"
             )
         if validation_data is not None:
-            validation_data = model.check_data(validation_data, name="validation_data")
-            if arguments["validation_steps"] is None and never_ends(validation_data):
+            held_x, held_y, weight = unpack_validation(validation_data)
+            held_x = model.check_data(held_x, held_y, "validation_data", sample_weight=weight)
+            validation_data = keras.utils.pack_x_y_sample_weight(held_x, held_y, weight)
+            if arguments["validation_steps"] is None and never_ends(held_x):
                 raise ValueError(
                     "fit needs validation_steps if validation_data never ends. "
                     "Received: validation_steps=None"
                 )
         frequency = arguments["validation_freq"]
-        # Keras takes lists only, and no integers of NumPy's.
+        # Keras accepts only lists and Python integers.
         frequency = (
             list(frequency) if isinstance(frequency, Iterable) else operator.index(frequency)
         )
@@ -141,10 +143,10 @@ class TwoPhaseFit:
         return x, {**arguments, **checked, "validation_freq": frequency}
 
     def _build_metrics(self, data: Any) -> None:
-        """Has Keras build compiled metrics on data with labels.
+        """Builds the compiled metrics on data with labels.
 
-        Under a distribution strategy Keras does so before the first step, but the steps of the
-        reconstruction have neither images nor labels.
+        Under a distribution strategy, Keras builds them before the first step, but the steps of
+        the reconstruction have neither images nor labels.
         """
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         if x is None or isinstance(x, types.GeneratorType) or not self._model._unbuilt_metrics:
@@ -195,7 +197,7 @@ class TwoPhaseFit:
                 **arguments,
             )
         finally:
-            if callbacks.is_skipping:  # or the next fit would skip batches, too
+            if callbacks.is_skipping:  # keeps the next fit from skipping batches
                 model.train_function = None
         callbacks.check_skipped(seen)
         callbacks.end()
@@ -203,10 +205,10 @@ class TwoPhaseFit:
     def _reconstruct(
         self, callbacks: FitCallbacks, verbose: int | str, restored: bool
     ) -> dict[str, list]:
-        """Runs what is left of the reconstruction before the epochs; returns its history."""
+        """Runs the remaining steps of the reconstruction; returns their history."""
         model, left = self._model, self._reconstruction_steps_left
         if not left:
-            if restored:  # at the last step: Keras has not yet done what follows it
+            if restored:  # after the last step, but before Keras finalized the weights
                 model.optimizer.finalize_variable_values(model.trainable_variables)
             return {}
         if verbose:
@@ -236,7 +238,7 @@ class TwoPhaseFit:
         shuffle: bool | None = None,
         **arguments: Any,
     ) -> keras.callbacks.History:
-        """Runs epochs of a phase; `done` is the number of steps that a killed fit did of them."""
+        """Runs epochs of a phase; a restored fit has completed `done` of their steps."""
         model = self._model
         if epochs > initial_epoch:  # otherwise Keras runs nothing, and no phase begins
             steps = epoch_length * (epochs - initial_epoch)
@@ -246,13 +248,13 @@ class TwoPhaseFit:
             else:
                 self._optimizer.resume(peak_rate, steps - done)
             model.phase = phase
-        if x is None:  # Keras needs elements to count steps by, one for each replica
+        if x is None:  # Keras counts steps by elements of a dataset, one for each replica
             replicas = model.distribute_strategy.num_replicas_in_sync
             x = tf.data.Dataset.from_tensors(np.zeros(replicas)).repeat(steps_per_epoch)
             steps_per_epoch = None
-        if shuffle is None:  # Keras's default is True, and it warns if that has no effect
-            # Noise has no order. Keras would shuffle it by Python's `random`, which is called
-            # more often with several devices than with one.
+        if shuffle is None:  # Keras's default, True, warns if it has no effect
+            # Shuffling noise has no benefit, and Keras would draw more numbers from Python's
+            # `random` with several devices than with one.
             unordered = (tf.data.Dataset, types.GeneratorType, NoiseDataset)
             shuffle = not isinstance(x, unordered)
         return self._keras_fit(

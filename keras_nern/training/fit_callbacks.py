@@ -1,4 +1,4 @@
-"""Which events callbacks receive during a fit of two phases, and how a killed fit continues.
+"""The events that callbacks receive during a two-phase fit, and the restart of a killed fit.
 
 Callbacks receive one `on_train_begin` and one `on_train_end` per fit:
 
@@ -7,13 +7,13 @@ Callbacks receive one `on_train_begin` and one `on_train_end` per fit:
         on_epoch_begin ... batches ... on_epoch_end      every epoch of the distillation
     on_train_end
 
-The reconstruction comes before the first epoch, because its loss is another sum than that of the
-distillation: a callback that monitors epochs compares like with like.
+The reconstruction comes before the first epoch, because its loss is a different sum than that of
+the distillation. Callbacks that monitor epochs therefore compare values of the same loss.
 
 `keras.callbacks.BackupAndRestore` restores the weights of a killed fit but not the place in the
-data. A restored fit therefore reads its data from the start, skips as many batches as the weights
-have seen, and trains on the rest. Callbacks receive no events for what is skipped. Skipping costs
-what reading the batches costs.
+data. A restored fit therefore reads its data from the start, skips the batches that the weights
+were trained on, and trains on the rest. Callbacks receive no events for skipped batches. Skipping
+takes as long as reading the batches.
 
 `keras.Model._initial_epoch`, to which `BackupAndRestore` writes the epoch it restores, is private
 to Keras (tried on Keras 3.15); it is used in `FitCallbacks.begin` only.
@@ -29,7 +29,7 @@ import tensorflow as tf
 
 from keras_nern.training.evaluation import INCREASING, METRICS
 
-CHECK_EVERY = 50  # steps between looks for losses that are not finite
+CHECK_EVERY = 50  # steps between checks that losses are finite
 
 
 class EpochHistory(keras.callbacks.History):
@@ -52,10 +52,10 @@ class EpochHistory(keras.callbacks.History):
 
 
 class FitCallbacks(keras.callbacks.CallbackList):
-    """The user's callbacks, through both phases of a fit.
+    """Calls the user's callbacks through both phases of a fit.
 
     Args:
-        callbacks: what `fit` takes: `None`, a callback, a list or a `CallbackList`.
+        callbacks: `None`, a callback, a list of callbacks or a `CallbackList`, as for `fit`.
         model: the model that is fitted.
         **params: as for `keras.callbacks.CallbackList`: `verbose`, `epochs`, `steps`.
     """
@@ -77,7 +77,7 @@ class FitCallbacks(keras.callbacks.CallbackList):
         )
         self._batches_to_skip = 0
         self._skipped_last = False
-        self._pending_epoch: int | None = None  # whose first batch to train on has not come yet
+        self._pending_epoch: int | None = None  # begins with the first batch after those skipped
         self._restored_epoch = 0
         self._logs: dict | None = None
 
@@ -92,9 +92,9 @@ class FitCallbacks(keras.callbacks.CallbackList):
         return self._batches_to_skip > 0
 
     def begin(self) -> None:
-        """Announces the fit; a callback may restore the model or stop the training."""
+        """Calls `on_train_begin`, in which a callback may restore the model or stop training."""
         self.model.stop_training = False
-        # Left at the epoch that BackupAndRestore restored, Keras would skip the data before it.
+        # BackupAndRestore sets it, and Keras would skip the epochs before it.
         self.model._initial_epoch = None
         for callback in self.callbacks:
             if isinstance(callback, keras.callbacks.BackupAndRestore):
@@ -104,28 +104,28 @@ class FitCallbacks(keras.callbacks.CallbackList):
         self.model._initial_epoch = None
 
     def end(self) -> None:
-        """Announces the end of the fit."""
+        """Calls `on_train_end`."""
         super().on_train_end(self._logs)
 
     def skip(self, batches: int) -> None:
-        """Has the next inner fit read this many batches before it trains."""
+        """Makes the next inner fit read this many batches before it trains."""
         self._batches_to_skip = batches
 
     def check_skipped(self, batches: int) -> None:
         """Raises a ValueError if the data ended before all batches were skipped."""
         if self._batches_to_skip:
             raise ValueError(
-                f"x must give at least {batches} batches, on which the fit of the backup had "
-                f"trained. Received: {batches - self._batches_to_skip} batches"
+                f"x must give at least {batches} batches, as many as the restored fit had "
+                f"trained on. Received: {batches - self._batches_to_skip} batches"
             )
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Of an inner fit of Keras; the user's callbacks receive it from `begin`."""
+        """Starts an inner fit of Keras; `begin` has called the user's callbacks."""
         if self._batches_to_skip:
             self.model.train_function = self._skip_then(self.model.train_function)
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Of an inner fit of Keras; the user's callbacks receive it from `end`."""
+        """Ends an inner fit of Keras; `end` calls the user's callbacks."""
         self._logs = logs
 
     def _skip_then(self, train: Callable) -> Callable:
@@ -136,7 +136,7 @@ class FitCallbacks(keras.callbacks.CallbackList):
                 except (StopIteration, tf.errors.OutOfRangeError):
                     if not done:
                         raise StopIteration from None
-                    break  # the last batches of an epoch, fewer than one execution takes
+                    break  # the last execution of an epoch may have fewer batches
                 self._batches_to_skip -= 1
             if not self._batches_to_skip:
                 self.model.train_function = train
@@ -178,10 +178,10 @@ class FitCallbacks(keras.callbacks.CallbackList):
 
 
 class FiniteCheck(keras.callbacks.Callback):
-    """Ends a fit whose loss is not finite, with the predictor's weights of some steps before.
+    """Stops a fit whose loss is not finite and restores the predictor's last finite weights.
 
-    It looks at every `CHECK_EVERY`-th step and at the end of epochs and phases, as each look waits
-    for the steps to end. If the user's callbacks include `keras.callbacks.TerminateOnNaN`, the fit
+    A check waits for the steps to end, so it is only made every `CHECK_EVERY` steps and at the end
+    of epochs and phases. If the user's callbacks include `keras.callbacks.TerminateOnNaN`, the fit
     stops without an error.
 
     Args:
@@ -195,7 +195,7 @@ class FiniteCheck(keras.callbacks.Callback):
         self._weights: list = []
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        self.model._objective.failure(self.model.phase)  # of an earlier fit
+        self.model._objective.failure(self.model.phase)  # clears that of an earlier fit
         self._weights = self.model.predictor.get_weights()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
@@ -226,16 +226,16 @@ class FiniteCheck(keras.callbacks.Callback):
 
 
 def _set_direction(callback: keras.callbacks.Callback) -> None:
-    """Replaces `mode="auto"` if the callback monitors one of our metrics, unknown to Keras."""
+    """Replaces `mode="auto"` if Keras cannot infer the direction of the monitored metric."""
     name = str(getattr(callback, "monitor", "")).removeprefix("val_")
     if getattr(callback, "mode", None) == "auto" and name in METRICS:
         callback.mode = "max" if name in INCREASING else "min"
 
 
 def _remove_if_damaged(metadata: pathlib.Path) -> None:
-    """Removes a file that `BackupAndRestore` was killed in writing and would fail to read.
+    """Removes metadata that a killed `BackupAndRestore` left incomplete and would fail to read.
 
-    It holds a few bytes beside the weights, which are complete and all that a fit needs.
+    The weights lie in another file, which is complete, and a fit needs nothing else.
     """
     try:
         json.loads(metadata.read_text())["epoch"]
@@ -246,19 +246,19 @@ def _remove_if_damaged(metadata: pathlib.Path) -> None:
 
 
 class ReconstructionCallbacks(keras.callbacks.Callback):
-    """Passes the batches of the reconstruction, and nothing else, to a fit's callbacks.
+    """Passes only the batch events of the reconstruction to a fit's callbacks.
 
     Args:
-        callbacks: the `FitCallbacks`.
-        steps_done: steps of the phase that an earlier fit did.
+        callbacks: the `FitCallbacks` of the fit.
+        steps_done: steps of the phase that an earlier fit completed.
     """
 
     def __init__(self, callbacks: FitCallbacks, steps_done: int) -> None:
         super().__init__()
-        own = (keras.callbacks.ProgbarLogger, keras.callbacks.History)  # Keras adds others
+        own = (keras.callbacks.ProgbarLogger, keras.callbacks.History)  # Keras adds its own
         self._callbacks = [c for c in callbacks.callbacks if not isinstance(c, own)]
         self._steps_done = steps_done
-        self.async_safe = not self._callbacks  # otherwise Keras would not wait for steps to end
+        self.async_safe = not self._callbacks  # if False, Keras waits for each step to end
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         for callback in self._callbacks:

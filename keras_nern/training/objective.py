@@ -1,10 +1,11 @@
-"""What a step minimizes.
+"""The losses that a training step minimizes.
 
     reconstruction   a_1 L_rec                         + a_4 L_out
     distillation     a_1 L_rec + a_2 L_logits + a_3 L_maps
 
-The losses are those of `losses`, the weights a those of `NeRNModel.compile`. L_out needs second
-moments of the layers' inputs, which `gather_second_moments` collects; its weight is 0 by default.
+`losses` defines the losses; the weights a_1 to a_4 are arguments of `NeRNModel.compile`. L_out
+needs second moments of the layers' inputs, which `gather_second_moments` collects; its weight is 0
+by default.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +26,7 @@ from keras_nern.utils.types import Tensor
 
 
 class Objective:
-    """The losses of a `NeRNModel`, and the state that they need beside the variables of the model.
+    """The losses of a `NeRNModel`, and the state they need besides the model's variables.
 
     Args:
         original: the base.
@@ -33,7 +34,7 @@ class Objective:
         seed: the `keras.random.SeedGenerator` of the sampling.
 
     Attributes:
-        scope: of the distribution strategy, in which variables are created.
+        scope: function that opens the distribution strategy's scope, to create variables in.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Objective:
         self.scope = tf.distribute.get_strategy().scope
         with self.scope():
             self._multipliers = constant(np.ones(len(LOSSES)))
-            # step of a phase with a loss that is not finite, and the cause in `_causes`; -1, -1
+            # first step whose loss is not finite, and index of its cause in `_causes`; or -1, -1
             self._failure = keras.Variable(
                 [-1, -1], trainable=False, dtype="int32", aggregation="only_first_replica"
             )
@@ -69,7 +70,7 @@ class Objective:
         return self._targets is not None
 
     def refresh_targets(self, settings: Settings) -> None:
-        """Reads from the base as it is now what is to be predicted."""
+        """Reads the kernels to predict from the current weights of the base."""
         self._original.check_finite()
         blocks = self._original.blocks
         samplings = (settings.kernel_sampling, settings.distillation_sampling)
@@ -91,7 +92,7 @@ class Objective:
         self._multipliers.assign(values)
 
     def gather_second_moments(self, batches: Iterable) -> None:
-        """Gathers what L_out needs from batches of inputs of the base."""
+        """Gathers the second moments that L_out needs from batches of the base's inputs."""
         found = second_moments(self._original.base, self._original.blocks.kernels, batches)
         with self.scope():
             self._moments = [one and constant(one.moments) for one in found]
@@ -103,16 +104,17 @@ class Objective:
         """The losses of one training step.
 
         Args:
-            settings: of the model.
-            inputs: a batch that the base takes, for distillation.
-            teacher: what the base gave for `inputs`; `None` for a step of reconstruction.
+            settings: settings of the model.
+            inputs: a batch of the base's inputs, for distillation. Defaults to `None`.
+            teacher: outputs of the base for `inputs`; `None` for a step of reconstruction.
                 Defaults to `None`.
 
         Returns:
-            `(terms, means, parts)`: a dict from the names of the losses and of `"relative_error"`
-            to scalars; the means of the inputs of the predictor's layers, see
-            `KernelPredictor.predict_with_means`; and for `watch` a dict from causes of a loss that
-            is not finite to scalars that are then not finite either.
+            `(terms, means, parts)`. `terms` is a dict from the names of the losses, and
+            `"relative_error"`, to scalars. `means` are the mean inputs of the predictor's layers,
+            see `KernelPredictor.predict_with_means`. `parts`, an argument of `watch`, is a dict
+            from possible causes of a non-finite loss to scalars; the scalar of the actual cause
+            is not finite.
         """
         distills = teacher is not None
         drawn = self._draw(settings.distillation_sampling if distills else settings.kernel_sampling)
@@ -139,13 +141,13 @@ class Objective:
         return terms, means, parts
 
     def watch(self, phase: str, step: Tensor, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
-        """Remembers the first step whose loss is not finite, and its cause.
+        """Records the first step whose loss is not finite, and its cause.
 
         Args:
-            phase: of the fit.
+            phase: phase of the fit.
             step: number of the step in the phase.
-            loss: of the step.
-            parts: from `terms`.
+            loss: loss of the step.
+            parts: dict from possible causes to scalars, as `terms` returns.
         """
         parts = {**parts, "the loss": loss}
         self._causes[phase] = list(parts)
@@ -157,7 +159,7 @@ class Objective:
         self._failure.assign(keras.ops.where(failed, now, before))
 
     def failure(self, phase: str) -> tuple[int, str] | None:
-        """The step and cause that `watch` remembers, which are then forgotten, or `None`."""
+        """Returns and clears the step and cause that `watch` recorded; `None` if there are none."""
         step, index = keras.ops.convert_to_numpy(self._failure).tolist()
         if step < 0:
             return None
@@ -182,9 +184,9 @@ class Objective:
         """The weighted sum of losses.
 
         Args:
-            settings: of the model.
-            terms: what `terms` gave.
-            scaled: whether the multipliers of `scale` apply. Defaults to `False`.
+            settings: settings of the model.
+            terms: dict from the names of losses to scalars.
+            scaled: whether to apply the multipliers of `scale`. Defaults to `False`.
         """
         multipliers = keras.ops.convert_to_tensor(self._multipliers) if scaled else [1.0] * 4
         return sum(
@@ -194,7 +196,7 @@ class Objective:
         )
 
     def _draw(self, kernel_sampling: Any) -> Tensor | None:
-        """Numbers of the blocks that get gradients in a step, or `None` for all."""
+        """Draws the indices of the blocks that get gradients in a step; `None` for all."""
         cumulative = self._cumulative
         if cumulative is not None:
             cumulative = keras.ops.convert_to_tensor(cumulative)
@@ -213,11 +215,11 @@ class Objective:
         }
 
     def _all_blocks(self, drawn: Tensor | None, predicted: Tensor) -> Tensor:
-        """All blocks `(blocks, B)`, with gradients to those drawn."""
+        """Predicts all blocks `(blocks, B)`; only the drawn ones get gradients."""
         if drawn is None:
             return predicted
         rest = keras.ops.stop_gradient(self._representation.predict_range())
-        # A block drawn n times stands in n rows; each gets an n-th of its gradient.
+        # A block drawn n times has n rows; each gets 1 / n of the block's gradient.
         times = keras.ops.segment_sum(
             keras.ops.ones_like(drawn, "float32"), drawn, self._original.blocks.num_blocks
         )
@@ -228,7 +230,7 @@ class Objective:
 
 
 def _parts_of(inputs: Any, teacher: ForwardOutputs, student: ForwardOutputs) -> dict[str, Tensor]:
-    """What may make a loss of the distillation NaN, in the order of the computation."""
+    """Possible causes of a NaN in the distillation's losses, in the order of computation."""
     images = [
         keras.ops.sum(keras.ops.cast(one, "float32") * 0.0)  # 0, or NaN
         for one in keras.tree.flatten(inputs)

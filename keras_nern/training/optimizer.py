@@ -1,13 +1,13 @@
-"""The optimizer of a fit, and its state from phase to phase.
+"""The default optimizer, and the state of an optimizer across phases.
 
 The default is Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) for the hidden
-layers and AdamW for the output layer and the biases. Within a phase the rate falls from its peak
-to zero along half a cosine (Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv 1608.03983):
+layers and AdamW for the output layer and the biases. Within a phase the learning rate decays to
+zero along half a cosine (Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv 1608.03983):
 
     rate(t) = initial_learning_rate * (1 + cos(pi * t / decay_steps)) / 2.
 
 Each phase starts with a new optimizer state. The gradients of the second phase are far larger than
-those of the first, and AdamW's moving averages of the one would cause giant steps on the other.
+those of the first, so AdamW's moving averages from the first phase would cause giant steps.
 """
 
 import math
@@ -27,8 +27,8 @@ ADAMW_SHARE = 0.2  # learning rate of AdamW over that of Muon
 class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
     """A `keras.optimizers.schedules.CosineDecay` to zero whose length can be changed.
 
-    The length of a phase is only known when `fit` is called. Rate and length are kept in a
-    variable, so a new plan also reaches a training step that has been traced.
+    The length of a phase is only known when `fit` is called. Rate and length are stored in a
+    variable, so that a training step that is already traced uses a new plan, too.
 
     Args:
         initial_learning_rate: the rate at iteration 0. Defaults to `0.0`.
@@ -52,7 +52,7 @@ class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.plan(initial_learning_rate, decay_steps)
 
     def plan(self, initial_learning_rate: float, decay_steps: int) -> None:
-        """Sets rate and length; the arguments are those of the class."""
+        """Sets rate and length; see the class for the arguments."""
         if not (initial_learning_rate >= 0 and decay_steps >= 1):
             raise ValueError(
                 "Expected initial_learning_rate >= 0 and decay_steps >= 1. Received: "
@@ -76,10 +76,11 @@ class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
 
 @register
 class Muon(keras.optimizers.Muon):
-    """`keras.optimizers.Muon` for variables of another dtype than `keras.config.floatx()`.
+    """A `keras.optimizers.Muon` whose variables may have any dtype.
 
-    Keras (3.15) computes the rate and its adjustment in floatx, and TensorFlow multiplies no two
-    dtypes. See `keras.optimizers.Muon` for the arguments.
+    Keras (3.15) computes the learning rate and its adjustment in `keras.config.floatx()`, and
+    TensorFlow does not multiply tensors of different dtypes. See `keras.optimizers.Muon` for the
+    arguments.
     """
 
     def update_step(
@@ -103,11 +104,11 @@ def default_optimizer(schedule: PlannedCosineDecay) -> keras.optimizers.Optimize
 
 
 class PhaseOptimizer:
-    """A model's optimizer, started anew with each phase.
+    """Resets a model's optimizer at the start of each phase.
 
     Args:
-        model: the `NeRNModel`, compiled; its optimizer and variables are used.
-        schedule: the default optimizer's, or `None` for an optimizer of the user's own.
+        model: a compiled `NeRNModel`; its optimizer and variables are used.
+        schedule: schedule of the default optimizer; `None` if the user chose the optimizer.
     """
 
     def __init__(self, model: keras.Model, schedule: PlannedCosineDecay | None) -> None:
@@ -115,18 +116,18 @@ class PhaseOptimizer:
         self._model = model
 
     def start(self, peak_rate: float, epoch_length: int, steps: int, switched: bool) -> None:
-        """Prepares for `steps` steps of a phase.
+        """Prepares the optimizer for `steps` steps of a phase.
 
-        A fit that continues a stopped one keeps optimizer and plan: `steps` is then what is left
-        of the plan, to within an epoch. Otherwise the optimizer is reset and the default schedule
-        starts over. An optimizer of the user's own is reset when the phase changes, and keeps its
-        learning rate, which a callback may have set.
+        The default optimizer is reset and its schedule starts over, unless the fit continues a
+        stopped one: then `steps` is what is left of the schedule, to within an epoch, and
+        optimizer and schedule continue. A user's optimizer is only reset when the phase changes.
+        It keeps its learning rate, which a callback may have set.
 
         Args:
             peak_rate: learning rate of the phase's first step.
             epoch_length: steps per epoch.
             steps: steps of the fit.
-            switched: whether the phase is another one than that of the last fit.
+            switched: whether the phase differs from that of the last fit.
         """
         if self.schedule is None:
             if switched:
@@ -142,17 +143,17 @@ class PhaseOptimizer:
         self.schedule.plan(peak_rate, steps)
 
     def resume(self, peak_rate: float, steps: int) -> None:
-        """Plans the rest of a restored fit: the schedule ends after `steps` more steps.
+        """Plans the rest of a restored fit, so that the schedule ends after `steps` more steps.
 
-        That is where it ended before, unless the fit is continued with another number of epochs.
+        The end of the schedule only moves if the restored fit has another number of epochs.
         """
         end = to_int(self._model.optimizer.iterations) + steps
         if self.schedule is not None and self.schedule.decay_steps != end and steps > 0:
             self.schedule.plan(peak_rate, end)
 
     def reset(self) -> None:
-        """Gives the optimizer the state of a new one, but for its learning rate."""
-        # A loss scale wrapped around it does not depend on the phase.
+        """Resets the state of the optimizer, except its learning rate."""
+        # A LossScaleOptimizer keeps its scale, which does not depend on the phase.
         optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
         rate = optimizer.learning_rate  # one of its variables, unless there is a schedule
         with self._model.distribute_strategy.scope():
@@ -163,7 +164,7 @@ class PhaseOptimizer:
                 variable.assign(keras.ops.convert_to_numpy(other))
 
     def check_callback(self, callback: keras.callbacks.Callback) -> None:
-        """Raises a ValueError if a callback sets the rate that the default schedule sets."""
+        """Raises a ValueError if both a callback and the default schedule set the rate."""
         setters = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
         if self.schedule is not None and isinstance(callback, setters):
             raise ValueError(

@@ -1,7 +1,7 @@
-"""Which kernels get gradients in a step.
+"""Samplings, which choose the kernels that get gradients in a step.
 
-The cost of a step follows the number of coordinates that it predicts, so a step takes a batch of
-kernels, drawn with replacement:
+The cost of a step grows with the number of coordinates that it predicts, so a step takes a batch
+of kernels, drawn with replacement:
 
 * all: every kernel, no draw;
 * uniform: each kernel with the same probability 1 / N;
@@ -23,7 +23,7 @@ from keras_nern.utils.types import Tensor
 
 @register
 class AllKernels:
-    """Every kernel in every step.
+    """Takes every kernel in every step.
 
     Example:
 
@@ -50,7 +50,7 @@ class AllKernels:
 
 @register
 class UniformSampling(AllKernels):
-    """A batch of kernels, each equally likely; all kernels if the batch is at least as large.
+    """Draws a batch of equally likely kernels; takes all kernels if they fit the batch.
 
     Args:
         batch_size: kernels per step, at least 1. Defaults to `4096`.
@@ -96,7 +96,7 @@ class UniformSampling(AllKernels):
 
 @register
 class MagnitudeSampling(UniformSampling):
-    """A batch of kernels, drawn in proportion to their norm in a share of the steps.
+    """Draws a batch of kernels, in a share of the steps in proportion to their norms.
 
     Args:
         batch_size: kernels per step, at least 1. Defaults to `4096`.
@@ -131,8 +131,8 @@ class MagnitudeSampling(UniformSampling):
         Args:
             count: number of kernels.
             seed: a `keras.random.SeedGenerator`.
-            cumulative: float32 `(kernels,)`, from `cumulative_magnitude`; required. Defaults to
-                `None`, which raises.
+            cumulative: float32 `(kernels,)`, as `cumulative_magnitude` returns; required. Defaults
+                to `None`, which raises an error.
 
         Returns:
             int32 indices `(batch_size,)`.
@@ -142,7 +142,7 @@ class MagnitudeSampling(UniformSampling):
         """
         if cumulative is None:
             raise ValueError(
-                "MagnitudeSampling needs cumulative, as from cumulative_magnitude(norms). "
+                "MagnitudeSampling needs cumulative, as cumulative_magnitude(norms) returns. "
                 "Received: cumulative=None"
             )
         uniform = self._uniform(count, seed)

@@ -20,7 +20,7 @@ class Settings:
         keras_arguments: the arguments of `keras.Model.compile` other than the optimizer.
 
     Raises:
-        ValueError: if a setting has another type or is out of range.
+        ValueError: if a setting has the wrong type or is out of range.
     """
 
     reconstruction_steps: int
@@ -66,11 +66,11 @@ class Settings:
         return {name: getattr(self, name.removesuffix("_loss") + "_weight") for name in LOSSES}
 
     def peak_rate(self, phase: str) -> float:
-        """The default schedule's largest learning rate in a phase."""
+        """The initial learning rate of the default schedule in a phase."""
         return getattr(self, f"{phase}_learning_rate")
 
     def to_config(self) -> dict[str, Any]:
-        """The arguments of `NeRNModel.compile` but the optimizer."""
+        """The arguments of `NeRNModel.compile`, except the optimizer."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {**own.pop("keras_arguments"), **own}
 

@@ -1,7 +1,7 @@
-"""What a saved representation holds beside weights: where its fit was, and of which base it is.
+"""The state that is saved with a representation's weights: its fit's progress and its base's hash.
 
-With it, a loaded representation continues as the saved one would have. Weights carry the SHA-256 of
-the base's weights and load into a representation of that base only.
+A loaded representation continues its fit as the saved one would have. The state includes the
+SHA-256 of the base's weights, so that weights load only into a representation of the same base.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from keras_nern.training.settings import PHASES
 
 @dataclasses.dataclass(frozen=True)
 class FitState:
-    """The state of a fit, as arrays that a file holds.
+    """The state of a fit, as arrays to save.
 
     Attributes:
         phase: index in `PHASES`.
@@ -56,21 +56,21 @@ class FitState:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
-        """The inverse of `to_arrays`; other entries are left alone."""
+        """The inverse of `to_arrays`; other entries are ignored."""
         return cls(**{field: np.asarray(arrays[field]) for field in FIELDS})
 
     def restore(self, model: keras.Model) -> None:
         """Sets the state of a `NeRNModel`.
 
         Raises:
-            ValueError: if the state is that of another base or another kind of permutation.
+            ValueError: if the state belongs to another base or another kind of permutation.
         """
         if not model._base_is_new and not np.array_equal(
             self.base_digest, model._original.digest()
         ):
             raise ValueError(
-                "Expected weights of a representation of this base. Received: those of a base with "
-                f"other weights than {model.base.name!r} (their SHA-256 differ)."
+                "Expected weights of a representation of this base. Received: weights for another "
+                f"base, whose weights differ from those of {model.base.name!r} (by SHA-256)."
             )
         kind = KINDS[int(np.asarray(self.permutation))]
         if kind != model.permutation:

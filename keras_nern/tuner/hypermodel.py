@@ -23,6 +23,7 @@ import keras
 
 from keras_nern.analysis.pareto import ParetoFront, ParetoPoint
 from keras_nern.compression import compress
+from keras_nern.data.inputs import unpack_validation
 from keras_nern.model import NeRNModel
 from keras_nern.network.blocks import Blocks
 from keras_nern.permutations.orders import check_permutation_arguments
@@ -33,7 +34,7 @@ from keras_nern.tuner.search_space import MIN_WIDTH, SearchSpace
 from keras_nern.utils import checks
 from keras_nern.utils.optional import require
 
-require("keras_tuner", "tuner")  # whose error names the extra, before the imports below fail
+require("keras_tuner", "tuner")  # raises an error that names the extra, unlike the imports below
 
 import keras_tuner  # noqa: E402
 from keras_tuner.errors import FailedTrialError, FatalValueError  # noqa: E402
@@ -53,11 +54,11 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         max_bytes: the budget.
         hidden_size: widths to choose from; `None` to search every width that fits, by the
             hyperparameter `width` in percent of the largest one. Defaults to `None`.
-        permutation: permutations to choose from, as for `NeRNModel`; their bits count. Defaults
-            to `None`.
+        permutation: permutations to choose from, as for `NeRNModel`; their bits count in the
+            budget. Defaults to `None`.
         bits: bits of the predictor's kernels to choose from, as for `compress`, or `None` for
-            floats. A trial with bits trains floats, and after each epoch the predictor as
-            compressed by `compress` is scored. Defaults to `None`.
+            floats. A trial with bits trains floats; after each epoch, `compress` makes a copy
+            with that number of bits, which is scored. Defaults to `None`.
         num_layers: numbers of Dense layers to choose from, as for `NeRNModel`. Defaults to `5`.
         num_frequencies, encoding_base: arguments of `PositionalEncoding` to choose from. Default
             to `40` and `0.76`.
@@ -157,7 +158,7 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         return self._permutations[permutation]
 
     def configuration(self, hp: keras_tuner.HyperParameters) -> dict:
-        """Reads what hyperparameters stand for.
+        """Converts hyperparameters to the values they stand for.
 
         Args:
             hp: hyperparameters of a trial, or new ones for the defaults; they are not changed.
@@ -203,7 +204,7 @@ class NeRNHyperModel(keras_tuner.HyperModel):
 
         Raises:
             keras_tuner.errors.FailedTrialError: if the representation exceeds the budget, which
-                is possible if the tuner was created with hyperparameters that override these.
+                hyperparameters given to the tuner can cause, as they override the search's.
             keras_tuner.errors.FatalValueError: if `hp` belongs to another search space.
         """
         values = self._declare(hp)
@@ -334,19 +335,19 @@ def _check_data(model: NeRNModel, x: Any, arguments: dict[str, Any]) -> Callable
             "search needs validation_data to score trials: images that are neither training nor "
             "test images, preferably with labels. Received: validation_data=None"
         )
-    for name, data in (("x", x), ("validation_data", validation)):
-        if isinstance(data, types.GeneratorType):
-            raise FatalValueError(
-                f"{name} must be data that every trial can read, such as an array or a "
-                "tf.data.Dataset. Received: a generator"
-            )
-        try:
-            if data is not None:
-                model.check_data(data, name=name)
-        except ValueError as error:
-            raise FatalValueError(str(error)) from error
-    pair = validation if isinstance(validation, (tuple, list)) else (validation,)
-    inputs, labels, weight = keras.utils.unpack_x_y_sample_weight(tuple(pair))
+    try:
+        inputs, labels, weight = unpack_validation(validation)
+        for name, data in (("x", x), ("validation_data", inputs)):
+            if isinstance(data, types.GeneratorType):
+                raise ValueError(
+                    f"{name} must be data that every trial can read, such as an array or a "
+                    "tf.data.Dataset. Received: a generator"
+                )
+        if x is not None:
+            model.check_data(x)
+        model.check_data(inputs, labels, "validation_data", sample_weight=weight)
+    except ValueError as error:
+        raise FatalValueError(str(error)) from error
     defaults = {
         "sample_weight": weight,
         "batch_size": arguments.get("validation_batch_size"),
@@ -364,7 +365,7 @@ def _check_data(model: NeRNModel, x: Any, arguments: dict[str, Any]) -> Callable
 def _check_objective(callbacks: list[keras.callbacks.Callback], results: dict) -> None:
     """Raises an error if the tuner's objective is a validation metric that is not evaluated."""
     known = sorted(f"val_{name}" for name in results)
-    for callback in callbacks:  # one of keras-tuner's has the objective
+    for callback in callbacks:  # a callback of keras-tuner has the objective
         objective = getattr(callback, "objective", None)
         if isinstance(objective, keras_tuner.Objective):
             names = getattr(objective, "name_to_direction", [objective.name])

@@ -4,9 +4,9 @@ The size of a representation is known before it is built:
 
     bytes = predictor (`predictor.size`) + 4 bytes per layer scale + bits of the permutation / 8
 
-Combinations of values that exceed the budget at every width are left out. For any other, let H be
-the largest width within the budget; the search chooses the width as a percentage of it,
-h = H * width / 100, so every point of the space fits.
+Combinations of values that exceed the budget at every width are excluded. For every other
+combination, let H be the largest width within the budget. The search chooses the width as a
+percentage of H, h = H * width / 100, so every point of the space fits.
 
 Failing trials over budget instead would not work with keras-tuner: three failures in a row end a
 search, failed trials count in `max_trials`, a Gaussian process learns nothing from them and
@@ -61,7 +61,7 @@ class SearchSpace:
             )
         self.blocks = blocks
         self.arguments = arguments
-        # Values are chosen by labels: keras-tuner stores strings exactly, also between processes.
+        # keras-tuner chooses labels, because it passes strings between processes unchanged.
         self.choices = {name: _labeled(name, values) for name, values in choices.items()}
         combinations = list(itertools.product(*self.choices.values()))
         sizes = [self._min_bytes(self._values(labels)) for labels in combinations]
@@ -89,7 +89,7 @@ class SearchSpace:
         }
 
     def _config(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Everything that `predictor.size` may ask for."""
+        """All arguments that the functions of `predictor.size` take, and others."""
         return {
             **self.arguments,
             **values,
@@ -132,7 +132,7 @@ class SearchSpace:
         Raises:
             ValueError: if `hp` belongs to another search space.
         """
-        # Stored with every trial, because the other values have a meaning in this space only.
+        # Stored with every trial, because the other values are only valid in this space.
         space = hp.Fixed("space", str(self))
         if space != str(self):
             raise ValueError(

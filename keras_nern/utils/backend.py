@@ -1,6 +1,6 @@
-"""What the package asks of Keras and TensorFlow beyond their public layers.
+"""Helpers for variables, registration and backends of Keras.
 
-Trainers run on the TensorFlow backend; everything else runs on every backend.
+Training needs the TensorFlow backend; everything else runs on every backend.
 """
 
 import keras
@@ -18,8 +18,8 @@ def require_tensorflow(method: str) -> None:
     """Raises a RuntimeError if the Keras backend is not TensorFlow."""
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
-            f"{method} needs KERAS_BACKEND=tensorflow; reconstruct() gives the rebuilt classifier "
-            f"on every backend. Received: KERAS_BACKEND={keras.backend.backend()}"
+            f"{method} needs KERAS_BACKEND=tensorflow; reconstruct() returns the rebuilt "
+            f"classifier on every backend. Received: KERAS_BACKEND={keras.backend.backend()}"
         )
 
 
@@ -29,7 +29,7 @@ def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
 
 
 def to_int(variable: keras.Variable) -> int:
-    """A counter's value; unlike `int`, it also reads a variable that replicas share."""
+    """Converts a counter to `int`, also if replicas share it (which `int` does not support)."""
     return int(keras.ops.convert_to_numpy(variable))
 
 

@@ -1,4 +1,4 @@
-"""Checks of arguments, with errors that name the argument, what is allowed and what came."""
+"""Argument checks, whose errors name the argument, the allowed values and the received one."""
 
 import inspect
 import math
@@ -25,7 +25,7 @@ def integer(name: str, value: Any, minimum: int) -> int:
         `value` as an `int`.
 
     Raises:
-        ValueError: if `value` is not an integer (a bool is none) or is below `minimum`.
+        ValueError: if `value` is a bool, is not an integer, or is below `minimum`.
     """
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_integer or value < minimum:
@@ -63,6 +63,6 @@ def number(name: str, value: Any, minimum: float = -math.inf, positive: bool = F
 
 
 def accepted(function: Callable, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `arguments` that `function` takes by name."""
+    """Selects the entries of `arguments` that are parameters of `function`."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in arguments.items() if name in names}

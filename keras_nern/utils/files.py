@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from keras_nern.utils.types import Path
 
-# What zipfile, zlib, json and NumPy raise for a damaged file or one of another kind.
+# Errors that zipfile, zlib, json and NumPy raise for a damaged file or another kind of file.
 DAMAGED = (
     *(ValueError, KeyError, IndexError, TypeError, EOFError, OSError, OverflowError),
     *(NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
@@ -22,9 +22,9 @@ DAMAGED = (
 def atomic_write(filepath: Path, applies: bool = True) -> Iterator[Path]:
     """Provides a temporary path that replaces `filepath` when the block ends without an error.
 
-    The temporary file lies in the same folder, under a name of its own, and ends in the same
-    suffix. Until it replaces `filepath`, and if writing fails, the previous file stays as it was.
-    If the process is killed, the temporary file stays behind.
+    The temporary file is in the same folder and has a unique name with the same suffix. The
+    previous file is unchanged until it is replaced, and if writing fails. If the process is
+    killed, the temporary file remains.
 
     Args:
         filepath: path of the file. An address that is not a local path (`gs://...`) is written
@@ -50,14 +50,14 @@ def atomic_write(filepath: Path, applies: bool = True) -> Iterator[Path]:
     try:
         yield partial
         with open(partial, "rb+") as file:
-            os.fsync(file.fileno())  # or a power cut may leave an empty file under the new name
+            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file at `final`
         os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def check_writable(filepath: Path) -> pathlib.Path:
-    """Checks that a file can be written at a path, before the work that fills it.
+    """Checks that a file can be written at a path, before its content is computed.
 
     Args:
         filepath: the path.

@@ -88,5 +88,5 @@ class Printable:
 
 
 def printable(text: str) -> str:
-    """Text with control characters escaped: names read from a file may hold terminal codes."""
+    """Escapes control characters, because names read from a file may contain terminal codes."""
     return text if text.isprintable() else ascii(text)

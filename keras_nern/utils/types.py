@@ -7,13 +7,13 @@ import os
 import typing
 from collections.abc import Callable
 
-# What keras.ops accept: a backend's tensor, a Keras variable or a symbolic tensor, often an array.
+# An argument of keras.ops: a backend's tensor, a Keras variable, a symbolic tensor or an array.
 Tensor: typing.TypeAlias = typing.Any
 
 # (filters, columns) of a layer's blocks.
 Grid: typing.TypeAlias = tuple[int, int]
 
-# A shape; `None` stands for a length that is not fixed.
+# A shape; `None` is an axis of any length.
 Shape: typing.TypeAlias = tuple[int | None, ...]
 
 # Path of a file.

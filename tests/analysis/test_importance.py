@@ -1,4 +1,4 @@
-"""Scores against hand-derived ones, and pruning against loops over filters and channels."""
+"""Compares scores with values derived by hand, and pruning with loops over kernels."""
 
 import math
 
@@ -81,7 +81,7 @@ def test_errors_of_weights_that_are_zero_or_nan(constant):
 
 
 def test_scores_are_the_same_in_both_views(base):
-    """The predictor of the block view answers with runs of channels; scores are per channel."""
+    """The block view predicts several channels at once, but scores are per channel."""
     scores = [
         keras_nern.kernel_importance(
             keras_nern.NeRNModel(base, 4, view=view, include_dense=True), "magnitude"
@@ -113,12 +113,12 @@ def _scored(**of):
 
 
 def _zeros(layer, attribute="kernel"):
-    """Which kernels `(channels, filters)` are zero, of the last two axes of a variable."""
+    """Whether each kernel of a variable `(..., channels, filters)` is zero."""
     kernel = getattr(layer, attribute).numpy()
     return ~kernel.any(axis=tuple(range(kernel.ndim - 2)))
 
 
-def test_prunes_the_lowest_scores_and_copies_all_else(base):
+def test_prunes_the_lowest_scores_and_copies_other_weights(base):
     before = [np.copy(weight) for weight in base.get_weights()]
     scores = _scored(stem=[[4], [2], [1], [3]])
     gone = {0: [], 0.24: [], 0.25: [2], 0.75: [1, 2, 3], 1: [0, 1, 2, 3]}
@@ -153,7 +153,7 @@ def test_pruning_keeps_the_exact_weights_of_other_types(dtype):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(pruned), kernel)
 
 
-def test_29_percent_of_100_weights_are_29():
+def test_a_sparsity_of_29_percent_prunes_29_of_100_weights():
     base = keras.Sequential([keras.Input((10,)), layers.Dense(10, name="fc")])
     pruned = keras_nern.prune(base, _scored(fc=np.arange(100).reshape(10, 10)), 0.29)
     kernel = pruned.get_layer("fc").kernel.numpy()

@@ -28,7 +28,7 @@ def test_neighbour_cosines_match_the_definition():
     assert neighbour_cosines(kernel) == pytest.approx(expected)
 
 
-def test_neighbours_are_taken_in_the_given_order():
+def test_neighbors_are_taken_in_the_given_order():
     kernel = np.zeros((1, 2, 2, 2))
     right, up = [1.0, 0.0], [0.0, 1.0]
     for (c, f), vector in {(0, 0): right, (1, 0): up, (0, 1): up, (1, 1): right}.items():
@@ -38,7 +38,7 @@ def test_neighbours_are_taken_in_the_given_order():
     assert neighbour_cosines(kernel, [0, 1, 3, 2]) == pytest.approx((0.0, 1.0))
 
 
-def test_an_axis_of_length_one_has_no_neighbours():
+def test_an_axis_of_length_one_has_no_neighbors():
     channels, filters = neighbour_cosines(RNG.normal(size=(3, 3, 1, 4)))
     assert math.isnan(channels)
     assert not math.isnan(filters)

@@ -51,7 +51,7 @@ def test_floats_are_written_in_planes(dtype, planes):
     np.testing.assert_array_equal(codec.unpack_floats(data, 2, dtype), [1, -2])
 
 
-def test_an_empty_array_of_floats():
+def test_encodes_an_empty_array_of_floats():
     assert codec.unpack_floats(codec.pack_floats([], "float32"), 0, "float32").shape == (0,)
 
 

@@ -92,7 +92,7 @@ def test_detects_damage_in_parts_that_are_not_requested(path):
         container.read(path, names=["a"])
 
 
-def test_reads_the_header_only_for_lengths(path):
+def test_lengths_reads_only_the_header(path):
     path.write_bytes(assembled(HEADER, BODY)[:-10])
     assert container.lengths(path) == {"a": 3, "b.c": 1, "sha256": 32}
     path.write_bytes(b"text")
@@ -290,7 +290,7 @@ def test_names_of_parts_are_not_paths(path):
     assert sorted(path.parent.parent.rglob("*")) == before
 
 
-# Imports the package's folders without its __init__, which would import Keras for seconds.
+# Imports modules without the package's __init__, whose import of Keras takes seconds.
 KILLED = """
 import os, pathlib, random, signal, sys, time, types
 package = sys.modules["keras_nern"] = types.ModuleType("keras_nern")

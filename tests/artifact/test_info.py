@@ -48,14 +48,14 @@ def test_prints_as_tables(path):
     assert kernels.splitlines()[-1].split() == ["c", "2x1x1x2"]
 
 
-def test_prints_no_terminal_codes(path):
+def test_control_characters_are_escaped(path):
     path.write_bytes(with_config(changed(("architecture", "config", "name", "x\x1b[31mred"))))
     info = inspect(path)
     assert info.name == "x\x1b[31mred"
     assert str(info).splitlines()[0].split() == ["classifier", r"'x\x1b[31mred'"]
 
 
-def test_builds_nothing(path):
+def test_describes_a_file_without_building_a_model(path):
     unknown = {**LAYER, "module": "mine", "class_name": "Unknown", "config": {}}
     path.write_bytes(with_config(changed(("architecture", "config", "layers", 1, unknown))))
     assert inspect(path).name == "by_hand"

@@ -57,7 +57,7 @@ def test_writes_the_orders_in_their_number_of_bits(path):
 @pytest.mark.parametrize(
     "bits", [4, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 5, 8))]
 )
-def test_integer_precision_equals_compress(nern, compressed, bits, path):
+def test_integer_precision_matches_compress(nern, compressed, bits, path):
     small = compressed(bits=bits)
     small.export(path)
     assert inspect(path).precision == f"int{bits}"

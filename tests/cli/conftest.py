@@ -11,7 +11,7 @@ if importlib.util.find_spec("click") is None:  # install keras-nern[cli]
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A classifier, images with wrong labels for two of ten, a NeRN, its compact file, 6 bits."""
+    """A folder with a classifier, ten images with two wrong labels, a NeRN and its compact file."""
     from command_line import fit_command, run
 
     folder = tmp_path_factory.mktemp("cli")

@@ -1,4 +1,4 @@
-"""The command itself: help, exit codes, and what goes to stdout and stderr."""
+"""The command: help, exit codes, and the output on stdout and stderr."""
 
 import json
 import os
@@ -83,13 +83,13 @@ def test_a_fit_that_diverges_fails(folder, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_says_what_to_install_without_click(monkeypatch, capsys):
+def test_names_the_extra_if_click_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "click", None)
     assert main(["--help"]) == 2
     assert 'click is not installed: run `pip install "keras-nern[cli]"`' in capsys.readouterr().err
 
 
-def test_says_what_to_install_without_matplotlib_and_writes_no_scores(
+def test_names_the_extra_and_writes_no_scores_if_matplotlib_is_missing(
     folder, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

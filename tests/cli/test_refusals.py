@@ -1,4 +1,4 @@
-"""Command lines that are refused before any work, with exit code 2."""
+"""Command lines that exit with code 2 before any work."""
 
 import json
 import shlex
@@ -168,7 +168,7 @@ REFUSED = {
     ),
     "a folder in the backup's place": (
         "fit base.keras mine.keras --force",
-        "Expected a backup of keras-nern or nothing in its place. Received: 'mine.keras.backup' "
+        "Expected a folder made by keras-nern, or none. Received: 'mine.keras.backup' "
         "without a settings.json",
     ),
     "a file in the backup's place": (
@@ -250,7 +250,7 @@ def _write_backups(folder):
 
 @pytest.fixture(scope="module")
 def files(folder, tmp_path_factory):
-    """The folder's files, and beside them files that are refused."""
+    """The files of `folder`, and invalid files."""
     files = tmp_path_factory.mktemp("refused")
     for path in folder.iterdir():
         if path.is_file():
@@ -262,7 +262,7 @@ def files(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refuses_before_any_work(files, case, monkeypatch):
+def test_exits_with_code_2_before_any_work(files, case, monkeypatch):
     monkeypatch.chdir(files)
     before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
     line, message = REFUSED[case]

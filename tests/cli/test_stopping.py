@@ -1,4 +1,4 @@
-"""Signals: a message claims a backup only if it exists, and --resume ends as if undisturbed."""
+"""Signals stop a fit with a correct message, and --resume ends with the same weights."""
 
 import json
 import os
@@ -22,7 +22,7 @@ STEPS = 4
 
 
 class Fit:
-    """Calls a callback as a fit of four steps does; signals come at some of its moments.
+    """Calls a callback as a fit of four steps does, and sends signals at given moments.
 
     A backup is a file that holds the number of its step.
     """
@@ -74,7 +74,7 @@ def _opened(folder, *arguments, **options):
     return fit
 
 
-def test_every_message_tells_what_the_backup_holds_whenever_signals_come(tmp_path):
+def test_messages_name_the_step_that_the_backup_contains(tmp_path):
     undisturbed = _opened(tmp_path / "undisturbed")
     undisturbed.run()
     told = set()
@@ -122,7 +122,7 @@ def test_a_backup_of_another_fit_is_not_claimed(tmp_path):
         fit.run()
 
 
-def test_a_signal_within_another_print_does_not_fail(tmp_path, monkeypatch):
+def test_a_signal_during_a_print_does_not_raise(tmp_path, monkeypatch):
     class Busy:
         def write(self, text):
             raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
@@ -134,7 +134,7 @@ def test_a_signal_within_another_print_does_not_fail(tmp_path, monkeypatch):
 
 
 def _raise_signal_at(monkeypatch, number, step):
-    """Lets a signal come in the callbacks of a step, after the backup of that step."""
+    """Raises a signal in the callbacks of a step, after the backup of that step."""
     original, calls = keras.callbacks.BackupAndRestore.on_train_batch_end, []
 
     def on_train_batch_end(self, batch, logs=None):
@@ -159,7 +159,7 @@ COMMANDS = {
         ("compress", signal.SIGTERM, "distillation"),
     ],
 )
-def test_a_resumed_fit_ends_as_an_undisturbed_one(
+def test_a_resumed_fit_ends_with_the_same_weights(
     folder, tmp_path, monkeypatch, verb, number, phase
 ):
     source, options = COMMANDS[verb]
@@ -224,7 +224,7 @@ def test_a_fit_that_cannot_be_saved_keeps_its_backup(folder, tmp_path, monkeypat
     assert {"settings.json", "latest.weights.h5"} <= set(names)
 
 
-def test_a_signal_before_the_fit_stops_at_once_and_leaves_everything(folder, tmp_path, monkeypatch):
+def test_a_signal_before_the_fit_stops_at_once_and_changes_no_file(folder, tmp_path, monkeypatch):
     def stop(self, **options):
         signal.raise_signal(signal.SIGTERM)
 
@@ -258,7 +258,7 @@ def test_a_signal_while_resuming_names_the_last_backup(folder, tmp_path, monkeyp
     assert shlex.split(document["resume"])[1:] == [*command, "--epochs", "0", "--resume", "--json"]
 
 
-def test_a_killed_start_is_replaced(folder, tmp_path):
+def test_a_folder_of_a_fit_killed_at_once_is_replaced(folder, tmp_path):
     small = ("--hidden-size", 4, "--reconstruction-steps", 2, "--epochs", 0, "--quiet")
     backup = tmp_path / "out.keras.backup"
     backup.mkdir()

@@ -1,4 +1,4 @@
-"""What the verbs do, compared with the API."""
+"""The verbs, compared with the API."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from keras_nern.artifact import info
 from keras_nern.cli import data, runners
 
 
-def test_fit_is_the_fit_of_the_api(folder):
+def test_fit_matches_the_api(folder):
     nern = keras.models.load_model(folder / "nern.keras")
     assert (nern.hidden_size, nern.num_layers) == (8, 5)
     assert nern.permutation == "cross_filter"
@@ -43,7 +43,7 @@ def test_fit_passes_its_options_to_the_api_and_reports_the_result(folder, tmp_pa
     assert found["predictor_parameters"] == nern.predictor.count_params()
 
 
-def test_compress_is_that_of_the_api(folder, tmp_path):
+def test_compress_matches_the_api(folder, tmp_path):
     output = tmp_path / "five.keras"
     options = ("--bits", 5, "--sparsity", 0.25, "--data", folder / "images.npz", "--batch-size", 4)
     found = results("compress", folder / "nern.keras", output, *options, "--quiet")
@@ -120,7 +120,7 @@ def test_evaluate_measures_every_kind_of_file(folder):
     assert found == {"images": 10, "accuracy": pytest.approx(0.8)}
 
 
-def test_evaluate_reads_noise_batch_by_batch_and_gives_both_networks_the_same(folder, monkeypatch):
+def test_evaluate_passes_the_same_noise_to_both_networks_in_batches(folder, monkeypatch):
     seen = []
     outputs = runners._outputs
 

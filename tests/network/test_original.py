@@ -180,7 +180,7 @@ def test_raises_for_a_base_that_cannot_be_represented(make, message):
 
 
 def test_feature_maps_can_be_taken_at_additions(base, images):
-    """At Add layers and operators, but not for the addition of a bias."""
+    """Additions by layers and operators have feature maps; the addition of a bias has none."""
     (add,) = [layer.name for layer in base.layers if isinstance(layer, keras.layers.Add)]
     _assert_equal(
         OriginalNetwork(base, "additions").forward(images).maps, _layer_outputs(base, [add], images)

@@ -85,7 +85,7 @@ def test_nested_blocks_record_the_same_call(base, images):
     assert len(outer) == len(all_operations(base)) - 1  # all but the InputLayer
 
 
-def test_leaves_the_layers_as_they_were(base, images):
+def test_restores_the_layers(base, images):
     before = base(images, training=False)
     with capture_calls(base):
         assert _wrapped_methods(base) == {"call", "quantized_call", "convert_input"}
@@ -115,7 +115,7 @@ def _in_thread(function):
         return pool.submit(function).result(timeout=60)
 
 
-def test_other_threads_are_not_recorded():
+def test_calls_of_other_threads_are_not_recorded():
     model = _mixed()
     images = RNG.normal(size=(2, 5, 5, 1)).astype("float32")
     expected = model(images)

@@ -65,7 +65,7 @@ def test_every_method_visits_each_vector_once_and_is_at_most_as_long_as_greedy(m
 
 
 @pytest.mark.parametrize("method", tours.METHODS[1:])
-def test_follows_a_line(method):
+def test_two_opt_orders_points_on_a_line(method):
     # From the middle, the greedy path has to jump back to the other end.
     places = np.array([0.0, 1.0, 2.5, -1.1, -2.7, 4.5, -4.9])
     vectors = np.stack([places, 0 * places], axis=1)
@@ -188,7 +188,7 @@ def test_two_opt_ends_in_a_local_optimum():
 
 
 def test_two_opt_leaves_no_move_that_gains_among_many_vectors():
-    """The last pass finds no gain for any vector, though moves were skipped before."""
+    """The last pass finds no gain for any vector, although earlier passes skipped moves."""
     n = 1500
     tour = Tour(prepare(RNG.normal(size=(n, 6)), "euclidean"), np.arange(n), "euclidean")
     tour.improve()
@@ -198,7 +198,7 @@ def test_two_opt_leaves_no_move_that_gains_among_many_vectors():
     assert gains.max() <= 1e-6 * tour.length() / n
 
 
-def test_moves_whose_steps_are_gone_are_skipped():
+def test_moves_whose_edges_are_gone_are_skipped():
     tour = Tour(prepare(RNG.normal(size=(8, 2)), "euclidean"), np.arange(8), "euclidean")
     before = tour.nodes.copy()
     assert not tour._reverse(1, 3, 5, 6)  # 3 does not follow 1

@@ -87,7 +87,7 @@ def test_a_new_model_is_centered_on_a_sample_of_its_coordinates(base, monkeypatc
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_is_on_for_the_default_optimizer_and_is_saved(base, tmp_path):
+def test_is_enabled_for_the_default_optimizer_and_saved(base, tmp_path):
     nern = keras_nern.NeRNModel(base, hidden_size=8)
     assert nern.gradient_centering
     nern.compile("adam")

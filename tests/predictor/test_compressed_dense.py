@@ -33,7 +33,7 @@ def test_matches_the_formula(bits, pruned):
     assert_config_round_trip(layer)
 
 
-def test_a_file_of_a_layer_without_masks_is_an_error():
+def test_raises_for_a_file_without_masks():
     store = {}
     _layer(4, pruned=False).save_own_variables(store)
     assert set(store) == {"kernel", "bias", "step_sizes"}

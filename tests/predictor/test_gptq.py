@@ -33,7 +33,7 @@ def test_inputs_of_large_variance_come_first_and_independent_ones_are_only_round
     np.testing.assert_array_equal(found, np.rint(kernel))
 
 
-def test_each_update_is_the_best_that_the_remaining_rows_can_do():
+def test_each_update_of_the_remaining_rows_is_optimal():
     # The oracle solves for the remaining rows: min tr(D^T H D), given the rounded rows.
     generator = np.random.default_rng(1)
     samples = generator.normal(size=(50, 6)) @ generator.normal(size=(6, 6))

@@ -60,7 +60,7 @@ class _Plain(keras.layers.Layer):
     ("encoding", "features", "weights"),
     [(lambda: keras.layers.Rescaling(0.1), 3, 0), (_Plain, 5, 4 * 5)],
 )
-def test_takes_any_layer_as_encoding(encoding, features, weights):
+def test_accepts_any_layer_as_encoding(encoding, features, weights):
     predictor = KernelPredictor(hidden_size=4, num_layers=2, encoding=encoding())
     predictor.build((None, 3))
     assert predictor.hidden[0].kernel.shape == (features, 4)
@@ -69,7 +69,7 @@ def test_takes_any_layer_as_encoding(encoding, features, weights):
     assert predictor.num_bytes == 4 * (dense + weights)
 
 
-def test_takes_integers_of_numpy():
+def test_accepts_numpy_integers():
     predictor = KernelPredictor(hidden_size=np.int64(4), num_layers=np.int32(3))
     assert predictor(np.zeros((1, 3), "int32")).shape == (1, 9)
     assert type(predictor.get_config()["hidden_size"]) is int

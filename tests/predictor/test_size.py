@@ -22,7 +22,7 @@ def test_counts_the_weights_of_a_built_predictor(num_layers, bits):
 
 
 @pytest.mark.parametrize("bits", [None, 5])
-def test_max_width_is_the_last_that_fits(bits):
+def test_max_width_is_the_largest_that_fits(bits):
     for budget in (150, 1234.5, 98_765, 10**7):
         width = max_width(budget, 4, 9, 12, bits)
         assert width > 0

@@ -1,4 +1,4 @@
-"""Steps of the fits in this folder run eagerly, unless a test is marked `traced`.
+"""Runs the steps of fits in this folder eagerly, unless a test is marked `traced`.
 
 A fit of a few steps takes seconds to trace and milliseconds to run.
 """

@@ -4,7 +4,7 @@ import pytest
 
 from keras_nern import NeRNModel
 
-# answers of a network: a column for each class, or a single one; a class for every pixel, or one
+# outputs of a network that classifies every pixel
 BY_PIXEL = np.array([[[[0.9], [0.2]]], [[[0.7], [0.6]]]], "float32")  # (2 images, 1 x 2 pixels)
 
 
@@ -14,14 +14,14 @@ BY_PIXEL = np.array([[[[0.9], [0.2]]], [[[0.7], [0.6]]]], "float32")  # (2 image
         (BY_PIXEL, "sigmoid", [[[1, 0]], [[1, 0]]], 3 / 4),
         (BY_PIXEL, "sigmoid", [[[[1], [0]]], [[[1], [0]]]], 3 / 4),
         (np.concatenate([1 - BY_PIXEL, BY_PIXEL], -1), "softmax", [[[1, 1]], [[1, 1]]], 3 / 4),
-        # several labels at once, each yes or no
+        # several binary labels per image
         ([[0.9, 0.2, 0.6], [0.4, 0.7, 0.1]], "sigmoid", [[1, 0, 0], [1, 1, 0]], 4 / 6),
         ([[0.2, 0.7, 0.1], [0.5, 0.3, 0.2]], "softmax", [[0, 1, 0], [0, 0, 1]], 1 / 2),
         ([[0.2, 0.7, 0.1], [0.5, 0.3, 0.2]], "softmax", [1, 2], 1 / 2),
     ],
 )
 def test_accuracy_of_every_kind_of_output(outputs, activation, labels, accuracy):
-    """The network's answers are the images: its kernels are 1, and nothing else is learnt."""
+    """The kernel of the network is 1, so its outputs are the images after the activation."""
     outputs = np.array(outputs, "float32")
     probabilities = np.maximum(outputs, 1e-6)
     images = np.log(probabilities)

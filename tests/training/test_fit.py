@@ -16,10 +16,10 @@ TRAINED = {
 
 
 @pytest.mark.traced
-def test_fits_with_no_compile_arguments_at_all(base, images):
+def test_fits_without_compile(base, images):
     nern = keras_nern.NeRNModel(base, hidden_size=8)
     assert isinstance(nern.optimizer, keras.optimizers.Muon)
-    nern.reconstruction_steps = 3  # only so that the test is short
+    nern.reconstruction_steps = 3  # makes the test short
     history = nern.fit(images, verbose=0)
     assert set(history.history) == TRAINED
     assert set(history.reconstruction) == {"loss", "reconstruction_loss", "relative_error"}
@@ -50,13 +50,13 @@ DATA = {
 
 
 @pytest.mark.parametrize("data", DATA.values(), ids=DATA)
-def test_takes_data_in_every_form(nern, images, labels, data):
+def test_fits_data_in_every_form(nern, images, labels, data):
     history = nern.fit(**data(images, labels), epochs=2, verbose=0)
     assert len(history.history["loss"]) == 2
     assert set(history.history) == TRAINED
 
 
-def test_without_images_it_reconstructs_only(nern):
+def test_only_reconstructs_without_images(nern):
     history = nern.fit(steps_per_epoch=4, epochs=3, verbose=0)
     assert set(history.history) == {"loss", "reconstruction_loss", "relative_error"}
     assert len(history.history["loss"]) == 3
@@ -64,7 +64,7 @@ def test_without_images_it_reconstructs_only(nern):
 
 
 @pytest.mark.traced
-def test_reconstruction_brings_the_error_down(base):
+def test_reconstruction_reduces_the_error(base):
     nern = keras_nern.NeRNModel(base, hidden_size=64)
     history = nern.fit(steps_per_epoch=150, epochs=2, verbose=0)
     assert nern.fit(steps_per_epoch=1, verbose=0).history["relative_error"][0] < 0.05
@@ -72,7 +72,7 @@ def test_reconstruction_brings_the_error_down(base):
 
 
 @pytest.mark.traced
-def test_distillation_brings_its_losses_down(base, images, labels):
+def test_distillation_reduces_its_losses(base, images, labels):
     nern = keras_nern.NeRNModel(base, hidden_size=32)
     nern.compile(
         reconstruction_steps=20,
@@ -88,7 +88,7 @@ def test_distillation_brings_its_losses_down(base, images, labels):
     assert after["feature_map_loss"] < before["feature_map_loss"]
 
 
-def test_the_second_fit_only_distils(nern, images):
+def test_the_second_fit_only_distills(nern, images):
     first = nern.fit(images, epochs=1, verbose=0)
     second = nern.fit(images, epochs=1, verbose=0)
     assert len(first.reconstruction["loss"]) == 1
@@ -96,7 +96,7 @@ def test_the_second_fit_only_distils(nern, images):
     assert int(nern.reconstruction_iterations) == 5
 
 
-def test_the_default_schedule_is_laid_out_over_the_fit(nern, images):
+def test_the_default_schedule_spans_each_phase_of_a_fit(nern, images):
     rates = []
     record = keras.callbacks.LambdaCallback(
         on_train_batch_begin=lambda batch, logs: rates.append(float(nern.optimizer.learning_rate))
@@ -108,12 +108,12 @@ def test_the_default_schedule_is_laid_out_over_the_fit(nern, images):
     rates.clear()  # another fit starts again
     nern.fit(images, epochs=2, batch_size=6, verbose=0, callbacks=[record])
     np.testing.assert_allclose(rates, 2.5e-4 * cosine, rtol=1e-5)
-    rates.clear()  # the second half of a fit that is resumed without its plan
+    rates.clear()  # the second half of a fit, resumed without its schedule
     nern.fit(images, epochs=4, initial_epoch=2, batch_size=6, verbose=0, callbacks=[record])
     np.testing.assert_allclose(rates, 2.5e-4 * cosine, rtol=1e-5)
     rates.clear()  # an epoch of unknown length
     untold = tf.data.Dataset.from_tensor_slices(images).batch(6).filter(lambda _: True)
-    with pytest.warns(UserWarning, match="ran out of data"):  # Keras's own
+    with pytest.warns(UserWarning, match="ran out of data"):  # raised by Keras
         nern.fit(untold, epochs=2, verbose=0, callbacks=[record])
     np.testing.assert_allclose(rates, 2.5e-4, rtol=1e-5)
     rates.clear()
@@ -121,7 +121,7 @@ def test_the_default_schedule_is_laid_out_over_the_fit(nern, images):
     np.testing.assert_allclose(rates, 1e-2 * cosine, rtol=1e-5)
 
 
-def test_a_new_compile_or_a_longer_fit_never_trains_at_rate_zero(nern, images):
+def test_the_learning_rate_is_positive_after_compile_and_in_longer_fits(nern, images):
     rates = []
     record = keras.callbacks.LambdaCallback(
         on_train_batch_begin=lambda batch, logs: rates.append(float(nern.optimizer.learning_rate))
@@ -135,7 +135,7 @@ def test_a_new_compile_or_a_longer_fit_never_trains_at_rate_zero(nern, images):
     assert min(rates) > 0
 
 
-def test_an_optimizer_of_ones_own_starts_afresh_with_the_phase_only(nern, images):
+def test_a_users_optimizer_is_reset_only_between_phases(nern, images):
     nern.compile(keras.optimizers.SGD(0.125, momentum=0.5), reconstruction_steps=2)
     nern.fit(images, epochs=1, verbose=0)
     assert float(nern.optimizer.learning_rate) == 0.125
@@ -145,7 +145,7 @@ def test_an_optimizer_of_ones_own_starts_afresh_with_the_phase_only(nern, images
     assert int(nern.optimizer.iterations) == 2
 
 
-def test_an_optimizer_that_was_used_before_starts_afresh_with_the_phase(nern, images):
+def test_a_used_optimizer_is_reset_between_phases(nern, images):
     optimizer = keras.optimizers.Adam(1e-2)
     nern.compile(optimizer, reconstruction_steps=4)
     nern.fit(steps_per_epoch=4, verbose=0)
@@ -159,21 +159,21 @@ def test_an_optimizer_that_was_used_before_starts_afresh_with_the_phase(nern, im
     look = keras.callbacks.LambdaCallback(on_epoch_begin=on_epoch_begin)
     nern.fit(images, verbose=0, callbacks=[look])
     assert int(optimizer.iterations) == 1
-    assert sorted(states)[-2:] == [0, pytest.approx(1e-2)]  # all but the rate
+    assert sorted(states)[-2:] == [0, pytest.approx(1e-2)]  # all except the learning rate
 
 
-def test_fit_leaves_a_split_that_keras_leaves(nern, images):
+def test_validation_split_is_ignored_as_in_keras(nern, images):
     nern.compile(reconstruction_steps=1)
     data = tf.data.Dataset.from_tensors(images)
     given = {"validation_data": data, "validation_split": 0.5, "validation_freq": np.int64(1)}
     history = nern.fit(data, verbose=0, **given).history
     assert "val_agreement" in history
     nern.fit(images, validation_split=None, verbose=0)
-    weights = np.ones(len(images))  # by place, as Keras has them
+    weights = np.ones(len(images))  # positional arguments in the order of Keras
     nern.evaluate(images, None, len(images), 0, weights)
 
 
-def test_an_optimizer_of_ones_own_keeps_what_was_set_on_it(nern, images):
+def test_a_users_optimizer_keeps_its_settings(nern, images):
     optimizer = keras.optimizers.SGD(0.125, weight_decay=0.5, momentum=0.5)
     optimizer.exclude_from_weight_decay(var_names=["kernel", "bias"])
     nern.compile(optimizer, reconstruction_steps=3, reconstruction_weight=0.0)
@@ -185,14 +185,14 @@ def test_an_optimizer_of_ones_own_keeps_what_was_set_on_it(nern, images):
     lower = keras.callbacks.LambdaCallback(on_epoch_begin=on_epoch_begin)
     nern.fit(steps_per_epoch=3, verbose=0)
     for variable, value in zip(nern.trainable_variables, before, strict=True):
-        np.testing.assert_array_equal(variable, value)  # nothing decays
+        np.testing.assert_array_equal(variable, value)  # no weight decay
     nern.fit(images, verbose=0, callbacks=[lower])
     assert nern.optimizer is optimizer
     assert float(nern.optimizer.learning_rate) == 0.0625
     assert int(optimizer.iterations) == 1
 
 
-def test_a_fit_of_no_epochs_begins_no_phase(nern, images):
+def test_a_fit_of_no_epochs_does_not_begin_the_distillation(nern, images):
     nern.compile(keras.optimizers.Adam(1e-2), reconstruction_steps=3)
     nern.fit(images, epochs=0, verbose=0)
     assert int(nern.reconstruction_iterations) == 3
@@ -201,7 +201,7 @@ def test_a_fit_of_no_epochs_begins_no_phase(nern, images):
     assert int(nern.optimizer.iterations) == 1
 
 
-def test_a_frozen_layer_stays_as_it_is_and_the_others_learn(nern, images):
+def test_a_frozen_layer_does_not_change(nern, images):
     frozen, other = nern.predictor.layers[1:3]
     frozen.trainable = False
     nern.compile(reconstruction_steps=3)
@@ -213,7 +213,7 @@ def test_a_frozen_layer_stays_as_it_is_and_the_others_learn(nern, images):
     assert np.abs(other.kernel - before[1]).max() > 0
 
 
-def test_train_on_batch_is_refused(nern, images):
+def test_train_on_batch_raises(nern, images):
     with pytest.raises(NotImplementedError, match="trained by fit, which plans phases"):
         nern.train_on_batch(images)
 
@@ -230,7 +230,7 @@ def test_the_losses_of_an_epoch_are_means_over_images(nern, images):
     assert history[name][0] != pytest.approx((parts[0][name] + parts[1][name]) / 2, rel=1e-2)
 
 
-def test_a_pair_of_arrays_is_images_and_labels_wherever_it_is_given(nern, images, labels):
+def test_a_pair_of_arrays_means_images_and_labels(nern, images, labels):
     apart = nern.evaluate(images, labels, verbose=0, return_dict=True)
     assert "accuracy" in apart
     assert nern.evaluate((images, labels), verbose=0, return_dict=True) == pytest.approx(apart)
@@ -240,8 +240,8 @@ def test_a_pair_of_arrays_is_images_and_labels_wherever_it_is_given(nern, images
     assert "accuracy" in watch.history[0]
 
 
-def test_the_default_optimizer_starts_afresh_with_the_phase(base, images):
-    """What the phase before left in the optimizer must not show in the first step."""
+def test_the_default_optimizer_is_reset_between_phases(base, images):
+    """The first step of the distillation does not depend on steps of the reconstruction."""
 
     def change(before):
         keras.utils.set_random_seed(5)
@@ -259,7 +259,7 @@ def test_the_default_optimizer_starts_afresh_with_the_phase(base, images):
         np.testing.assert_allclose(a, b, atol=1e-7)
 
 
-def test_muon_moves_the_hidden_layers_and_adamw_the_rest(nern):
+def test_muon_trains_hidden_layers_and_adamw_the_rest(nern):
     by_adamw = {
         variable.path
         for variable, velocity in zip(
@@ -272,7 +272,7 @@ def test_muon_moves_the_hidden_layers_and_adamw_the_rest(nern):
 
 
 @pytest.mark.parametrize("normalize", [None, "layer"])
-def test_evaluate_reports_every_term(base, images, labels, normalize):
+def test_evaluate_reports_every_metric(base, images, labels, normalize):
     nern = keras_nern.NeRNModel(base, hidden_size=16, normalize=normalize)
     nern.compile(reconstruction_steps=5)
     nern.fit(images, epochs=1, verbose=0)
@@ -311,14 +311,14 @@ def _convs(base):
 
 
 @pytest.mark.parametrize("shape", ["classes", "column", "one-hot"])
-def test_accuracy_takes_labels_in_every_form(nern, images, labels, shape):
+def test_accuracy_accepts_labels_in_every_form(nern, images, labels, shape):
     forms = {"classes": labels, "column": labels[:, None], "one-hot": np.eye(3)[labels]}
     metrics = nern.evaluate(images, forms[shape], verbose=0, return_dict=True)
     expected = np.mean(nern.predict(images, verbose=0).argmax(1) == labels)
     assert metrics["accuracy"] == pytest.approx(expected)
 
 
-def test_validation_and_compiled_metrics_show_in_the_history(nern, images, labels):
+def test_the_history_contains_validation_and_compiled_metrics(nern, images, labels):
     nern.compile(
         reconstruction_steps=2,
         metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")],
@@ -344,7 +344,7 @@ def test_sampled_gradients_reach_the_predictor_in_both_phases(base, images, samp
 
 
 class _Drawn(keras_nern.AllKernels):
-    """Always these kernels, two of them more than once."""
+    """Draws the same kernels in every step, two of them several times."""
 
     indices = np.array([3, 9, 3, 30, 9, 3], "int32")
 
@@ -352,7 +352,7 @@ class _Drawn(keras_nern.AllKernels):
         return keras.ops.convert_to_tensor(self.indices)
 
 
-def test_a_kernel_drawn_twice_gets_its_gradient_once(base, images):
+def test_a_kernel_drawn_twice_has_the_gradient_of_one_draw(base, images):
     def change(sampling):
         keras.utils.set_random_seed(2)
         nern = keras_nern.NeRNModel(base, hidden_size=8)
@@ -373,8 +373,8 @@ def test_a_kernel_drawn_twice_gets_its_gradient_once(base, images):
 
 
 @pytest.mark.traced
-def test_a_distillation_step_is_the_gradient_of_its_loss(base, images):
-    """One step of SGD against the gradient of the formula, with kernels put in by hand."""
+def test_a_distillation_step_follows_the_gradient_of_the_formula(base, images):
+    """Compares a step of SGD with the gradient of the formula."""
     nern = keras_nern.NeRNModel(base, hidden_size=8, permutation="cross_filter")
     nern.compile(
         optimizer=keras.optimizers.SGD(1.0),
@@ -405,7 +405,7 @@ def test_a_distillation_step_is_the_gradient_of_its_loss(base, images):
         np.testing.assert_allclose(a, b.numpy(), atol=2e-5)
 
 
-def test_the_seed_fixes_the_result(base, images):
+def test_the_seed_determines_the_result(base, images):
     def kernels():
         keras.utils.set_random_seed(3)
         nern = keras_nern.NeRNModel(base, hidden_size=8)
@@ -418,7 +418,7 @@ def test_the_seed_fixes_the_result(base, images):
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_targets_follow_a_base_that_is_trained_on(base, images):
+def test_targets_are_the_current_weights_of_the_base(base, images):
     nern = keras_nern.NeRNModel(base, hidden_size=8)
     nern.fit(steps_per_epoch=2, verbose=0)
     for layer in _convs(base):
@@ -436,7 +436,7 @@ def test_targets_follow_a_base_that_is_trained_on(base, images):
 
 
 @pytest.mark.traced
-def test_another_fit_does_not_trace_the_step_again(nern, images):
+def test_a_second_fit_reuses_the_traced_step(nern, images):
     nern.fit(images, epochs=1, verbose=0)
     function = nern.train_function
     nern.fit(images, epochs=1, verbose=0)
@@ -444,7 +444,7 @@ def test_another_fit_does_not_trace_the_step_again(nern, images):
 
 
 @pytest.mark.traced
-def test_callbacks_and_early_stopping_work(nern, images, tmp_path):
+def test_callbacks_of_keras_work(nern, images, tmp_path):
     csv, best = tmp_path / "log.csv", tmp_path / "best.keras"
     history = nern.fit(
         images,
@@ -483,7 +483,7 @@ def test_callbacks_and_early_stopping_work(nern, images, tmp_path):
         ({"optimizer": None}, 'optimizer must be a Keras optimizer, its name or "auto"'),
     ],
 )
-def test_compile_refuses(nern, arguments, message):
+def test_compile_raises_for_invalid_arguments_and_changes_nothing(nern, arguments, message):
     before = nern.get_compile_config()
     with pytest.raises(ValueError, match=message):
         nern.compile(reconstruction_weight=7.0, **arguments)
@@ -554,25 +554,25 @@ IMAGES = np.zeros((2, 8, 8, 1), "float32")
         ),
     ],
 )
-def test_fit_refuses_before_it_trains(nern, arguments, message):
+def test_fit_raises_for_invalid_arguments_before_training(nern, arguments, message):
     with pytest.raises(ValueError, match=message):
         nern.fit(**arguments, verbose=0)
     assert int(nern.optimizer.iterations) == int(nern.reconstruction_iterations) == 0
 
 
-def test_weights_that_do_not_count_do_no_harm(nern, images):
+def test_fit_ignores_class_and_sample_weights(nern, images):
     nern.compile(reconstruction_steps=1)
     nern.fit(images, class_weight={0: 2.0}, sample_weight=np.ones(len(images)), verbose=0)
     assert int(nern.phase_iterations) == 1
 
 
-def test_fit_refuses_unknown_arguments_before_it_trains(nern, images):
+def test_fit_raises_for_unknown_arguments_before_training(nern, images):
     with pytest.raises(TypeError, match="unexpected keyword argument 'validation_frequency'"):
         nern.fit(images, validation_frequency=2)
     assert int(nern.reconstruction_iterations) == 0
 
 
-def test_compiled_metrics_take_weighted_validation_data(nern, images, labels):
+def test_weighted_metrics_use_validation_weights(nern, images, labels):
     metric = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")
     nern.compile(reconstruction_steps=2, weighted_metrics=[metric])
     weights = np.where(labels == 0, 1.0, 0.0)
@@ -584,7 +584,7 @@ def test_compiled_metrics_take_weighted_validation_data(nern, images, labels):
     assert history["val_top2"][0] == pytest.approx(expected)
 
 
-def test_a_stop_at_the_last_step_of_the_reconstruction_is_a_stop(nern, images):
+def test_stopping_at_the_last_step_of_the_reconstruction_ends_the_fit(nern, images):
     def stop(batch, logs):
         nern.stop_training = nern.phase == "reconstruction" and batch == 4
 
@@ -597,7 +597,7 @@ def test_a_stop_at_the_last_step_of_the_reconstruction_is_a_stop(nern, images):
     assert nern.history is history
 
 
-def test_a_stop_before_the_first_step_is_a_stop(nern, images):
+def test_stopping_before_the_first_step_ends_the_fit(nern, images):
     stop = keras.callbacks.LambdaCallback(
         on_train_begin=lambda logs: setattr(nern, "stop_training", True)
     )

@@ -1,4 +1,4 @@
-"""What callbacks see of a fit, and fits that are killed."""
+"""The events that callbacks receive, and the restart of killed fits."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def _batches(phase, count):
     return [f"{phase} {batch} {what}" for batch in range(count) for what in ("begin", "end")]
 
 
-def test_callbacks_live_once_through_both_phases(nern, images):
+def test_callbacks_receive_one_sequence_of_events_for_both_phases(nern, images):
     record = _Record()
     history = nern.fit(
         images, epochs=3, initial_epoch=1, batch_size=6, verbose=0, callbacks=[record]
@@ -63,7 +63,7 @@ def test_callbacks_live_once_through_both_phases(nern, images):
     assert record.params == {"verbose": 0, "epochs": 3, "steps": 2}
 
 
-def test_each_phase_alone_keeps_keras_contract(nern, images):
+def test_callbacks_receive_the_events_of_keras_in_a_single_phase(nern, images):
     record = _Record()
     nern.fit(steps_per_epoch=2, epochs=2, verbose=0, callbacks=record)
     epochs = [
@@ -78,7 +78,7 @@ def test_each_phase_alone_keeps_keras_contract(nern, images):
     assert record.events == ["train begin", "epoch 0 begin", *batches, "epoch 0 end", "train end"]
 
 
-def test_both_phases_show_their_progress(nern, images, capsys):
+def test_both_phases_print_progress(nern, images, capsys):
     nern.fit(images, epochs=2, batch_size=6, verbose=2)
     lines = [line for line in capsys.readouterr().out.splitlines() if line]
     assert lines[0] == "Reconstruction, 5 steps without images:"
@@ -96,7 +96,7 @@ def test_a_callback_that_stops_the_reconstruction_stops_the_fit(base, images):
     assert nern.phase == "reconstruction"
 
 
-def test_steps_per_execution_does_the_steps_that_were_asked_for(base, images):
+def test_steps_per_execution_does_not_change_the_number_of_steps(base, images):
     nern = keras_nern.NeRNModel(base, hidden_size=8)
     nern.compile(reconstruction_steps=5, steps_per_execution=3)
     nern.fit(images, batch_size=3, epochs=2, verbose=0)
@@ -104,7 +104,7 @@ def test_steps_per_execution_does_the_steps_that_were_asked_for(base, images):
     assert int(nern.phase_iterations) == int(nern.optimizer.iterations) == 8
 
 
-def test_a_file_that_is_there_stays_until_all_is_written(nern, tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_previous_file(nern, tmp_path, monkeypatch):
     for name, save in (("a.weights.h5", nern.save_weights), ("a.keras", nern.save)):
         save(tmp_path / name)
         before = (tmp_path / name).read_bytes()
@@ -120,7 +120,7 @@ def test_a_file_that_is_there_stays_until_all_is_written(nern, tmp_path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.keras", "a.weights.h5"]
 
 
-# Fits that are killed. Each is a process of its own, as a user would start it twice.
+# Killed fits. Each fit is a process, as if a user started the same program several times.
 
 FIT = """
 import sys
@@ -180,8 +180,8 @@ def _steps(folder):
         pytest.param("endless", 1, (25, 50), marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_fit_ends_where_an_undisturbed_one_does(tmp_path, data, frequency, kills):
-    """Kills come that many steps after a start; 40 + 8 * 6 steps are a whole fit."""
+def test_a_killed_process_resumes_and_ends_with_the_same_kernels(tmp_path, data, frequency, kills):
+    """`kills` are the steps between a start and its kill; a whole fit has 40 + 8 * 6 steps."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
@@ -197,17 +197,17 @@ def test_a_killed_fit_ends_where_an_undisturbed_one_does(tmp_path, data, frequen
     assert not (killed / "kernels.npz").exists()
     before = _steps(killed)
     assert start(FIT, killed, data, frequency).wait() == 0
-    assert _steps(killed) - before < 88  # not from the start again
+    assert _steps(killed) - before < 88  # it did not start again
     with np.load(whole / "kernels.npz") as a, np.load(killed / "kernels.npz") as b:
         for name in a:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-7)
-    if frequency == "epoch":  # every epoch is told of once
+    if frequency == "epoch":  # each epoch is logged once
         assert (killed / "log.csv").read_text() == (whole / "log.csv").read_text()
     assert not (killed / "backup").exists()
 
 
 class _Kill(keras.callbacks.Callback):
-    """Raises as Ctrl-C does, after so many steps of a phase."""
+    """Raises a KeyboardInterrupt, as Ctrl-C does, after a step of a phase."""
 
     def __init__(self, phase, step):
         super().__init__()
@@ -230,7 +230,7 @@ def _model(base, optimizer=None, **compile_arguments):
 
 
 def _fit(nern, images, folder, frequency, kill=(), callbacks=(), epochs=3):
-    """Three epochs of five batches, the last of which is a single image."""
+    """Fits three epochs of five batches, the last of which is a single image."""
     backup = keras.callbacks.BackupAndRestore(folder, save_freq=frequency)
     dataset = tf.data.Dataset.from_tensor_slices(np.concatenate([images, images[:1]]))
     dataset = dataset.shuffle(13, seed=3).batch(3)
@@ -255,19 +255,21 @@ RESTORED = {
         ("distillation", 1),
         {"optimizer": _optimizer("SGD", learning_rate=0.1, use_ema=True, ema_momentum=0.5)},
     ),
-    "with momenta of one's own": (
+    "with a user's optimizer": (
         4,
         ("distillation", 9),
         {"optimizer": _optimizer("Adam", learning_rate=1e-2)},
     ),
-    "steps at once": (2, ("distillation", 7), {"steps_per_execution": 2, "run_eagerly": False}),
+    "two steps at once": (2, ("distillation", 7), {"steps_per_execution": 2, "run_eagerly": False}),
     "after the last batch of an epoch": (1, ("distillation", 10), {}),
-    "after the last batch of all": (1, ("distillation", 15), {}),
+    "after the last batch of the fit": (1, ("distillation", 15), {}),
 }
 
 
 @pytest.mark.parametrize(("frequency", "place", "arguments"), RESTORED.values(), ids=RESTORED)
-def test_restored_wherever_it_was_killed(base, images, tmp_path, frequency, place, arguments):
+def test_a_restored_fit_ends_with_the_same_kernels(
+    base, images, tmp_path, frequency, place, arguments
+):
     whole = _model(base, **arguments)
     _fit(whole, images, tmp_path / "whole", frequency)
     killed = _model(base, **arguments)
@@ -280,13 +282,13 @@ def test_restored_wherever_it_was_killed(base, images, tmp_path, frequency, plac
     kernels = whole.predict_kernels().values(), again.predict_kernels().values()
     for a, b in zip(*kernels, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    # epochs with nothing left to train on are not told of again
+    # epochs that the killed fit had completed are not logged again
     assert history.epoch == list(range(3))[place[1] // 5 if place[0] == "distillation" else 0 :]
     for values in history.history.values():
         assert len(values) == len(history.epoch)
 
 
-def test_restored_where_it_was_killed_in_writing_the_metadata(base, images, tmp_path):
+def test_restores_a_fit_with_damaged_metadata(base, images, tmp_path):
     whole = _model(base)
     _fit(whole, images, tmp_path / "whole", 2)
     expected = whole.predict_kernels().values()
@@ -307,7 +309,7 @@ def test_restored_where_it_was_killed_in_writing_the_metadata(base, images, tmp_
     ("place", "steps", "epochs"),
     [(("reconstruction", 3), 10, 1), (("distillation", 3), 6, 5), (("distillation", 10), 6, 4)],
 )
-def test_a_restored_fit_that_is_longer_never_trains_at_rate_zero(
+def test_the_learning_rate_is_positive_in_a_longer_restored_fit(
     base, images, tmp_path, place, steps, epochs
 ):
     with pytest.raises(KeyboardInterrupt):
@@ -320,14 +322,12 @@ def test_a_restored_fit_that_is_longer_never_trains_at_rate_zero(
     phase, done = place
     assert len(rates) == 5 * epochs - done + (steps if phase == "reconstruction" else 0)
     assert min(rates) > 0
-    end = rates[-1]  # a cosine to zero, whose last step is the smallest
+    end = rates[-1]  # the smallest of the cosine decay
     assert end == min(rates[-5:])
 
 
 @pytest.mark.parametrize(("frequency", "expected"), [(2, [1, 3]), ((2, 3), [1, 2])])
-def test_validation_comes_as_often_as_asked_also_in_a_restored_fit(
-    base, images, tmp_path, frequency, expected
-):
+def test_validation_freq_holds_in_a_restored_fit(base, images, tmp_path, frequency, expected):
     def epochs(nern, kill=()):
         seen = []
         note = keras.callbacks.LambdaCallback(
@@ -354,7 +354,7 @@ def test_validation_comes_as_often_as_asked_also_in_a_restored_fit(
     ("frequency", "kill"),
     [(20, 45), *(pytest.param(*one, marks=pytest.mark.slow) for one in [(25, 55), (81, 81)])],
 )
-def test_callbacks_do_the_same_in_a_restored_fit(base, images, tmp_path, frequency, kill):
+def test_callbacks_act_at_the_same_steps_in_a_restored_fit(base, images, tmp_path, frequency, kill):
     settings = {"reconstruction_steps": 500, "reconstruction_learning_rate": 2e-2}
     errors = []  # after 20, 40, 60 and 80 steps
 
@@ -391,18 +391,18 @@ def test_callbacks_do_the_same_in_a_restored_fit(base, images, tmp_path, frequen
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_data_that_end_before_the_backup_are_refused(base, images, tmp_path):
+def test_raises_for_data_that_end_before_the_backup(base, images, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _fit(_model(base), images, tmp_path, 4, [_Kill("distillation", 9)])
     nern = _model(base)
     with pytest.raises(ValueError, match=r"x must give at least 6 batches.*Received: 5 batches"):
         _fit(nern, images, tmp_path, 4, epochs=1)
-    nern.fit(images, verbose=0)  # and the next fit trains
+    nern.fit(images, verbose=0)  # the next fit skips no batches
     assert int(nern.phase_iterations) == 1
 
 
-def test_a_fit_interrupted_while_it_drops_batches_can_be_run_again(base, images, tmp_path):
-    """As in a notebook: interrupted twice, and the cell run again."""
+def test_a_fit_interrupted_while_skipping_batches_can_be_restored(base, images, tmp_path):
+    """Interrupts a fit twice and runs it again, as in a notebook."""
     whole = _model(base)
     _fit(whole, images, tmp_path / "whole", 2)
     nern = _model(base)

@@ -7,7 +7,7 @@ import keras_nern
 from keras_nern.network.moments import second_moments
 
 
-def test_the_layer_output_loss_is_that_of_the_layers(base, images):
+def test_the_layer_output_loss_matches_the_layers_outputs(base, images):
     nern = keras_nern.NeRNModel(base, hidden_size=24)
     nern.compile(reconstruction_weight=0.0, layer_output_weight=1.0, kernel_sampling="all")
     with pytest.raises(ValueError, match=r"call gather_second_moments\(images\) before fit"):
@@ -34,7 +34,7 @@ def test_the_layer_output_loss_is_that_of_the_layers(base, images):
     assert last < 0.1 * history["layer_output_loss"][0]
 
 
-def test_layers_without_moments_are_learned_by_the_reconstruction_loss(images):
+def test_the_reconstruction_loss_trains_layers_without_moments(images):
     base = keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -51,7 +51,7 @@ def test_layers_without_moments_are_learned_by_the_reconstruction_loss(images):
     assert all(error < 1 for error in nern.layer_errors().values())
 
 
-def test_a_drawn_kernel_gets_the_gradient_that_it_has_among_all(base, images):
+def test_sampled_kernels_have_the_gradients_of_all_kernels(base, images):
     class Every(keras_nern.AllKernels):
         """A batch in which every kernel is drawn once."""
 

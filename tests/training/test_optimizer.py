@@ -23,7 +23,7 @@ def test_a_new_plan_reaches_a_traced_step():
 
 
 @pytest.mark.parametrize("plan", [(0.1, 0), (-0.1, 1), (float("nan"), 1)])
-def test_refuses(plan):
+def test_raises_for_invalid_plans(plan):
     message = f"Received: initial_learning_rate={plan[0]}, decay_steps={plan[1]}"
     with pytest.raises(ValueError, match=message):
         PlannedCosineDecay(*plan)

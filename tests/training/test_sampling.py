@@ -30,15 +30,15 @@ def test_all_zero_kernels_are_equally_likely():
     np.testing.assert_allclose(sampling.cumulative_magnitude(np.zeros(2)), [0.5, 1.0])
 
 
-def test_all_draws_nothing():
+def test_all_kernels_returns_none():
     assert AllKernels().sample(3, keras.random.SeedGenerator(0)) is None
 
 
-def test_uniform_draws_each_kernel_as_often():
+def test_uniform_draws_all_kernels_equally_often():
     _assert_frequencies(UniformSampling(3), [0.25] * 4, draws=1000)
 
 
-def test_uniform_takes_all_kernels_where_they_fit_the_batch():
+def test_uniform_takes_all_kernels_if_they_fit_the_batch():
     seed = keras.random.SeedGenerator(0)
     assert UniformSampling(4).sample(4, seed) is None
     assert UniformSampling(3).sample(4, seed).shape == (3,)
@@ -48,7 +48,7 @@ def test_magnitude_draws_by_norm_and_never_a_zero_kernel():
     _assert_frequencies(MagnitudeSampling(64, share=1.0), [0.5, 0.0, 0.1, 0.4])
 
 
-def test_share_mixes_whole_steps():
+def test_share_is_a_share_of_steps():
     sampler = MagnitudeSampling(512, share=0.5)
     seed = keras.random.SeedGenerator(0)
     cumulative = sampling.cumulative_magnitude(NORMS)
@@ -57,7 +57,7 @@ def test_share_mixes_whole_steps():
     assert abs(np.mean(zero_drawn) - 0.5) < 5 * np.sqrt(0.25 / 200)
 
 
-def test_steps_differ_and_the_seed_fixes_them():
+def test_draws_differ_between_steps_and_depend_on_the_seed():
     def draw():
         seed = keras.random.SeedGenerator(7)
         return [np.asarray(UniformSampling(32).sample(1000, seed)) for _ in range(2)]
@@ -68,7 +68,7 @@ def test_steps_differ_and_the_seed_fixes_them():
 
 
 @pytest.mark.parametrize("sampler", [UniformSampling(7), MagnitudeSampling(7, 0.3), AllKernels()])
-def test_serialises(sampler):
+def test_serialization(sampler):
     config = keras.saving.serialize_keras_object(sampler)
     again = sampling.get(config)
     assert type(again) is type(sampler)
@@ -96,6 +96,6 @@ def test_get_by_name(name, kind):
         (lambda: sampling.get("best"), r"sampling must be one of \['all', .*sampling='best'"),
     ],
 )
-def test_refuses(make, message):
+def test_raises_for_invalid_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()

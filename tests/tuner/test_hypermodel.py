@@ -120,7 +120,7 @@ def _check_trials(tuner, images, labels):
     return trials
 
 
-def test_random_search_keeps_to_the_budget_and_resumes_its_own_space_only(
+def test_random_search_keeps_to_the_budget_and_resumes_only_the_same_space(
     base, images, labels, tmp_path
 ):
     choices = {"permutation": [None, "cross_filter"], "bits": [None, 2]}
@@ -184,7 +184,7 @@ def test_a_later_round_restarts_the_schedule_from_any_epoch(base, images, labels
     model = hypermodel.build(hp)
     data = _data(images, labels)
     hypermodel.fit(hp, model, epochs=2, **data)
-    model.optimizer.iterations.assign(2)  # as if the first of two epochs had been the best
+    model.optimizer.iterations.assign(2)  # the first of two epochs was the best
     hypermodel.fit(hp, model, epochs=3, initial_epoch=2, **data)
     assert int(model.optimizer.iterations) == 2
     assert _decay_steps(model) == 2

@@ -1,4 +1,4 @@
-"""The combinations that a search may choose: those that fit the budget, and all of them."""
+"""A search space contains exactly the combinations that fit the budget."""
 
 import itertools
 
@@ -200,7 +200,7 @@ def test_raises_for_hyperparameters_of_another_space(base):
         _space(base, 50_000, num_layers=[4, 5]).declare(hp)
 
 
-def test_tells_permutations_of_one_kind_apart(base):
+def test_distinguishes_permutations_of_one_kind(base):
     one = keras_nern.Permutation.from_model(base, "cross_filter", "greedy")
     reverse = [order[::-1] for order in one.orders]
     other = keras_nern.Permutation(one.grids, reverse, "cross_filter")

@@ -47,7 +47,7 @@ def test_html_of_rows_without_a_header():
     assert Table([]).to_html() == "<table><tbody></tbody></table>"
 
 
-def test_cells_hold_no_control_characters():
+def test_control_characters_are_escaped():
     table = Table([("x\x1b[31mred\n", "größe")])
     assert table.to_text() == r"'x\x1b[31mred\n'  größe"
     assert "\x1b" not in table.to_html()
