@@ -313,8 +313,8 @@ def _second_phase_images(row, base, train_images, seed):
 
     if row.images == "mixed-up":
         return cifar10.augmented(train_images, fits.BATCH_SIZE, seed, mixup=True)
-    # Only the range of pixels is assumed to be known: mean and deviation are those of a uniform
-    # distribution over it.
+    # Only the range of pixels is assumed to be known, so mean and standard deviation are computed
+    # from a uniform distribution over it.
     return keras_nern.NoiseDataset(
         base,
         row.images,

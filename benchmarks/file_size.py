@@ -4,7 +4,7 @@
 
 Represents a trained ResNet20 by reconstruction alone and exports it at every precision. Prints the
 bytes of each file by part; the information of the permutation, log2(n!) for the n blocks of each
-layer; and, for several bit depths, the coded bytes of the quantized kernels beside the entropy of
+layer; and, for several bit depths, the coded bytes of the quantized kernels and the entropy of
 their levels, each kernel by its own histogram.
 """
 
@@ -63,7 +63,7 @@ def print_parts(nern):
 
 
 def print_entropy(nern):
-    """Prints the coded size of the quantized kernels beside their entropy, by bit depth."""
+    """Prints the coded size of the quantized kernels and their entropy, by bit depth."""
     tables.print_header(
         ["bits", "coded levels, bytes", "entropy of the levels, bytes", "excess over entropy, %"]
     )

@@ -175,7 +175,7 @@ class KernelSummaries(keras.callbacks.Callback):
         layer_error/NAME    sum (W - W^)^2 / sum W^2 of that layer
         kernels/NAME        the largest kernels, original on the left and predicted on the right
 
-    Each phase is a run of its own, whose steps are those of the phase.
+    Each phase is a separate run, which counts its own steps.
 
     Args:
         log_dir: folder of the runs `reconstruction` and `distillation`. It may be the folder of

@@ -55,10 +55,17 @@ def _setting(name: str) -> property:
         return getattr(self._settings, name)
 
     def write(self: "NeRNModel", value: Any) -> None:
+        if name == "gradient_centering" and isinstance(value, str) and value == "auto":
+            value = self._schedule is not None
         self._settings = dataclasses.replace(self._settings, **{name: value})
         self._retrace()
 
     return property(read, write, doc=f"`{name}`, see `compile`.")
+
+
+def _argument(name: str) -> property:
+    """A property for an argument of the constructor, which cannot be changed later."""
+    return property(lambda self: getattr(self._arguments, name), doc=f"The argument `{name}`.")
 
 
 @register
@@ -137,6 +144,22 @@ class NeRNModel(keras.Model):
     temperature = _setting("temperature")
     gradient_centering = _setting("gradient_centering")
 
+    hidden_size = _argument("hidden_size")
+    num_layers = _argument("num_layers")
+    permutation = _argument("permutation")
+    normalize = _argument("normalize")
+    metric = _argument("metric")
+    feature_maps = _argument("feature_maps")
+    permutation_method = _argument("permutation_method")
+    view = _argument("view")
+    block_size = _argument("block_size")
+    include = _argument("include")
+    exclude = _argument("exclude")
+    include_dense = _argument("include_dense")
+    bits = _argument("bits")
+    pruned = _argument("pruned")
+    output_activation = _argument("output_activation")
+
     def __init__(
         self,
         base: keras.Model,
@@ -186,10 +209,9 @@ class NeRNModel(keras.Model):
         self.predictor.compress()
         given |= {name: getattr(self.predictor, name) for name in of_predictor}
         given["permutation_method"], given["metric"] = permutation.method, permutation.metric
-        self.permutation: str | None = permutation.kind
-        self._choices = types.SimpleNamespace(include=include, exclude=exclude)
-        for name in set(given) - {"base", "encoding", "permutation", "include", "exclude"}:
-            setattr(self, name, given[name])
+        given["permutation"] = permutation.kind
+        # In a namespace, because Keras would track layers in `include` and `exclude`.
+        self._arguments = types.SimpleNamespace(**given)
 
         self.positions: keras.Variable | None = None
         if permutation.kind is not None:
@@ -209,6 +231,7 @@ class NeRNModel(keras.Model):
             permutation.metric,
         )
         center_biases(self.predictor, self._representation.sample_coordinates())
+        self._finite_check: Any = None  # of the fit under way
         self._base_is_new = False  # True from from_config until the base's weights are loaded
         self._trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
         self.reconstruction_iterations = self._add_counter("reconstruction_iterations")
@@ -252,16 +275,6 @@ class NeRNModel(keras.Model):
     def encoding(self) -> keras.layers.Layer:
         """The layer from coordinates to features."""
         return self.predictor.encoding
-
-    @property
-    def include(self) -> Choice:
-        """The argument `include`, stored so that Keras does not track the layers in it."""
-        return self._choices.include
-
-    @property
-    def exclude(self) -> Choice:
-        """The argument `exclude`, stored so that Keras does not track the layers in it."""
-        return self._choices.exclude
 
     # The representation.
 
@@ -679,6 +692,7 @@ class NeRNModel(keras.Model):
             list of its values in the order of `metrics_names`. The prefix `compiled_` is added to
             a compiled metric whose name the model uses itself.
         """
+        require_tensorflow("evaluate")
         x, y, sample_weight = unpack(x, y, sample_weight, self._original.signature)
         if not any(name.startswith("_") for name in kwargs):  # a call by `fit`, which has checked x
             x = self.check_data(x, y, sample_weight=sample_weight)
@@ -702,7 +716,6 @@ class NeRNModel(keras.Model):
         return self._evaluation.names or super().metrics_names
 
     def make_test_function(self, force: bool = False) -> Callable | None:
-        require_tensorflow("evaluate")
         self._evaluation.refresh()
         return super().make_test_function(force)
 
@@ -817,13 +830,16 @@ class NeRNModel(keras.Model):
             **kwargs: as for `keras.Model.save`.
 
         Raises:
-            ValueError: if `filepath` ends in `.h5` or `.hdf5`.
+            ValueError: if `filepath` ends in `.h5` or `.hdf5`, or if a copy of the base does not
+                give its outputs.
         """
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(
                 "filepath must end in .keras, because an HDF5 file would hold only the weights. "
                 f"Received: filepath={str(filepath)!r}"
             )
+        self._original.check_copyable()
+        self._check_fit()
         with atomic_write(filepath, overwrite and zipped in (None, True)) as path:
             super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
 
@@ -835,8 +851,14 @@ class NeRNModel(keras.Model):
         Args:
             filepath, overwrite, max_shard_size: as for `keras.Model.save_weights`.
         """
+        self._check_fit()
         with atomic_write(filepath, overwrite and max_shard_size is None) as path:
             super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
+
+    def _check_fit(self) -> None:
+        """Raises a ValueError if the fit under way has diverged, so that no callback saves it."""
+        if self._finite_check is not None:
+            self._finite_check.check()
 
     def load_weights(self, filepath: Path, **kwargs: Any) -> None:
         """Loads weights; if loading fails, the model is unchanged.

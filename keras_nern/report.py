@@ -47,6 +47,8 @@ class SummaryTable(Printable):
         scales: number of layer scales that are stored.
         kept_weights: number of all other weights of the base, such as batch normalizations and
             biases.
+        left_out: dict from names of layers whose feature maps distillation does not compare to the
+            reasons; empty until a fit or an evaluation has run the base on images.
     """
 
     layers: list[LayerRow]
@@ -55,6 +57,7 @@ class SummaryTable(Printable):
     predictor_bytes: float
     scales: int
     kept_weights: int
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def blocks(self) -> int:
@@ -103,6 +106,7 @@ class SummaryTable(Printable):
                 }
                 for one in self.skipped
             ],
+            "left_out": dict(self.left_out),
             **{name: getattr(self, name) for name in (*counts, *totals, *ratios)},
         }
 
@@ -147,6 +151,9 @@ class SummaryTable(Printable):
             ]
             header = ("not represented", "layer", "weights", "reason")
             tables.append(Table(skipped, header=header, align="llrl"))
+        if self.left_out:
+            header = ("feature map left out", "reason")
+            tables.append(Table(list(self.left_out.items()), header=header))
         return tables
 
 
@@ -180,4 +187,5 @@ def summary_table(
         predictor_bytes=predictor.num_bytes,
         scales=scales,
         kept_weights=original.base.count_params() - sum(row.weights for row in layers),
+        left_out=original.left_out,
     )

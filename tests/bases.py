@@ -94,6 +94,11 @@ def _stateful_convlstm():
     return model, x
 
 
+def _reversed_embedding():
+    layer = L.ReversibleEmbedding(4, 3)
+    return _with_side_input(lambda x: layer(layer(x), reverse=True), (2,), "int32")
+
+
 def _attention(make):
     inputs = keras.Input((6, 2))
     x = L.Conv1D(4, 3)(inputs)
@@ -142,7 +147,11 @@ def _discretization():
 
 
 def _hashed_crossing():
-    a, b, image = keras.Input((), dtype="string"), keras.Input((), dtype="int32"), keras.Input(SHAPE)
+    a, b, image = (
+        keras.Input((), dtype="string"),
+        keras.Input((), dtype="int32"),
+        keras.Input(SHAPE),
+    )
     crossed = L.HashedCrossing(5, output_mode="one_hot")((a, b))
     x = L.GlobalAveragePooling2D()(L.Conv2D(4, 3)(image))
     x = L.Concatenate()([x, keras.ops.cast(crossed, "float32")])
@@ -154,24 +163,11 @@ def _normalization(axis=-1, **kwargs):
     layer = L.Normalization(axis=axis, **kwargs)
     if not kwargs:
         layer.adapt(3 * _values(SHAPE) + 2)
-    return _finish(
-        keras.Sequential(
-            [keras.Input(SHAPE), layer, L.Conv2D(4, 3), L.Flatten(), L.Dense(3)],
-        ),
-        vary=False,
-    )
+    layers = [keras.Input(SHAPE), layer, L.Conv2D(4, 3), L.Flatten(), L.Dense(3)]
+    return _finish(keras.Sequential(layers), vary=False)
 
 
-def _normalization_per_pixel():
-    layer = L.Normalization(axis=(1, 2, 3))
-    layer.adapt(3 * _values(SHAPE) + 2)
-    return _finish(
-        keras.Sequential([keras.Input(SHAPE), layer, L.Conv2D(4, 3), L.Flatten(), L.Dense(3)]),
-        vary=False,
-    )
-
-
-def _mixup():
+def _with_dropout():
     return _around(L.RandomContrast(0.2, seed=3), L.GaussianNoise(0.1), L.Dropout(0.3, seed=1))
 
 
@@ -183,7 +179,6 @@ def _augmented():
                 L.RandomFlip(),
                 L.RandomRotation(0.1),
                 L.RandomZoom(0.1),
-                L.RandomCrop(6, 6),
                 L.RandomTranslation(0.1, 0.1),
                 L.RandomBrightness(0.1, value_range=(0, 1)),
                 L.RandomColorJitter((0, 1), 0.1, 0.1, 0.1, 0.1),
@@ -219,7 +214,7 @@ def _spectrogram(layer, shape=(64,)):
 
 def _quantized(mode, *inner, **kwargs):
     model, inputs = _around(*inner, L.GlobalAveragePooling2D(), L.Dense(4, activation="relu"))
-    model.quantize(mode, **kwargs)
+    model.quantize(mode, filters="dense", **kwargs)
     return model, inputs
 
 
@@ -273,9 +268,7 @@ def _lora_embedding():
 def _lora_einsum():
     inputs = keras.Input((6, 2))
     dense = L.EinsumDense("abc,cd->abd", output_shape=(4, 6), bias_axes="d")
-    model, x = _finish(
-        keras.Model(inputs, L.Dense(3)(L.Flatten()(dense(L.Conv1D(4, 3)(inputs)))))
-    )
+    model, x = _finish(keras.Model(inputs, L.Dense(3)(L.Flatten()(dense(L.Conv1D(4, 3)(inputs))))))
     dense.enable_lora(2)
     dense.lora_kernel_b.assign(np.ones(dense.lora_kernel_b.shape))
     return model, x
@@ -422,6 +415,13 @@ def _training_inside():
     inputs = keras.Input(SHAPE)
     x = L.BatchNormalization()(L.Conv2D(4, 3)(inputs), training=True)
     return _finish(keras.Model(inputs, L.Dense(3)(L.Flatten()(x))))
+
+
+def _advanced(made):
+    """Runs a base, so that its seeds are not those of a new one."""
+    model, inputs = made
+    model(inputs)
+    return model, inputs
 
 
 def _dropout_inside():
@@ -624,15 +624,27 @@ class OwnFunctional(keras.Model):
 
 @register
 class OwnSequential(keras.Sequential):
-    def __init__(self, layers=None, name=None, **kwargs):
-        layers = layers or [
-            keras.Input(SHAPE),
-            L.Conv2D(3, 3),
-            L.BatchNormalization(),
-            L.Flatten(),
-            L.Dense(3),
-        ]
-        super().__init__(layers, name=name, **kwargs)
+    """A subclass of `keras.Sequential` with layers of its own."""
+
+    def __init__(self, **kwargs):
+        layers = [L.Conv2D(3, 3), L.BatchNormalization(), L.Flatten(), L.Dense(3)]
+        super().__init__([keras.Input(SHAPE), *layers], **kwargs)
+
+    def get_config(self):
+        return {"name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@register
+class Inconsistent(keras.Sequential):
+    """A subclass of `keras.Sequential` whose config repeats its layers."""
+
+    def __init__(self, name=None):
+        layers = [L.Conv2D(3, 3), L.Flatten(), L.Dense(3)]
+        super().__init__([keras.Input(SHAPE), *layers], name=name)
 
 
 @register
@@ -770,6 +782,51 @@ class Counter(L.Layer):
 
 
 @register
+class Raw(L.Layer):
+    """A variable of TensorFlow, which every call assigns."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.count = tf.Variable(1.0, trainable=False)
+
+    def call(self, x):
+        self.count.assign_add(1.0)
+        return x * self.count
+
+
+@register
+class RawConstant(Raw):
+    def call(self, x):
+        return x * self.count
+
+
+def _raw_constant():
+    layer = RawConstant()
+    model, inputs = _around(layer)
+    layer.count.assign(2.5)
+    return model, inputs
+
+
+@register
+class MeanSoFar(L.Layer):
+    """A metric that the output depends on."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.mean = keras.metrics.Mean()
+
+    def call(self, x):
+        return x - self.mean.result()
+
+
+def _mean_so_far():
+    layer = MeanSoFar()
+    model, inputs = _around(layer)
+    layer.mean.update_state([1.0, 2.0])
+    return model, inputs
+
+
+@register
 class Noisy(L.Layer):
     """A seed generator of its own, drawn from in inference."""
 
@@ -835,11 +892,11 @@ class OwnBuild(L.Layer):
         self.units = None
 
     def build(self, shape):
-        self.units = self.units or 7
+        self.input_shape_, self.units = shape, self.units or 7
         self.kernel = self.add_weight(shape=(shape[-1], self.units))
 
     def get_build_config(self):
-        return {"input_shape": self._build_shapes_dict["input_shape"], "units": self.units}
+        return {"input_shape": self.input_shape_, "units": self.units}
 
     def build_from_config(self, config):
         self.units = config["units"]
@@ -899,6 +956,27 @@ def _any_size():
 
 
 @register
+class MappedOutside(_Own):
+    """A subclassed model that runs a convolution on one image after the other."""
+
+    def call(self, x, training=None):
+        return self.head(keras.ops.map(lambda one: self.conv(one[None])[0], x))
+
+
+@register
+class DropoutWithin(_Own):
+    """Layers that are told to train in inference."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.bn, self.drop = L.BatchNormalization(), L.Dropout(0.4)
+
+    def call(self, x, training=None):
+        x = self.drop(self.bn(self.conv(x), training=True), training=True)
+        return self.head(x)
+
+
+@register
 class Mapped(L.Layer):
     """Runs a convolution on one image after the other."""
 
@@ -911,6 +989,12 @@ class Mapped(L.Layer):
 
     def call(self, x):
         return keras.ops.map(lambda one: self.conv(one[None])[0], x)
+
+
+def _subclassed_inside():
+    inputs = keras.Input(SHAPE)
+    x = Plain()(L.Conv2D(2, 3, padding="same")(inputs))
+    return _finish(keras.Model(inputs, L.Dense(3)(x)))
 
 
 BASES = {
@@ -926,15 +1010,17 @@ BASES = {
     "SeparableConv1D": lambda: _series(L.SeparableConv1D(3, 3)),
     "SeparableConv2D": lambda: _around(L.SeparableConv2D(3, 3)),
     # normalizations
-    "BatchNormalization": lambda: _around(L.BatchNormalization(), L.BatchNormalization(scale=False)),
+    "BatchNormalization": lambda: _around(
+        L.BatchNormalization(), L.BatchNormalization(scale=False)
+    ),
     "synchronized BatchNormalization": lambda: _around(L.BatchNormalization(synchronized=True)),
     "LayerNormalization": lambda: _around(L.LayerNormalization()),
     "GroupNormalization": lambda: _around(L.GroupNormalization(2)),
     "RMSNormalization": lambda: _around(L.RMSNormalization()),
     "UnitNormalization": lambda: _around(L.UnitNormalization()),
     "SpectralNormalization": lambda: _around(L.SpectralNormalization(L.Conv2D(3, 3))),
-    "Normalization": lambda: _normalization(),
-    "Normalization per pixel": _normalization_per_pixel,
+    "Normalization": _normalization,
+    "Normalization per pixel": lambda: _normalization(axis=(1, 2, 3)),
     "Normalization of given moments": lambda: _normalization(mean=[1.0, 2.0], variance=[3.0, 4.0]),
     "inverted Normalization": lambda: _normalization(
         mean=[1.0, 2.0], variance=[3.0, 4.0], invert=True
@@ -942,11 +1028,11 @@ BASES = {
     # other layers with weights
     "PReLU": lambda: _around(L.PReLU(), L.PReLU(shared_axes=[1, 2])),
     "Embedding": lambda: _with_side_input(L.Embedding(4, 3), (2,), "int32"),
-    "ReversibleEmbedding": lambda: _with_side_input(
-        lambda x, e=L.ReversibleEmbedding(4, 3): e(e(x), reverse=True), (2,), "int32"
-    ),
+    "ReversibleEmbedding": _reversed_embedding,
     "EinsumDense": lambda: _attention(L.EinsumDense("abc,cd->abd", (4, 5), bias_axes="d")),
-    "MultiHeadAttention": lambda: _attention(lambda x: L.MultiHeadAttention(2, 2, dropout=0.1)(x, x)),
+    "MultiHeadAttention": lambda: _attention(
+        lambda x: L.MultiHeadAttention(2, 2, dropout=0.1)(x, x)
+    ),
     "GroupQueryAttention": lambda: _attention(lambda x: L.GroupQueryAttention(2, 4, 2)(x, x)),
     "Attention": lambda: _attention(lambda x: L.Attention(use_scale=True)([x, x])),
     "AdditiveAttention": lambda: _attention(lambda x: L.AdditiveAttention()([x, x])),
@@ -965,9 +1051,7 @@ BASES = {
     "Bidirectional of two": lambda: _series(
         L.Bidirectional(L.LSTM(3), backward_layer=L.GRU(3, go_backwards=True))
     ),
-    "ConvLSTM1D": lambda: _around(
-        L.ConvLSTM1D(2, 3), shape=(3, 6, 2), conv=L.Conv2D(2, 1)
-    ),
+    "ConvLSTM1D": lambda: _around(L.ConvLSTM1D(2, 3), shape=(3, 6, 2), conv=L.Conv2D(2, 1)),
     "ConvLSTM2D": lambda: _around(
         L.ConvLSTM2D(2, 3, recurrent_dropout=0.1),
         shape=(3, *SHAPE),
@@ -1003,10 +1087,10 @@ BASES = {
     ),
     "CategoryEncoding": lambda: _with_side_input(L.CategoryEncoding(5), (2,), "int32"),
     # seeds
-    "Dropout": _mixup,
+    "Dropout": _with_dropout,
     "augmentation": _augmented,
     "Pipeline": _pipeline,
-    "Dropout in inference": _dropout_inside,
+    "Dropout in inference": lambda: _advanced(_dropout_inside()),
     # quantized layers, LoRA, precision
     "int8": lambda: _quantized("int8"),
     "int4": lambda: _quantized("int4"),
@@ -1054,6 +1138,7 @@ BASES = {
     "inside out": lambda: _called(InsideOut()),
     "functional by inheritance": lambda: _finish(OwnFunctional(4)),
     "Sequential by inheritance": lambda: _finish(OwnSequential()),
+    "layers repeated by the config": lambda: _finish(Inconsistent()),
     "one layer twice": lambda: _called(Twice()),
     "other order": lambda: _called(OtherOrder()),
     "made by the first call": lambda: _called(Lazy()),
@@ -1065,21 +1150,49 @@ BASES = {
     "custom layer without build": lambda: _around(Unbuilt()),
     "custom layer with another build": _own_build,
     "custom layer of two arguments": _two_arguments,
-    "subclassed inside": lambda: _subclassed_inside(),
+    "subclassed inside": _subclassed_inside,
     # state
     "own variables": _prior,
     "own variables of another form": lambda: _around(Quarters(3)),
     "assets": _asset,
     "unsaved state": _forgetful,
     "assigned in every call": lambda: _around(Counter()),
-    "noise in inference": lambda: _around(Noisy(3)),
+    "raw variable": lambda: _around(Raw()),
+    "raw constant": _raw_constant,
+    "metric in the output": _mean_so_far,
+    "noise in inference": lambda: _advanced(_around(Noisy())),
     "metric inside": lambda: _around(Measured()),
     "containers of weights": lambda: _around(Containers()),
+    "mapped outside of layers": lambda: _called(MappedOutside()),
+    "training within": lambda: _advanced(_called(DropoutWithin())),
     "mapped": lambda: _around(conv=Mapped()),
 }
 
+# Bases whose outputs are drawn at random, so that copies in other processes give others.
+RANDOM = ("noise in inference", "training within")
 
-def _subclassed_inside():
-    inputs = keras.Input(SHAPE)
-    x = Plain()(L.Conv2D(2, 3, padding="same")(inputs))
-    return _finish(keras.Model(inputs, L.Dense(3)(x)))
+# Bases that are refused: the argument is what the error names.
+REFUSED_WHEN_WRAPPED = {
+    "raw variable": "Keras variables only.*'raw', which assigns to",
+}
+REFUSED_BY_FIT = {
+    "LoRA on int8": r"gives the same outputs. .*from 'dense_1' \(Dense\) on",
+    "tied in the config": "builds the same layers. .*differs from 'flatten' on",
+    "tied outside": "which layers share weights. Received: 'conv2d_1'",
+    "layers repeated by the config": "can be built from its config. Received: 'inconsistent'",
+    "unsaved state": r"gives the same outputs. .*from 'forgetful' \(Forgetful\) on",
+    "raw constant": r"gives the same outputs. .*from 'raw_constant' \(RawConstant\) on",
+}
+REFUSED_BY_EXPORT = {
+    "adapted StringLookup": r"further state in the layers \['string_lookup'\]",
+    "adapted StringLookup with tf_idf": r"further state in the layers \['string_lookup'\]",
+    "IntegerLookup": r"further state in the layers \['integer_lookup'\]",
+    "TextVectorization": r"further state in the layers \['text_vectorization', ",
+    "TextVectorization with tf_idf": r"further state in the layers \['text_vectorization', ",
+    "float8": "other weights than it has, from 'sequential/dense/kernel' on",
+    "Lambda": "'Lambda' is Python code",
+    "only training reaches": "other weights than it has, from 'auxiliary/sequential/",
+    "own variables": r"further state in the layers \['prior'\]",
+    "assets": r"further state in the layers \['asset'\]",
+    "metric in the output": r"gives the same outputs. .*from 'mean_so_far' \(MeanSoFar\) on",
+}

@@ -14,7 +14,7 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    keras.utils.clear_session(free_memory=False)  # to collect garbage takes seconds, late in a run
+    keras.utils.clear_session(free_memory=False)  # collecting garbage takes seconds
     keras.utils.set_random_seed(1)
 
 

@@ -12,12 +12,19 @@ import keras_nern
 ROOT = pathlib.Path(keras_nern.__file__).parents[1]
 
 
-def start(script, *arguments, **environment):
-    """Starts a script in a new Python process that can import the package and this module."""
+def start(script, *arguments, piped=False, **environment):
+    """Starts a script in a new Python process that can import the package and this module.
+
+    With `piped`, its standard input and output are pipes of text.
+    """
     paths = [str(ROOT), str(pathlib.Path(__file__).parent)]
+    pipe = subprocess.PIPE if piped else None
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+        stdin=pipe,
+        stdout=pipe,
+        text=piped,
     )
 
 

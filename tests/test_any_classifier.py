@@ -236,7 +236,7 @@ def test_accuracy_averages_over_several_outputs():
     classes = {name: np.argmax(x, axis=-1) for name, x in nern.predict(inputs, verbose=0).items()}
     result = nern.evaluate(inputs, classes, verbose=0, return_dict=True)
     assert result["accuracy"] == 1
-    wrong = {**classes, "a": classes["a"] + 1}
+    wrong = {**classes, "a": (classes["a"] + 1) % 3}
     assert nern.evaluate(inputs, wrong, verbose=0, return_dict=True)["accuracy"] == 0.5
 
 
@@ -246,5 +246,5 @@ def test_raises_for_inputs_of_other_shapes():
     message = r"shape \(batch, 8, 8, 3\), \(batch, 10\), .*Received: \(2, 8, 8, 3\), \(2, 9\)"
     with pytest.raises(ValueError, match=message):
         nern.fit([images, profiles])
-    with pytest.raises(ValueError, match=r"Received: \(2, 8, 8, 3\)\."):
+    with pytest.raises(ValueError, match=r"inputs for \['image', 'profile'\]\. Received: 1 "):
         nern.fit(images)

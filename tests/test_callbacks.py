@@ -1,4 +1,4 @@
-"""The package's callbacks, alone and beside those of Keras."""
+"""The package's callbacks, alone and together with callbacks of Keras."""
 
 import csv
 import sys

@@ -100,7 +100,9 @@ def test_raises_for_invalid_arguments(nern, arguments, message):
 
 def test_raises_for_a_compressed_model_and_for_other_models(nern):
     small = keras_nern.compress(nern, bits=4)
-    with pytest.raises(ValueError, match=r"must have a predictor that is not compressed.*bits=4, pruned=False"):
+    with pytest.raises(
+        ValueError, match=r"must have a predictor that is not compressed.*bits=4, pruned=False"
+    ):
         keras_nern.compress(small, bits=3)
     with pytest.raises(ValueError, match=r"nern must be a NeRNModel\. Received"):
         keras_nern.compress(nern.base, bits=3)

@@ -174,7 +174,10 @@ def test_reconstructs_unregistered_and_lambda_layers():
         ({"permutation": "random"}, "permutation must be one of .*permutation='random'"),
         ({"metric": "angle"}, "metric must be one of .*metric='angle'"),
         ({"permutation_method": "exact"}, "permutation_method must be one of .*'exact'"),
-        ({"normalize": "kernel"}, r"normalize must be one of \(None, 'layer'\).*normalize='kernel'"),
+        (
+            {"normalize": "kernel"},
+            r"normalize must be one of \(None, 'layer'\).*normalize='kernel'",
+        ),
     ],
 )
 def test_raises_for_invalid_arguments(base, arguments, message):

@@ -1,7 +1,7 @@
 """Runs every notebook from top to bottom on a few images of CIFAR-10.
 
-Each notebook ends in assertions, which must hold at the small sizes of this test, too. The sizes
-are set the way papermill sets parameters: by a cell after the one that is tagged "parameters".
+Each notebook ends in assertions, which must also hold at the small sizes of this test. A cell after
+the one that is tagged "parameters" sets the sizes, as papermill does.
 """
 
 import ast

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_nern.analysis.figure import new_figure
-from keras_nern.network.blocks import Blocks, check_order
-from keras_nern.permutations.orders import check_permutation_arguments
+from keras_nern.network.blocks import Blocks
+from keras_nern.permutations.orders import check_order, check_permutation_arguments
 from keras_nern.permutations.permutation import Permutation
 from keras_nern.utils.tables import Printable, Table
 

@@ -28,6 +28,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nern.network.copying import without_compile_configs
 from keras_nern.predictor.positional_encoding import PositionalEncoding
 
 # Layers whose config holds code, or a path to it.
@@ -60,16 +61,12 @@ def serialize(obj: keras.layers.Layer) -> dict:
         ValueError: if the object has no config.
     """
     try:
-        config = keras.saving.serialize_keras_object(obj)
+        return without_compile_configs(keras.saving.serialize_keras_object(obj))
     except Exception as error:  # NotImplementedError, and any error of custom layers
         raise ValueError(
             "Expected a base and an encoding that Keras can serialize. Received: "
             f"{obj.name!r} ({_summary(error)})"
         ) from error
-    for _, value in _entries(config):
-        if isinstance(value, dict):
-            value.pop("compile_config", None)
-    return config
 
 
 def check(
@@ -90,8 +87,8 @@ def check(
             raise ValueError("it has a compile_config")
         if isinstance(value, dict):
             _check_class(value, functions)
-        elif key == "vocabulary" and isinstance(value, str):
-            raise ValueError(f"it reads a vocabulary from the file {value!r}")
+            if isinstance(value.get("vocabulary"), str):  # a list of them holds the words
+                raise ValueError(f"it reads a vocabulary from the file {value['vocabulary']!r}")
         elif isinstance(value, int) and abs(value) > max_integer and key not in UNBOUNDED:
             raise ValueError(f"it has {key}={value!r}, more than {max_integer:,}")
         elif key == "inbound_nodes" and isinstance(value, list):

@@ -259,7 +259,7 @@ class _Reader:
         return Representation(blocks, predictor, scales, positions, kind)
 
     def _predictor(self) -> KernelPredictor:
-        """Builds the predictor with float weights, whatever the precision of the file."""
+        """Builds the predictor with float weights, also from quantized kernels."""
         config = dict(self._config["predictor"])
         precision, encoding_config = config.pop("precision"), config.pop("encoding")
 

@@ -12,6 +12,7 @@ A base that only its own process can build raises an error before any work: a co
 from the base's config and weights. docs/format.md specifies the file byte by byte.
 """
 
+import itertools
 import json
 from typing import Any
 
@@ -21,7 +22,7 @@ import tensorflow as tf
 
 from keras_nern.artifact import codec, configs, container
 from keras_nern.artifact.reader import read_config
-from keras_nern.network.copying import stateful_layers
+from keras_nern.network.copying import save_alike, transfer_seeds, twins
 from keras_nern.network.kernels import finalize, walk_layers
 from keras_nern.network.original import OriginalNetwork
 from keras_nern.predictor.gptq import compress_into
@@ -122,13 +123,14 @@ def _check_rebuilds(original: OriginalNetwork, architecture: dict[str, Any]) -> 
     copy = configs.build(architecture, _classes(base))
     copy.set_weights(base.get_weights())
     finalize(copy)
-    compared = original.check_copy(copy, purpose="compact file")
-    stateful = stateful_layers(base)
-    if stateful and not compared:
+    changed = [path for path, layer, twin in twins(base, copy) if not save_alike(layer, twin)]
+    if changed:
         raise ValueError(
-            "Expected a base whose only state is its weights, as a compact file stores no other. "
-            f"Received: {base.name!r} with the layers {stateful}, which have further state"
+            "Expected a base whose only state is its config and weights, as a compact file stores "
+            f"nothing else. Received: {base.name!r} with further state in the layers {changed}"
         )
+    transfer_seeds(base, copy)
+    original.check_copy(copy, purpose="compact file")
 
 
 def _classes(*layers: keras.layers.Layer) -> dict[str, type]:
@@ -171,8 +173,14 @@ def _config_part(config: dict[str, Any], base: keras.Model, encoding: keras.laye
             (read["architecture"], base),
             (read["predictor"]["encoding"], encoding),
         ):
-            if configs.weight_specs(own_config, classes) != configs.specs_of(own):
-                raise ValueError(f"the config of {own.name!r} builds other weights than it has")
+            built, specs = configs.weight_specs(own_config, classes), configs.specs_of(own)
+            if built != specs:
+                pairs = zip(specs, built, strict=False)
+                same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+                path = [*(weight.path for weight in own.weights), "the last one"][same]
+                raise ValueError(
+                    f"the config of {own.name!r} builds other weights than it has, from {path!r} on"
+                )
     except (ValueError, TypeError) as error:
         raise ValueError(
             "base and encoding must be objects that Keras can build from a config without code. "

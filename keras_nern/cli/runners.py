@@ -29,6 +29,7 @@ from keras_nern.cli import data
 from keras_nern.cli.arguments import COMPACT, NERN, SETTINGS, backup_of, has_backup, kind_of
 from keras_nern.demo import run as run_demo
 from keras_nern.network.outputs import ClassReader
+from keras_nern.training.fit_callbacks import DivergedError
 from keras_nern.utils import checks
 from keras_nern.utils.backend import to_int
 from keras_nern.utils.files import atomic_write
@@ -90,21 +91,25 @@ def _train(
     start = time.perf_counter()
     logs: dict[str, list] = {}
     backup.open(options)
-    if images is not None or steps:
-        given: dict[str, Any] = {"steps_per_epoch": steps}
-        if images is not None:
-            batch_size = options["batch_size"] if isinstance(images, np.ndarray) else None
-            given = {"x": images, "epochs": options["epochs"], "batch_size": batch_size}
-        logs = nern.fit(**given, verbose=_verbosity(options), callbacks=[backup]).history
-    error = nern.relative_error()
-    if np.isfinite(error):
-        nern.save(output)
-    backup.delete()
-    if not np.isfinite(error):
+    try:
+        if images is not None or steps:
+            given: dict[str, Any] = {"steps_per_epoch": steps}
+            if images is not None:
+                batch_size = options["batch_size"] if isinstance(images, np.ndarray) else None
+                given = {"x": images, "epochs": options["epochs"], "batch_size": batch_size}
+            logs = nern.fit(**given, verbose=_verbosity(options), callbacks=[backup]).history
+        error = nern.relative_error()
+        if not np.isfinite(error):
+            raise DivergedError(
+                "Expected a fit that ends with finite weights. Received: NaN or infinite weights"
+            )
+    except DivergedError as diverged:
+        backup.delete()
         raise ValueError(
-            "Expected a fit that ends with finite weights. Received: NaN or infinite weights, as "
-            f"the fit diverged; {str(output)!r} was not written"
-        )
+            f"The fit diverged and {str(output)!r} was not written. {diverged}"
+        ) from diverged
+    nern.save(output)
+    backup.delete()
     table = nern.summary_table()
     return {
         "output": str(output),

@@ -261,7 +261,7 @@ def _inputs(element: Any) -> Any:
 
 
 def _as_array(value: Any) -> Any:
-    """A value with a shape and a dtype: itself, a tensor or its spec, or an array of it."""
+    """Converts a value without a shape to an array; returns tensors and specs unchanged."""
     return value if hasattr(value, "shape") and hasattr(value, "dtype") else np.asarray(value)
 
 
@@ -300,7 +300,7 @@ def _check_images(
 ) -> LabelShapes:
     """Checks names, shapes and values of inputs, or of their specs.
 
-    Returns what `try_out` does if it was needed, `None` otherwise.
+    Returns the label shapes from `try_out` if it was called, and `None` otherwise.
     """
     known = signature.inputs is not None
     flat = signature.ordered(inputs, name) if known else keras.tree.flatten(inputs)
@@ -317,10 +317,10 @@ def _check_images(
         return None
     try:
         return try_out(inputs)
-    except Exception as error:  # whatever layers of the user's own raise
+    except Exception as error:  # custom layers may raise any error
         text = re.sub(r"\x1b\[\d+m", "", str(error)).partition("\n\nArguments received")[0]
         raise ValueError(
-            f"{name} must have inputs that the base takes. Received: inputs of shapes "
+            f"{name} must have inputs that the base accepts. Received: inputs of shapes "
             f"{[tuple(array.shape) for array in arrays]} ({type(error).__name__}: {text})"
         ) from error
 
@@ -350,9 +350,7 @@ def _check_labels(labels: Any, label_shapes: LabelShapes, name: str) -> None:
             _check_numeric(array, "labels", name)
         return
     values = by_name(labels, label_shapes, "labels", name)
-    for array, (output, shape) in zip(
-        map(_as_array, values), label_shapes.items(), strict=True
-    ):
+    for array, (output, shape) in zip(map(_as_array, values), label_shapes.items(), strict=True):
         _check_numeric(array, "labels", name)
         *rest, classes = shape
         allowed = [tuple(rest), (*rest, 1), (*rest, classes)]
@@ -368,7 +366,7 @@ def _check_labels(labels: Any, label_shapes: LabelShapes, name: str) -> None:
         if not is_class or isinstance(array, (tf.TypeSpec, keras.KerasTensor)):
             continue
         found = np.asarray(keras.ops.convert_to_numpy(array), "float64")
-        # between two classes, a label may be the probability of the second
+        # with two classes, a label may be the probability of the second
         whole = found == np.rint(found) if classes > 2 else np.isfinite(found)
         wrong = ~whole | (found < 0) | (found > classes - 1)
         if wrong.any():
@@ -419,7 +417,7 @@ def _check_finite(array: Any, what: str, name: str) -> None:
         return
     rows = max(1, FINITE_CHUNK // max(1, math.prod(array.shape[1:])))
     for start in range(0, array.shape[0], rows):
-        with np.errstate(over="ignore"):  # too large a float64 is infinite in float32
+        with np.errstate(over="ignore"):  # float32 turns large float64 values into infinity
             values = np.asarray(keras.ops.convert_to_numpy(array[start : start + rows]), "float32")
         bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
         if len(bad):

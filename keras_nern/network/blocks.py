@@ -127,7 +127,7 @@ class Blocks:
         """The kernels' current weights, row by row: float32 array `(weights,)`."""
         return np.concatenate([kernel.rows(kernel.values()).ravel() for kernel in self.kernels])
 
-    def places(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def locate(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Locates blocks.
 
         Args:
@@ -155,7 +155,7 @@ class Blocks:
         Returns:
             int32 tensor `(n, 3)` of (layer, filter, column).
         """
-        layers, within = self.places(indices)
+        layers, within = self.locate(indices)
         if positions is not None:
             within = ops.cast(ops.take(positions, indices), "int32")
         return _coordinates(layers, within, ops.take(self._columns, layers))
@@ -170,7 +170,7 @@ class Blocks:
         Returns:
             `(blocks, mask)`: tensors `(n, B)`; both are 0 for entries without a weight.
         """
-        layers, within = self.places(indices)
+        layers, within = self.locate(indices)
         columns = ops.take(self._columns, layers)
         strides = ops.take(self._strides, layers)
         lengths = ops.take(self._row_lengths, layers)
@@ -249,37 +249,27 @@ def block_sides(
     return (max(1, *(max(shape, default=1) for shape in shapes)),) * rank
 
 
-def kernel_coordinates(grids: Sequence[Grid], orders: Sequence[ArrayLike]) -> np.ndarray:
-    """Computes the coordinates of all blocks of a network from the orders of its layers.
+def block_coordinates(grids: Sequence[Grid], positions: ArrayLike) -> np.ndarray:
+    """Computes the coordinates of all blocks of a network from their positions.
 
     Args:
         grids: `(filters, columns)` of each layer.
-        orders: for each layer an int array `(filters * columns,)`: `order[p]` is the block at
-            position p.
+        positions: int array `(blocks,)`, position of every block within its layer.
 
     Returns:
         int32 array `(blocks, 3)` of (layer, filter, column).
 
     Example:
 
-    >>> kernel_coordinates([(1, 2)], [np.array([1, 0])])
+    >>> block_coordinates([(1, 2)], [1, 0])
     array([[0, 0, 1],
            [0, 0, 0]], dtype=int32)
     """
     sizes = [filters * columns for filters, columns in grids]
     layers = np.repeat(np.arange(len(grids), dtype="int32"), sizes)
-    positions = np.concatenate([np.argsort(order) for order in orders]).astype("int32")
     columns = np.array(grids, "int32")[layers, 1]
-    return ops.convert_to_numpy(_coordinates(layers, positions, columns))
-
-
-def check_order(order: np.ndarray, count: int, index: int) -> None:
-    """Raises a ValueError unless layer `index`'s order is a permutation of `range(count)`."""
-    if order.shape != (count,) or not np.array_equal(np.sort(order), np.arange(count)):
-        raise ValueError(
-            f"The order of layer {index} must be a permutation of range({count}). "
-            f"Received: {order!r}"
-        )
+    coordinates = _coordinates(layers, np.asarray(positions, "int32"), columns)
+    return ops.convert_to_numpy(coordinates)
 
 
 def _coordinates(layers: Tensor, positions: Tensor, columns: Tensor) -> Tensor:

@@ -7,15 +7,16 @@ input shapes of the original's layers. State is transferred layer by layer with 
 other state that is not a weight.
 """
 
+import pathlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_nern.network.kernels import finalize, sublayers, walk_layers
+from keras_nern.network.kernels import finalize, own_variables, sublayers, walk_layers
 
 PROBED_SIDES = (32, 224, 1)  # lengths that are tried for axes of unspecified length
 TOLERANCE = 1e-4  # largest difference of outputs, relative to the largest output
@@ -32,8 +33,8 @@ def copy_model(model: keras.Model, config: dict[str, Any]) -> keras.Model:
         A `keras.Model`.
 
     Raises:
-        ValueError: if the config builds different layers, or if a layer's state cannot be
-            transferred.
+        ValueError: if the config cannot be built, builds different layers, or does not share
+            weights between layers as the model does, or if a layer's state cannot be transferred.
     """
     classes = {type(model), *(type(layer) for _, layer in walk_layers(model))}
     # Keras's own classes are left out: keras.layers.Add has the name of the class behind x + y
@@ -41,12 +42,18 @@ def copy_model(model: keras.Model, config: dict[str, Any]) -> keras.Model:
     with warnings.catch_warnings():
         # Keras warns if a model holds layers that are never called
         warnings.filterwarnings("ignore", message="`build\\(\\)` was called on layer")
-        copy = keras.saving.deserialize_keras_object(
-            config,
-            custom_objects=own,
-            safe_mode=False,  # safe: every Lambda in it comes from the model itself
-        )
-    build_like(model, copy)
+        try:
+            copy = keras.saving.deserialize_keras_object(
+                config,
+                custom_objects=own,
+                safe_mode=False,  # safe: every Lambda in it comes from the model itself
+            )
+            build_like(model, copy)
+        except Exception as error:
+            raise ValueError(
+                f"Expected a model that can be built from its config. Received: {model.name!r} "
+                f"({type(error).__name__}: {error})"
+            ) from error
     for path, layer, twin in twins(model, copy):
         try:
             _transfer_state(layer, twin)
@@ -55,8 +62,20 @@ def copy_model(model: keras.Model, config: dict[str, Any]) -> keras.Model:
                 f"Expected a layer whose saved state can be loaded into a copy. Received: {path!r} "
                 f"of {model.name!r} ({type(error).__name__}: {error})"
             ) from error
+    _check_sharing(model, copy)
+    transfer_seeds(model, copy)
     finalize(copy)
     return copy
+
+
+def without_compile_configs(config: Any) -> Any:
+    """A config without the compile settings of its models, at every depth."""
+    if isinstance(config, dict):
+        kept = {key: value for key, value in config.items() if key != "compile_config"}
+        return {key: without_compile_configs(value) for key, value in kept.items()}
+    if isinstance(config, (list, tuple)):
+        return [without_compile_configs(value) for value in config]
+    return config
 
 
 def build_like(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
@@ -123,6 +142,62 @@ def twins(
         yield path, layer, twin
 
 
+def shares_weights(model: keras.Model) -> bool:
+    """Whether two layers, neither of which contains the other, hold the same weight."""
+    places = _weight_places(layer for _, layer in walk_layers(model))
+    return sum(map(len, places)) > len({place for own in places for place in own})
+
+
+def _check_sharing(model: keras.Model, copy: keras.Model) -> None:
+    paths, layers, copies = zip(*twins(model, copy), strict=True)
+    places = zip(paths, _weight_places(layers), _weight_places(copies), strict=True)
+    for path, own, others in places:
+        if own != others:
+            raise ValueError(
+                "Expected a model whose config says which layers share weights. Received: "
+                f"{path!r} of {model.name!r}, which shares a weight that its copy does not share"
+            )
+
+
+def _weight_places(layers: Iterable[keras.layers.Layer]) -> list[list[int]]:
+    """Numbers the weights that each layer holds itself, by their first appearance."""
+    numbers: dict[int, int] = {}
+    return [[numbers.setdefault(id(v), len(numbers)) for v in own_variables(x)] for x in layers]
+
+
+def transfer_seeds(model: keras.Model, copy: keras.Model) -> None:
+    """Gives a copy the states of the model's random seeds, which Keras does not save."""
+    for seed, twin in zip(_seeds(model), _seeds(copy), strict=False):
+        twin.assign(seed)
+
+
+def _seeds(model: keras.Model) -> list[keras.Variable]:
+    weights = {id(weight) for weight in model.weights}
+    return [variable for variable in model.variables if id(variable) not in weights]
+
+
+def save_alike(layer: keras.layers.Layer, copy: keras.layers.Layer) -> bool:
+    """Whether two layers save equal variables and assets."""
+    try:
+        one, other = _saved_state(layer), _saved_state(copy)
+    except Exception:  # such as a lookup table without entries
+        return False
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def _saved_state(layer: keras.layers.Layer) -> dict[str, Any]:
+    """What a layer saves: arrays, and the bytes of files."""
+    store: dict[str, Any] = {}
+    layer.save_own_variables(store)
+    state = {name: _to_array(value) for name, value in store.items()}
+    if hasattr(layer, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            layer.save_assets(folder)
+            files = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+            state |= {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    return state
+
+
 def _transfer_state(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
     store: dict[str, Any] = {}
     layer.save_own_variables(store)
@@ -132,6 +207,9 @@ def _transfer_state(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None
         with tempfile.TemporaryDirectory() as folder:
             layer.save_assets(folder)
             copy.load_assets(folder)
+    if not isinstance(layer, keras.Model):  # the metrics of a model are those of `compile`
+        for one, twin in zip(layer.metrics_variables, copy.metrics_variables, strict=True):
+            twin.assign(one)
 
 
 def _to_array(value: Any) -> np.ndarray:
@@ -142,18 +220,15 @@ def probe(model: keras.Model) -> Any:
     """Creates random inputs for comparing a model with its copy.
 
     Returns:
-        A batch of two inputs in the structure that the model takes, or `None` if its input shapes
-        are unknown or it accepts none of `PROBED_SIDES` for axes of unspecified length.
+        A batch of two inputs, or of as many as the model requires, in the structure that it
+        takes. `None` if its input shapes are unknown or it accepts none of `PROBED_SIDES` for axes
+        of unspecified length.
     """
     structure = getattr(model, "input", None)
     if not getattr(model, "inputs", None) or structure is None:
-        config = model.get_build_config() or {}
-        shape = config.get("input_shape")
-        if not isinstance(shape, (list, tuple)) or not all(
-            side is None or isinstance(side, int) for side in shape
-        ):
+        structure = _specs((model.get_build_config() or {}).get("input_shape"))
+        if structure is None:
             return None
-        structure = keras.KerasTensor(tuple(shape))
     for side in PROBED_SIDES:
         inputs = keras.tree.map_structure(lambda spec, s=side: _random(spec, s), structure)
         try:
@@ -165,8 +240,20 @@ def probe(model: keras.Model) -> Any:
     return None
 
 
+def _specs(shapes: Any) -> Any:
+    """Symbolic inputs of any batch size, from the shapes that built a subclassed model."""
+    if isinstance(shapes, dict):
+        return {name: _specs(shape) for name, shape in shapes.items()}
+    if not isinstance(shapes, (list, tuple)):
+        return None
+    if all(side is None or isinstance(side, int) for side in shapes):
+        return keras.KerasTensor((None, *shapes[1:]))
+    return type(shapes)(map(_specs, shapes))
+
+
 def _random(spec: keras.KerasTensor, side: int) -> Any:
-    shape = (2, *(side if length is None else length for length in spec.shape[1:]))
+    batch = spec.shape[0] or 2
+    shape = (batch, *(side if length is None else length for length in spec.shape[1:]))
     dtype = keras.backend.standardize_dtype(spec.dtype)
     if dtype == "string":
         return keras.ops.convert_to_tensor(np.full(shape, "a"))
@@ -177,26 +264,19 @@ def _random(spec: keras.KerasTensor, side: int) -> Any:
 
 
 def difference(call: Callable[[Any], Any], other: Callable[[Any], Any], inputs: Any) -> float:
-    """The largest difference between two models' outputs, relative to the largest output."""
-    largest = 0.0
+    """The `distance` between two models' outputs."""
     with keras.StatelessScope():
-        pairs = zip(
-            keras.tree.flatten(call(inputs)), keras.tree.flatten(other(inputs)), strict=True
-        )
-        for a, b in pairs:
-            a, b = (np.asarray(_to_array(one), "float64") for one in (a, b))
-            if a.shape != b.shape:
-                return float("inf")
-            scale = np.max(np.abs(a), initial=0) or 1.0
-            largest = max(largest, float(np.max(np.abs(a - b), initial=0) / scale))
-    return largest
+        return distance(call(inputs), other(inputs))
 
 
-def stateful_layers(model: keras.Model) -> list[str]:
-    """Paths of layers with assets or a custom `save_own_variables`: they may hold other state."""
-
-    def is_suspect(layer: keras.layers.Layer) -> bool:
-        hook = type(layer).save_own_variables
-        return hasattr(layer, "save_assets") or not hook.__module__.startswith("keras.")
-
-    return [path for path, layer in walk_layers(model) if is_suspect(layer)]
+def distance(outputs: Any, others: Any) -> float:
+    """The largest difference between two structures of tensors, relative to the largest number."""
+    largest = 0.0
+    for pair in zip(keras.tree.flatten(outputs), keras.tree.flatten(others), strict=True):
+        a, b = (np.asarray(_to_array(one), "float64") for one in pair)
+        if a.shape != b.shape:
+            return float("inf")
+        scale = np.max(np.abs(a), where=np.isfinite(a), initial=0) or 1.0
+        differ = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+        largest = np.maximum(largest, np.max(np.abs(a[differ] - b[differ]), initial=0) / scale)
+    return float(largest)

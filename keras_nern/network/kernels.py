@@ -142,6 +142,12 @@ def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Lists the weights that a layer holds itself, without those of its sublayers."""
+    inner = {id(variable) for sublayer in sublayers(layer) for variable in sublayer.weights}
+    return [variable for variable in layer.weights if id(variable) not in inner]
+
+
 def walk_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:
     """Lists all layers of a model at every depth.
 

@@ -76,7 +76,7 @@ def second_moments(
         after = normalizations(calls)
         for call in calls:
             index = indices.get(id(call.operation))
-            if index is None:
+            if index is None or call.in_loop:
                 continue
             patches = _patches(call.inputs[0], kernels[index])  # (groups, positions, patch)
             product = keras.ops.matmul(keras.ops.transpose(patches, (0, 2, 1)), patches)

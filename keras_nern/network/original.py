@@ -23,15 +23,18 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_nern.network.blocks import Blocks
 from keras_nern.network.copying import (
     TOLERANCE,
     copy_model,
     difference,
+    distance,
     probe,
-    stateful_layers,
+    shares_weights,
     twins,
+    without_compile_configs,
 )
 from keras_nern.network.kernels import kernels_of, walk_layers
 from keras_nern.network.outputs import (
@@ -89,11 +92,13 @@ class OriginalNetwork:
         base: the `base` argument.
         signature: names and shapes of its inputs and outputs.
         blocks: the kernels as `blocks.Blocks`.
+        left_out: dict from names of layers whose feature maps `forward` could not return to the
+            reason.
 
     Raises:
-        ValueError: if `base` is not a built model or has weights that are not finite, if
-            `feature_maps` or `output_activation` is unknown, if `feature_maps` requires additions
-            and `base` has none, or if `Blocks` raises.
+        ValueError: if `base` is not a built model, has weights that are not finite, or assigns to a
+            `tf.Variable` in inference; if `feature_maps` or `output_activation` is unknown; if
+            `feature_maps` requires additions and `base` has none; or if `Blocks` raises.
     """
 
     def __init__(
@@ -115,7 +120,15 @@ class OriginalNetwork:
         self.signature = Signature.of(base)
         self.blocks = Blocks(base, **selection)
         _check_finite(base)
+        _check_assignments(base)
         self._warn_if_not_copyable()
+        self._states = [  # of stateful recurrent layers
+            state
+            for _, layer in walk_layers(base)
+            if isinstance(layer, keras.layers.RNN)
+            for state in keras.tree.flatten(layer.states or [])
+        ]
+        self.left_out: dict[str, str] = {}
         self._feature_maps = feature_maps
         self._output_activation = output_activation
         self._inferred = self._infer_activations() if output_activation == "auto" else None
@@ -148,9 +161,7 @@ class OriginalNetwork:
         first = keras.tree.map_structure(lambda array: array[:1], inputs)
         outputs, logits = self.forward(first)[1:3]
         names = sorted(outputs) if isinstance(outputs, dict) else range(len(logits))
-        return {
-            str(name): tuple(one.shape[1:]) for name, one in zip(names, logits, strict=True)
-        }
+        return {str(name): tuple(one.shape[1:]) for name, one in zip(names, logits, strict=True)}
 
     def check_finite(self) -> None:
         """Raises a ValueError if the base has weights that are NaN or infinite."""
@@ -198,12 +209,13 @@ class OriginalNetwork:
     def functional_call(self, inputs: Any, kernels: Sequence[Tensor] | None = None) -> Any:
         """Runs the network, as `forward` does, and returns its outputs only.
 
-        Assignments that layers make to variables during the call are discarded.
+        Assignments that layers make to variables during the call are discarded. Stateful recurrent
+        layers start from zero, as they do in a copy, because Keras does not save their state.
         """
         inputs = self.signature.arguments(inputs)
-        mapping = []
+        mapping = [(state, keras.ops.zeros(state.shape, state.dtype)) for state in self._states]
         if kernels is not None:
-            mapping = [
+            mapping += [
                 (kernel.variable, keras.ops.cast(value, kernel.variable.dtype))
                 for kernel, value in zip(self.blocks.kernels, kernels, strict=True)
             ]
@@ -227,8 +239,12 @@ class OriginalNetwork:
         return output_activation(calls, output)
 
     def _mapped_calls(self, calls: Sequence[Call]) -> list[Call]:
-        """Finds the calls whose outputs are feature maps; `enclosing` replaces calls in a loop."""
-        found = []
+        """Finds the calls whose outputs are feature maps; `enclosing` replaces calls in a loop.
+
+        Layers without a feature map are noted in `left_out`.
+        """
+        found: list[Call] = []
+        left_out: dict[str, str] = {}
         if self._feature_maps != "additions":
             after = normalizations(calls)
             found += [
@@ -236,17 +252,25 @@ class OriginalNetwork:
                 for call in calls
                 if id(call.operation) in self._mapped
             ]
+            called = {id(call.operation) for call in calls}
+            for kernel in self.blocks.kernels:
+                if id(kernel.layer) in self._mapped - called:
+                    left_out[kernel.path] = "it is not called in inference"
         if self._feature_maps != "convolutions":
             found += [call for call in calls if _adds_maps(call)]
-        visible = [call if not call.in_loop else enclosing(call, calls) for call in found]
-        unique = {id(call): call for call in visible if call is not None}
-        return list(unique.values())
+        visible: dict[int, Call] = {}
+        for call in found:
+            outer = enclosing(call, calls) if call.in_loop else call
+            if outer is None:
+                left_out[call.operation.name] = "it runs in a loop, outside of any layer"
+            else:
+                visible[id(outer)] = outer
+        self.left_out = left_out
+        return list(visible.values())
 
     def architecture(self) -> dict[str, Any]:
         """The base's class and config as a serialized Keras object, without compile settings."""
-        config = keras.saving.serialize_keras_object(self.base)
-        config.pop("compile_config", None)
-        return config
+        return without_compile_configs(keras.saving.serialize_keras_object(self.base))
 
     def copy(self) -> keras.Model:
         """Creates a model of the base's class and config with copies of its state.
@@ -263,7 +287,7 @@ class OriginalNetwork:
         """Raises a ValueError if `copy` would fail, so that `fit` reports it before training.
 
         Models of Keras's own layers are assumed to be copyable, unless a layer is quantized or has
-        assets.
+        assets, or layers share weights.
         """
         layers = [self.base, *(layer for _, layer in walk_layers(self.base))]
         plain = all(
@@ -272,32 +296,48 @@ class OriginalNetwork:
             and not getattr(layer, "quantization_mode", None)
             for layer in layers
         )
-        if self._is_copyable is None and not plain:
+        if self._is_copyable is None and not (plain and not shares_weights(self.base)):
             self.copy()
 
-    def check_copy(self, copy: keras.Model, purpose: str = "copy") -> bool:
+    def check_copy(self, copy: keras.Model, purpose: str = "copy") -> None:
         """Raises a ValueError if a copy does not give the base's outputs on a random batch.
+
+        Nothing is compared if `probe` has no inputs for the base, or if its outputs are random.
 
         Args:
             copy: a model with the kernels of the base.
             purpose: name of the copy in the error. Defaults to `"copy"`.
-
-        Returns:
-            Whether the two were compared: `False` if `probe` has no inputs for the base.
         """
         inputs = probe(self.base)
         if inputs is None:
-            return False
-        outputs = functools.partial(self.base, training=False)
-        off = difference(outputs, functools.partial(copy, training=False), inputs)
-        # a base whose outputs are random cannot be compared
-        if not off <= TOLERANCE and difference(outputs, outputs, inputs) <= TOLERANCE:
+            return
+        run = functools.partial(copy, training=False)
+        try:
+            off = difference(self.functional_call, run, inputs)
+        except Exception as error:
             raise ValueError(
-                f"Expected a base whose {purpose}, made from its config and saved state, gives the "
-                f"same outputs. Received: {self.base.name!r}, whose {purpose} differs by {off:.3g} "
-                f"of the largest output; layers with custom state: {stateful_layers(self.base)}"
-            )
-        return True
+                f"Expected a base whose {purpose}, made from its config and saved state, can be "
+                f"run. Received: {self.base.name!r} ({type(error).__name__}: {error})"
+            ) from error
+        if off <= TOLERANCE or difference(*[self.functional_call] * 2, inputs) > TOLERANCE:
+            return
+        raise ValueError(
+            f"Expected a base whose {purpose}, made from its config and saved state, gives the "
+            f"same outputs. Received: {self.base.name!r}, whose {purpose} differs by {off:.3g} of "
+            f"the largest output, from {self._first_difference(run, copy, inputs)} on"
+        )
+
+    def _first_difference(self, run: Callable[[Any], Any], copy: keras.Model, inputs: Any) -> str:
+        """The layer, and its class, that returns something else in a copy than in the base."""
+        with capture_calls(self.base) as calls:
+            self.functional_call(inputs)
+        with capture_calls(copy) as others, keras.StatelessScope():
+            run(inputs)
+        for call, other in zip(calls, others, strict=False):
+            visible = not (call.in_loop or other.in_loop)
+            if visible and not distance(call.output, other.output) <= TOLERANCE:
+                return f"{call.operation.name!r} ({type(call.operation).__name__})"
+        return "an operation outside of layers"
 
     def rebuilt(self, kernels: Sequence[Tensor]) -> keras.Model:
         """Creates a copy with the given kernels, one tensor for each of `blocks.kernels`."""
@@ -370,6 +410,29 @@ def _check_built(base: keras.Model) -> None:
             "base must be a built keras.Model: give it a keras.Input, or call it on a batch of "
             f"inputs. Received: {base.name!r}, whose layers {unbuilt} are not built"
         )
+
+
+def _check_assignments(base: keras.Model) -> None:
+    """Raises a ValueError if layers assign to variables of TensorFlow, which no scope prevents."""
+    variables = [
+        (path, value)
+        for path, layer in [(base.name, base), *walk_layers(base)]
+        for value in list(vars(layer).values())
+        if isinstance(value, tf.Variable)
+    ]
+    inputs = probe(base) if variables else None
+    if inputs is None:
+        return
+    before = [keras.ops.convert_to_numpy(variable) for _, variable in variables]
+    with keras.StatelessScope():
+        base(inputs, training=False)
+    for (path, variable), value in zip(variables, before, strict=True):
+        if not np.array_equal(value, keras.ops.convert_to_numpy(variable)):
+            variable.assign(value)
+            raise ValueError(
+                "base must assign to Keras variables only, those of `add_weight`, in inference. "
+                f"Received: {path!r}, which assigns to {variable.name!r} of TensorFlow"
+            )
 
 
 def _check_finite(base: keras.Model) -> None:

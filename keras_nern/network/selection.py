@@ -13,7 +13,13 @@ from typing import Any, TypeAlias
 
 import keras
 
-from keras_nern.network.kernels import CONVOLUTIONS, Kernel, kernels_of, sublayers, walk_layers
+from keras_nern.network.kernels import (
+    CONVOLUTIONS,
+    Kernel,
+    kernels_of,
+    own_variables,
+    walk_layers,
+)
 
 # A `Selector` is a layer, its name or path, a regular expression for the path, or a function from a
 # layer to a bool. A `Choice` is a selector, several selectors, or `None`.
@@ -97,7 +103,7 @@ def find_kernels(
                     kernels.append(kernel)
                 else:
                     reason = f"it shares the kernel of {owner}"
-        own = _own_variables(layer)
+        own = own_variables(layer)
         if reason and own:
             represented = {id(kernel.variable) for kernel in kernels}
             count = sum(int(keras.ops.size(v)) for v in own if id(v) not in represented)
@@ -167,11 +173,6 @@ def _matches(selector: Selector, path: str, layer: keras.layers.Layer) -> bool:
     if isinstance(selector, re.Pattern):
         return selector.search(path) is not None
     return bool(selector(layer))
-
-
-def _own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    inner = {id(variable) for sublayer in sublayers(layer) for variable in sublayer.weights}
-    return [variable for variable in layer.weights if id(variable) not in inner]
 
 
 def _is_float(variable: Any) -> bool:

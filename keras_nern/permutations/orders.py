@@ -36,6 +36,15 @@ def check_permutation_arguments(
     checks.one_of("metric", metric, METRICS)
 
 
+def check_order(order: np.ndarray, count: int, index: int) -> None:
+    """Raises a ValueError unless layer `index`'s order is a permutation of `range(count)`."""
+    if order.shape != (count,) or not np.array_equal(np.sort(order), np.arange(count)):
+        raise ValueError(
+            f"The order of layer {index} must be a permutation of range({count}). "
+            f"Received: {order!r}"
+        )
+
+
 def block_order(
     blocks: ArrayLike,
     kind: str | None = None,

@@ -14,10 +14,11 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_nern.network.blocks import Blocks, check_order, kernel_coordinates
+from keras_nern.network.blocks import Blocks, block_coordinates
 from keras_nern.permutations.nearest_neighbours import METRICS
 from keras_nern.permutations.orders import (
     block_order,
+    check_order,
     check_permutation_arguments,
     invert,
     permutation_bits,
@@ -212,7 +213,7 @@ class Permutation:
 
     def coordinates(self) -> np.ndarray:
         """The permuted coordinate of each block, (layer, filter, column): int32 `(blocks, 3)`."""
-        return kernel_coordinates(self.grids, self.orders)
+        return block_coordinates(self.grids, self.positions())
 
     @property
     def layer_bits(self) -> list[float]:

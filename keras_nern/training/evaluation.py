@@ -116,12 +116,12 @@ def _to_classes(labels: Tensor, predicted: Tensor) -> Tensor:
     if len(labels.shape) == len(predicted.shape) + 1:
         one_hot = labels.shape[-1] != 1
         labels = keras.ops.argmax(labels, axis=-1) if one_hot else labels[..., 0]
-    if len(labels.shape) != len(predicted.shape):  # broadcasting would compare other pairs
+    if len(labels.shape) != len(predicted.shape):  # equal would broadcast
         raise ValueError(
-            "labels must be classes (batch, ...) of the outputs' shape or one-hot. Received: labels "
-            f"of shape {tuple(labels.shape)} for classes of shape {tuple(predicted.shape)}"
+            "labels must be classes (batch, ...) of the outputs' shape or one-hot. Received: "
+            f"labels of shape {tuple(labels.shape)} for classes of shape {tuple(predicted.shape)}"
         )
-    return keras.ops.cast(keras.ops.round(labels), predicted.dtype)  # also of probabilities
+    return keras.ops.cast(keras.ops.round(labels), predicted.dtype)  # labels may be probabilities
 
 
 def _classes_of(logits: Tensor) -> Tensor:

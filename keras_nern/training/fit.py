@@ -11,9 +11,9 @@ phases are separate: the first is cheap and removes most of the error, so that t
 and small steps.
 """
 
-import operator
+import math
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -25,7 +25,8 @@ from keras_nern.data.noise import NoiseDataset
 from keras_nern.training.fit_callbacks import FitCallbacks, ReconstructionCallbacks
 from keras_nern.training.objective import Objective
 from keras_nern.training.optimizer import PhaseOptimizer
-from keras_nern.training.settings import LOSSES, Settings
+from keras_nern.training.settings import DISTILLATION_LOSSES, LOSSES, Settings
+from keras_nern.utils import checks
 from keras_nern.utils.backend import require_tensorflow, to_int
 
 # Length assumed for an epoch of unknown length, for which the learning rate stays at its peak.
@@ -67,6 +68,12 @@ class TwoPhaseFit:
         """
         require_tensorflow("fit")
         model = self._model
+        arguments = _checked(arguments)
+        if class_weight is not None and not isinstance(class_weight, Mapping):
+            raise ValueError(
+                "class_weight must be a dict from classes to weights or None. "
+                f"Received: class_weight={class_weight!r}"
+            )
         x, y, sample_weight = unpack(x, y, sample_weight, self._signature)
         x, arguments = self._check(x, y, sample_weight, arguments)
         steps = arguments["steps_per_epoch"] or steps_per_epoch_of(
@@ -81,14 +88,17 @@ class TwoPhaseFit:
         )
         for callback in fit_callbacks.callbacks:
             self._optimizer.check_callback(callback)
-        self._objective.refresh_targets(
-            self._settings
-        )  # the base may have been trained since the last fit
-        validation_data = arguments["validation_data"]
-        self._build_metrics((x, y, sample_weight) if validation_data is None else validation_data)
+        # The base may have been trained since the last fit.
+        self._objective.refresh_targets(self._settings)
+        held_out = arguments["validation_data"]
+        if held_out is None:
+            held_out = (x, y, sample_weight)
+        evaluated = self._try_evaluation(held_out, fit_callbacks.monitors, arguments)
+        fit_callbacks.check(self._logged(x, evaluated, arguments))
         try:
             self._run_phases(fit_callbacks, x, steps, y=y, sample_weight=sample_weight, **arguments)
         finally:  # also after Ctrl-C
+            fit_callbacks.finite_check.end()
             model.history = fit_callbacks.history
             model.scale_losses(**dict.fromkeys(LOSSES, 1.0))
         return fit_callbacks.history
@@ -96,27 +106,28 @@ class TwoPhaseFit:
     def _check(
         self, x: Any, y: Any, sample_weight: Any, arguments: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        """Raises a ValueError for arguments that would fail later; returns checked arguments."""
+        """Raises a ValueError for data that would fail later; returns checked data."""
         model = self._model
         model._original.check_copyable()
         split, validation_data = arguments["validation_split"], arguments["validation_data"]
-        split = 0.0 if validation_data is not None else split or 0.0  # as in Keras
-        if not 0 <= split < 1:
-            raise ValueError(
-                "validation_split must be at least 0 and below 1. "
-                f"Received: validation_split={split!r}"
-            )
+        split = 0.0 if validation_data is not None else split  # as in Keras
         if x is not None:
             x = model.check_data(x, y, validation_split=split, sample_weight=sample_weight)
+        elif y is not None or sample_weight is not None or split:
+            raise ValueError(
+                "fit needs x for y, sample_weight and validation_split. Received: x=None"
+            )
+        count = keras.tree.flatten(x)[0].shape[0] if split else None
+        if count is not None and not 0 < math.floor(count * (1 - split)) < count:
+            raise ValueError(
+                f"validation_split must leave images for training and validation. Received: "
+                f"validation_split={split!r} of {count} images"
+            )
         steps = arguments["steps_per_epoch"]
         if steps is None and (x is None or never_ends(x)):
             raise ValueError(
                 "fit needs steps_per_epoch if x is None (reconstruction only) or never ends. "
                 f"Received: x={x!r}, steps_per_epoch=None"
-            )
-        if steps is not None and not steps >= 1:
-            raise ValueError(
-                f"steps_per_epoch must be at least 1. Received: steps_per_epoch={steps!r}"
             )
         if validation_data is not None:
             held_x, held_y, weight = unpack_validation(validation_data)
@@ -127,11 +138,6 @@ class TwoPhaseFit:
                     "fit needs validation_steps if validation_data never ends. "
                     "Received: validation_steps=None"
                 )
-        frequency = arguments["validation_freq"]
-        # Keras accepts only lists and Python integers.
-        frequency = (
-            list(frequency) if isinstance(frequency, Iterable) else operator.index(frequency)
-        )
         reconstructs = x is None or self._reconstruction_steps_left
         if self._settings.layer_output_weight and reconstructs and not self._objective.has_moments:
             raise ValueError(
@@ -140,19 +146,47 @@ class TwoPhaseFit:
                 f"layer_output_weight={self._settings.layer_output_weight!r}"
             )
         checked = {"validation_split": split, "validation_data": validation_data}
-        return x, {**arguments, **checked, "validation_freq": frequency}
+        return x, {**arguments, **checked}
 
-    def _build_metrics(self, data: Any) -> None:
-        """Builds the compiled metrics on data with labels.
+    def _try_evaluation(
+        self, data: Any, monitored: bool, arguments: dict[str, Any]
+    ) -> list[str] | None:
+        """Evaluates one batch if compiled metrics are not built or callbacks monitor values.
 
-        Under a distribution strategy, Keras builds them before the first step, but the steps of
-        the reconstruction have neither images nor labels.
+        Metrics that the labels do not suit fail here. Under a distribution strategy, Keras builds
+        them before the first step, but the steps of the reconstruction have no images nor labels.
+
+        Args:
+            data: `(x, y, sample_weight)` or a dataset.
+            monitored: whether callbacks monitor values.
+            arguments: of the fit.
+
+        Returns:
+            The names of the results; `None` if no batch was evaluated.
         """
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        if x is None or isinstance(x, types.GeneratorType) or not self._model._unbuilt_metrics:
-            return
-        self._model.evaluate(x, y, sample_weight=weight, steps=1, verbose=0)
+        if x is None or isinstance(x, types.GeneratorType):
+            return None
+        if not (self._model._unbuilt_metrics or monitored):
+            return None
+        size = arguments["validation_batch_size"] or arguments["batch_size"]
+        results = self._model.evaluate(
+            x, y, size, sample_weight=weight, steps=1, verbose=0, return_dict=True
+        )
         self._model._unbuilt_metrics = False
+        return list(results)
+
+    def _logged(
+        self, x: Any, evaluated: list[str] | None, arguments: dict[str, Any]
+    ) -> set[str] | None:
+        """The names of the values that an epoch logs; `None` if they are unknown."""
+        names = {"loss", "reconstruction_loss", "relative_error"}
+        names |= set(DISTILLATION_LOSSES) if x is not None else set()
+        if x is None and self._settings.layer_output_weight:
+            names.add("layer_output_loss")
+        if arguments["validation_data"] is None and not arguments["validation_split"]:
+            return names
+        return None if evaluated is None else names | {f"val_{name}" for name in evaluated}
 
     @property
     def _reconstruction_steps_left(self) -> int:
@@ -222,6 +256,7 @@ class TwoPhaseFit:
             callbacks=[ReconstructionCallbacks(callbacks, to_int(model.phase_iterations))],
         )
         callbacks.finite_check.check()
+        callbacks.finite_check.keep_state()
         if verbose and not self._reconstruction_steps_left:
             print("Distillation:")
         return history.history
@@ -265,3 +300,27 @@ class TwoPhaseFit:
             shuffle=shuffle,
             **arguments,
         )
+
+
+def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Checks the arguments of `NeRNModel.fit` that do not depend on the data."""
+    checked = dict(arguments)
+    for name in ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size"):
+        if checked[name] is not None:
+            checked[name] = checks.integer(name, checked[name], minimum=1)
+    for name in ("epochs", "initial_epoch"):
+        checked[name] = checks.integer(name, checked[name], minimum=0)
+    checks.one_of("verbose", checked["verbose"], ("auto", 0, 1, 2))
+    checks.one_of("shuffle", checked["shuffle"], (None, True, False))
+    split = checks.number("validation_split", checked["validation_split"] or 0.0, minimum=0)
+    if split >= 1:
+        raise ValueError(
+            f"validation_split must be at least 0 and below 1. Received: validation_split={split!r}"
+        )
+    frequency = checked["validation_freq"]
+    if isinstance(frequency, Iterable) and not isinstance(frequency, str):
+        # Keras accepts only lists and Python integers.
+        frequency = [checks.integer("validation_freq", one, minimum=1) for one in frequency]
+    else:
+        frequency = checks.integer("validation_freq", frequency, minimum=1)
+    return {**checked, "validation_split": split, "validation_freq": frequency}

@@ -15,21 +15,34 @@ data. A restored fit therefore reads its data from the start, skips the batches 
 were trained on, and trains on the rest. Callbacks receive no events for skipped batches. Skipping
 takes as long as reading the batches.
 
-`keras.Model._initial_epoch`, to which `BackupAndRestore` writes the epoch it restores, is private
-to Keras (tried on Keras 3.15); it is used in `FitCallbacks.begin` only.
+Errors that would occur at the end of an epoch are raised before the first step: callbacks that
+monitor values which no epoch logs, and files that callbacks cannot write.
+
+Private parts of Keras, tried on Keras 3.15 and used in this module only: `Model._initial_epoch`, to
+which `BackupAndRestore` writes the epoch it restores; `_set_monitor_op`, which callbacks call at
+the end of the first epoch; `Metric._direction`, which it reads; and
+`ModelCheckpoint._current_epoch`, which has no value before the first epoch.
 """
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+import string
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_nern.training.evaluation import INCREASING, METRICS
+from keras_nern.utils.backend import to_int
+from keras_nern.utils.files import check_creatable
 
-CHECK_EVERY = 50  # steps between checks that losses are finite
+CHECK_EVERY = 50  # executions of a step function between checks that losses are finite
+
+
+class DivergedError(ValueError):
+    """Raised if a loss or a weight of a running fit is not finite."""
 
 
 class EpochHistory(keras.callbacks.History):
@@ -58,6 +71,10 @@ class FitCallbacks(keras.callbacks.CallbackList):
         callbacks: `None`, a callback, a list of callbacks or a `CallbackList`, as for `fit`.
         model: the model that is fitted.
         **params: as for `keras.callbacks.CallbackList`: `verbose`, `epochs`, `steps`.
+
+    Raises:
+        ValueError: if `callbacks` contains something else.
+        OSError: if a callback cannot write its files.
     """
 
     def __init__(self, callbacks: Any, model: keras.Model, **params: Any) -> None:
@@ -65,12 +82,17 @@ class FitCallbacks(keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
         callbacks = keras.tree.flatten(callbacks or [])
         for callback in callbacks:
-            _set_direction(callback)
+            if not isinstance(callback, keras.callbacks.Callback):
+                raise ValueError(
+                    "callbacks must be a keras.callbacks.Callback or a list of them. "
+                    f"Received: {callback!r}"
+                )
+            _check_paths(callback)
         self.history = EpochHistory()
-        stops = any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in callbacks)
-        self.finite_check = FiniteCheck(raises=not stops)
+        self.finite_check = FiniteCheck(callbacks)
+        # The check comes first, so that callbacks do not use or save values that are not finite.
         super().__init__(
-            [*callbacks, self.finite_check, self.history],
+            [self.finite_check, *callbacks, self.history],
             add_progbar=params["verbose"] != 0,
             model=model,
             **params,
@@ -91,6 +113,39 @@ class FitCallbacks(keras.callbacks.CallbackList):
         """Whether there are batches left to skip."""
         return self._batches_to_skip > 0
 
+    @property
+    def monitors(self) -> bool:
+        """Whether a callback reads values that an epoch logs."""
+        return any(
+            hasattr(callback, "monitor") or "{" in str(getattr(callback, "filepath", ""))
+            for callback in self.callbacks
+        )
+
+    def check(self, logged: Collection[str] | None) -> None:
+        """Raises an error for callbacks that would fail at the end of the first epoch.
+
+        Args:
+            logged: names of the values that an epoch logs; `None` if they are unknown.
+
+        Raises:
+            ValueError: if a callback monitors a value that is not logged, or cannot work with the
+                optimizer.
+        """
+        if not all(map(_logs_nothing, self.callbacks)):
+            logged = None
+        for callback in self.callbacks:
+            if logged is not None:
+                _check_names(callback, logged)
+            if hasattr(callback, "_set_monitor_op") and callback.monitor_op is None:
+                _set_direction(callback, self.model)
+                callback._set_monitor_op()
+            optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+            if isinstance(callback, keras.callbacks.SwapEMAWeights) and not optimizer.use_ema:
+                raise ValueError(
+                    "SwapEMAWeights needs an optimizer with use_ema=True. Received: "
+                    f"{type(optimizer).__name__} with use_ema=False"
+                )
+
     def begin(self) -> None:
         """Calls `on_train_begin`, in which a callback may restore the model or stop training."""
         self.model.stop_training = False
@@ -99,7 +154,10 @@ class FitCallbacks(keras.callbacks.CallbackList):
         for callback in self.callbacks:
             if isinstance(callback, keras.callbacks.BackupAndRestore):
                 _remove_if_damaged(pathlib.Path(callback.backup_dir, "training_metadata.json"))
+            if isinstance(callback, keras.callbacks.ModelCheckpoint):
+                callback._current_epoch = 0  # until the first epoch begins
         super().on_train_begin()
+        self.finite_check.start()
         self._restored_epoch = self.model._initial_epoch or 0
         self.model._initial_epoch = None
 
@@ -178,58 +236,160 @@ class FitCallbacks(keras.callbacks.CallbackList):
 
 
 class FiniteCheck(keras.callbacks.Callback):
-    """Stops a fit whose loss is not finite and restores the predictor's last finite weights.
+    """Stops a fit whose loss is not finite and restores the model's last finite state.
 
-    A check waits for the steps to end, so it is only made every `CHECK_EVERY` steps and at the end
-    of epochs and phases. If the user's callbacks include `keras.callbacks.TerminateOnNaN`, the fit
-    stops without an error.
+    A check waits for the steps to end, so it is only made every `CHECK_EVERY` steps, at the end of
+    epochs and phases, and when the model is saved. If the user's callbacks include
+    `keras.callbacks.TerminateOnNaN`, which waits for each step, the check is made after each step,
+    and the fit stops without an error.
 
     Args:
-        raises: whether to raise an error.
+        callbacks: list of the user's callbacks.
     """
 
-    def __init__(self, raises: bool) -> None:
+    async_safe = True  # on_train_batch_end does nothing unless another callback waits for steps
+
+    def __init__(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
         super().__init__()
-        self._raises = raises
+        self._stops = any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in callbacks)
         self._steps = 0
-        self._weights: list = []
+        self._state: list[tuple[keras.Variable, np.ndarray]] = []
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
+    def start(self) -> None:
+        """Records the state at the start of the fit, which must be finite."""
         self.model._objective.failure(self.model.phase)  # clears that of an earlier fit
-        self._weights = self.model.predictor.get_weights()
+        bad = self.model.predictor.not_finite()
+        if bad:
+            raise ValueError(
+                f"Expected a predictor with finite weights. Received: NaN or infinity in {bad}"
+            )
+        self.keep_state()
+        self.model._finite_check = self
 
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+    def end(self) -> None:
+        """Restores the model's last finite state if the fit ends with an error between checks."""
+        self.restore()
+        self.model._finite_check = None
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         self._steps += 1
         if self._steps % CHECK_EVERY == 0:
             self.check()
+            self.keep_state()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        if self._stops:
+            self.check()
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        self.check()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self.check()
+        self.keep_state()
 
     def check(self) -> None:
-        """Raises a ValueError if a loss was not finite."""
-        model = self.model
-        failure = model._objective.failure(model.phase)
+        """Raises a DivergedError if a loss or a weight is not finite."""
+        failure = self.restore()
         if failure is None:
-            self._weights = model.predictor.get_weights()
             return
-        model.predictor.set_weights(self._weights)
-        model.stop_training = True
-        if self._raises:
+        self.model.stop_training = True
+        if not self._stops:
             step, cause = failure
-            raise ValueError(
+            raise DivergedError(
                 f"Expected a fit whose losses are finite. Received: NaN or infinity in {cause} at "
-                f"step {step + 1} of the {model.phase}. The predictor has its last finite weights; "
-                "compile again before the next fit, with a lower learning rate unless the images "
-                "are the cause"
+                f"step {step + 1} of the {self.model.phase}. The model has its last finite state; "
+                "compile it with a lower learning rate before the next fit, unless the images are "
+                "the cause"
             )
 
+    def restore(self) -> tuple[int, str] | None:
+        """Restores the model's last finite state if a loss or a weight is not finite.
 
-def _set_direction(callback: keras.callbacks.Callback) -> None:
+        Returns:
+            The step and the cause, or `None` if all are finite.
+        """
+        model = self.model
+        failure = model._objective.failure(model.phase)
+        for cause, variables in (
+            ("the predictor", model.predictor.weights),
+            ("the optimizer", model.optimizer.variables),
+        ):
+            if failure is None and not all(map(_is_finite, variables)):  # since the last loss
+                failure = max(0, to_int(model.phase_iterations) - 1), cause
+        if failure is not None:
+            for variable, value in self._state:
+                variable.assign(value)
+        return failure
+
+    def keep_state(self) -> None:
+        """Records the state of the model, which is finite, for `restore`."""
+        model = self.model
+        variables = [
+            *model.predictor.weights,
+            *model.optimizer.variables,
+            *(model.reconstruction_iterations, model.phase_iterations, model._seed.state),
+        ]
+        self._state = [(one, np.array(keras.ops.convert_to_numpy(one))) for one in variables]
+
+
+def _is_finite(variable: keras.Variable) -> bool:
+    return bool(np.isfinite(keras.ops.convert_to_numpy(variable)).all())
+
+
+def _logs_nothing(callback: keras.callbacks.Callback) -> bool:
+    """Whether a callback is known to add no values to the logs of an epoch."""
+    known = ("keras.src.callbacks.", "keras_nern.callbacks", "keras_nern.training.")
+    is_known = f"{type(callback).__module__}.".startswith(known)
+    return is_known and not isinstance(callback, keras.callbacks.LambdaCallback)
+
+
+def _check_names(callback: keras.callbacks.Callback, logged: Collection[str]) -> None:
+    """Raises a ValueError if a callback reads values that an epoch does not log."""
+    rate = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
+    known = {*logged, "learning_rate"} if isinstance(callback, rate) else {*logged}
+    names = set()
+    if getattr(callback, "save_freq", "epoch") == "epoch":
+        if getattr(callback, "save_best_only", True) and hasattr(callback, "monitor"):
+            names.add(callback.monitor)
+        fields = string.Formatter().parse(str(getattr(callback, "filepath", "")))
+        names |= {field for _, field, _, _ in fields if field} - {"epoch"}
+    if names <= known:
+        return
+    raise ValueError(
+        f"callbacks must read values that an epoch logs: {sorted(known)}. Received: "
+        f"{type(callback).__name__} with {sorted(names - known)}"
+    )
+
+
+def _check_paths(callback: keras.callbacks.Callback) -> None:
+    """Raises an error if a callback cannot write its files."""
+    for name in ("backup_dir", "log_dir"):
+        if hasattr(callback, name):
+            check_creatable(getattr(callback, name), is_folder=True)
+    if isinstance(callback, keras.callbacks.ModelCheckpoint):
+        path = callback.filepath
+        if path.endswith(".h5") and not callback.save_weights_only:
+            raise ValueError(
+                "filepath of ModelCheckpoint must end in .keras, because an HDF5 file would hold "
+                f"only the weights. Received: filepath={path!r}"
+            )
+        fixed, brace, _ = path.partition("{")
+        check_creatable(pathlib.Path(f"{fixed}x").parent if brace else path, is_folder=bool(brace))
+
+
+def _set_direction(callback: keras.callbacks.Callback, model: keras.Model) -> None:
     """Replaces `mode="auto"` if Keras cannot infer the direction of the monitored metric."""
-    name = str(getattr(callback, "monitor", "")).removeprefix("val_")
-    if getattr(callback, "mode", None) == "auto" and name in METRICS:
+    name = str(callback.monitor).removeprefix("val_")
+    if callback.mode != "auto":
+        return
+    if name in METRICS:
         callback.mode = "max" if name in INCREASING else "min"
+        return
+    compiled = [one for metric in model.metrics for one in getattr(metric, "metrics", [])]
+    for metric in compiled:
+        if f"compiled_{metric.name}" == name and getattr(metric, "_direction", None):
+            callback.mode = "max" if metric._direction == "up" else "min"
 
 
 def _remove_if_damaged(metadata: pathlib.Path) -> None:
@@ -258,7 +418,8 @@ class ReconstructionCallbacks(keras.callbacks.Callback):
         own = (keras.callbacks.ProgbarLogger, keras.callbacks.History)  # Keras adds its own
         self._callbacks = [c for c in callbacks.callbacks if not isinstance(c, own)]
         self._steps_done = steps_done
-        self.async_safe = not self._callbacks  # if False, Keras waits for each step to end
+        # if False, Keras waits for each step to end
+        self.async_safe = all(getattr(c, "async_safe", False) for c in self._callbacks)
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         for callback in self._callbacks:

@@ -206,7 +206,7 @@ class Objective:
         """The errors of drawn blocks `(n, B)`."""
         blocks = self._original.blocks
         originals, mask = blocks.take(keras.ops.convert_to_tensor(self._targets), indices)
-        layers, _ = blocks.places(indices)
+        layers, _ = blocks.locate(indices)
         scales = keras.ops.convert_to_tensor(self._representation.scales)
         scale = keras.ops.take(scales, layers)[:, None]
         return {

@@ -164,11 +164,16 @@ class PhaseOptimizer:
                 variable.assign(keras.ops.convert_to_numpy(other))
 
     def check_callback(self, callback: keras.callbacks.Callback) -> None:
-        """Raises a ValueError if both a callback and the default schedule set the rate."""
+        """Raises a ValueError if both a callback and a schedule set the rate."""
         setters = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
-        if self.schedule is not None and isinstance(callback, setters):
+        if not isinstance(callback, setters):
+            return
+        optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
+        has_schedule = isinstance(optimizer.get_config().get("learning_rate"), dict)
+        if self.schedule is not None or has_schedule:
+            whose = "The default optimizer" if self.schedule is not None else optimizer.name
             raise ValueError(
-                "The default optimizer has a learning rate schedule: compile with an optimizer of "
-                "your own to set its rate by a callback. "
+                f"{whose} has a learning rate schedule: compile with an optimizer of your own that "
+                "has a constant rate to set its rate by a callback. "
                 f"Received: {type(callback).__name__}"
             )

@@ -30,6 +30,7 @@ from keras_nern.permutations.orders import check_permutation_arguments
 from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.positional_encoding import PositionalEncoding
 from keras_nern.predictor.predictor import KernelPredictor
+from keras_nern.training.fit_callbacks import DivergedError
 from keras_nern.tuner.search_space import MIN_WIDTH, SearchSpace
 from keras_nern.utils import checks
 from keras_nern.utils.optional import require
@@ -238,7 +239,8 @@ class NeRNHyperModel(keras_tuner.HyperModel):
                 required and determine the score.
 
         Returns:
-            A `keras.callbacks.History`.
+            A `keras.callbacks.History`. A trial that diverges has the scores of the epochs before,
+            or of its last finite weights if it diverges in the first epoch.
 
         Raises:
             keras_tuner.errors.FatalValueError: before any training, if `validation_data` are
@@ -257,7 +259,17 @@ class NeRNHyperModel(keras_tuner.HyperModel):
             # A later round of Hyperband loads the best epoch of an earlier one. The learning
             # rate decays over all of this round, whichever epoch that was.
             model.restart_schedule()
-        return model.fit(*args, **{**kwargs, "callbacks": callbacks})
+        try:
+            history = model.fit(*args, **{**kwargs, "callbacks": callbacks})
+        except DivergedError as error:
+            print(f"The trial is scored before it diverged. {error}")
+            history = model.history
+        if not history.epoch:  # diverged before the end of the first epoch
+            results = evaluate(model) if bits is None else {}
+            logs = {f"val_{name}": value for name, value in results.items()}
+            for callback in (*callbacks, history):
+                callback.on_epoch_end(kwargs.get("initial_epoch") or 0, logs)
+        return history
 
 
 def pareto_front(tuner: keras_tuner.Tuner) -> ParetoFront:

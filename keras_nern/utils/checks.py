@@ -6,11 +6,18 @@ import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import numpy as np
+
 
 def one_of(name: str, value: object, choices: Collection) -> None:
     """Raises a ValueError unless `value` is one of `choices`."""
-    if not any(value is choice or value == choice for choice in choices):
+    if not any(value is choice or _is_equal(value, choice) for choice in choices):
         raise ValueError(f"{name} must be one of {choices}. Received: {name}={value!r}")
+
+
+def _is_equal(value: object, choice: object) -> bool:
+    equal = value == choice
+    return isinstance(equal, (bool, np.bool_)) and bool(equal)  # arrays compare by entry
 
 
 def integer(name: str, value: Any, minimum: int) -> int:

@@ -82,3 +82,26 @@ def check_writable(filepath: Path) -> pathlib.Path:
         message = "Expected the path of a file, not of a device or pipe"
         raise FileExistsError(errno.EEXIST, message, str(filepath))
     return final
+
+
+def check_creatable(path: Path, is_folder: bool) -> None:
+    """Checks that a file or folder can be created at a path, with the folders that it lies in.
+
+    Args:
+        path: the path, or an address that is not a local path (`gs://...`), which is not checked.
+        is_folder: whether a folder is meant; one that exists is allowed.
+
+    Raises:
+        OSError: if something else is in the way, or if a folder is not writable.
+    """
+    if "://" in str(path):
+        return
+    final = pathlib.Path(path).absolute()
+    if final.is_dir() and not is_folder:
+        raise IsADirectoryError(errno.EISDIR, "Expected the path of a file", str(path))
+    existing = next(one for one in (final, *final.parents) if one.exists())
+    if existing.is_dir():
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "Expected a folder that is writable", str(path))
+    elif is_folder or existing != final:
+        raise NotADirectoryError(errno.ENOTDIR, f"{str(existing)!r} is no folder", str(path))

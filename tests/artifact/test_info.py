@@ -81,7 +81,7 @@ def test_raises_for_a_large_config_before_reading_it(path):
     ("data", "message"),
     [
         (assembled({**PARTS, "config": b""}), "zstandard cannot read it"),
-        (with_config({}), "its config has versions=None"),
+        (with_config({}), "its config has the invalid field versions=None"),
         (assembled(PARTS)[:-1], "bytes, but its header describes"),
         (assembled(PARTS)[:-1] + b"x", "it is damaged"),
     ],

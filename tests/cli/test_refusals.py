@@ -122,7 +122,7 @@ REFUSED = {
     ),
     "labels that are text": (
         "evaluate nern.keras --data words.npz",
-        "--data must have labels that are numbers",
+        "--data must have labels that are real numbers",
     ),
     "an original with other classes": (
         "evaluate nern.keras --data images.npz --base five.keras",

@@ -143,7 +143,7 @@ def test_raises_for_a_missing_batch_axis():
     [
         (np.zeros(3), None, r"as many labels as images. Received: 2 images, .* shape \(3,\)"),
         (np.zeros(2), np.zeros(1), r"as many sample weights as images.* shape \(1,\)"),
-        (np.array(["a", "b"]), None, "labels that are numbers. Received: labels of type str"),
+        (np.array(["a", "b"]), None, "labels that are real .* Received: labels of type str"),
     ],
 )
 def test_raises_for_wrong_labels_and_weights(labels, weights, message):

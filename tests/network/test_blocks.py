@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_nern.network.blocks import Blocks, check_order, kernel_coordinates
+from keras_nern.network.blocks import Blocks, block_coordinates
 
 RNG = np.random.default_rng(0)
 
@@ -104,17 +104,10 @@ def test_coordinates_are_layer_filter_and_column(view):
     for start, order in zip(blocks.offsets, orders, strict=False):
         for position, block in enumerate(order):
             permuted[start + block] = own[start + position]
-    np.testing.assert_array_equal(kernel_coordinates(blocks.grids, orders), permuted)
-    indices = RNG.permutation(blocks.num_blocks)
     positions = np.concatenate([np.argsort(order) for order in orders])
+    np.testing.assert_array_equal(block_coordinates(blocks.grids, positions), permuted)
+    indices = RNG.permutation(blocks.num_blocks)
     np.testing.assert_array_equal(blocks.coordinates(indices, positions), permuted[indices])
-
-
-@pytest.mark.parametrize("order", [np.arange(5), np.zeros(6, int)])
-def test_raises_for_an_order_that_is_not_a_permutation(order):
-    check_order(np.arange(6)[::-1], 6, index=2)
-    with pytest.raises(ValueError, match=r"layer 2 must be a permutation of range\(6\)"):
-        check_order(order, 6, index=2)
 
 
 def test_both_views_are_equal_if_all_kernels_have_the_block_size():

@@ -6,7 +6,7 @@ from slow_paths import slow_greedy, slow_length
 
 from keras_nern.permutations import tours
 from keras_nern.permutations.nearest_neighbours import METRICS
-from keras_nern.permutations.orders import block_order, invert, permutation_bits
+from keras_nern.permutations.orders import block_order, check_order, invert, permutation_bits
 
 SHAPES = [(5, 7, 9), (1, 4, 3), (6, 1, 4), (1, 6, 9), (4, 3, 1)]  # (filters, columns, B)
 
@@ -93,3 +93,10 @@ def test_raises_for_an_unknown_kind_or_metric():
         permutation_bits((1, 1), "smooth")
     with pytest.raises(ValueError, match=r"metric must be one of .*Received: metric='angle'"):
         block_order(np.zeros((1, 1, 9)), None, metric="angle")
+
+
+@pytest.mark.parametrize("order", [np.arange(5), np.zeros(6, int)])
+def test_raises_for_an_order_that_is_not_a_permutation(order):
+    check_order(np.arange(6)[::-1], 6, index=2)
+    with pytest.raises(ValueError, match=r"layer 2 must be a permutation of range\(6\)"):
+        check_order(order, 6, index=2)

@@ -65,7 +65,7 @@ def test_every_method_visits_each_vector_once_and_is_at_most_as_long_as_greedy(m
 
 
 @pytest.mark.parametrize("method", tours.METHODS[1:])
-def test_two_opt_orders_points_on_a_line(method):
+def test_other_methods_order_points_on_a_line(method):
     # From the middle, the greedy path has to jump back to the other end.
     places = np.array([0.0, 1.0, 2.5, -1.1, -2.7, 4.5, -4.9])
     vectors = np.stack([places, 0 * places], axis=1)

@@ -469,16 +469,28 @@ def test_callbacks_of_keras_work(nern, images, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"logits_weight": -1.0}, "logits_weight must be a finite number of at least 0. Received: .*=-1.0"),
-        ({"reconstruction_steps": float("nan")}, "reconstruction_steps must be an integer of at least 0"),
-        ({"temperature": 0}, "temperature must be a finite number above 0. Received: temperature=0"),
+        (
+            {"logits_weight": -1.0},
+            "logits_weight must be a finite number of at least 0. Received: .*=-1.0",
+        ),
+        (
+            {"reconstruction_steps": float("nan")},
+            "reconstruction_steps must be an integer of at least 0",
+        ),
+        (
+            {"temperature": 0},
+            "temperature must be a finite number above 0. Received: temperature=0",
+        ),
         ({"kernel_sampling": "most"}, "kernel_sampling must be one of .*'most'"),
         ({"loss": "mse"}, "NeRNModel has its own losses.*loss='mse'"),
         ({"loss_weights": [1.0]}, r"NeRNModel has its own losses.*loss_weights=\[1.0\]"),
-        ({"reconstruction_steps": 2.5}, "reconstruction_steps must be an integer of at least 0. Received: .*2.5"),
+        (
+            {"reconstruction_steps": 2.5},
+            "reconstruction_steps must be an integer of at least 0. Received: .*2.5",
+        ),
         (
             {"gradient_centering": "off"},
-            "gradient_centering must be True, False or \"auto\". Received: gradient_centering='off'",
+            'gradient_centering must be True, False or "auto". Received: gradient_centering=.off',
         ),
         ({"optimizer": None}, 'optimizer must be a Keras optimizer, its name or "auto"'),
     ],
@@ -496,7 +508,7 @@ IMAGES = np.zeros((2, 8, 8, 1), "float32")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "fit needs steps_per_epoch if x is None, .*Received: x=None"),
+        ({}, "fit needs steps_per_epoch if x is None .*Received: x=None"),
         (
             {"x": tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 1))).repeat()},
             "fit needs steps_per_epoch if .* never ends. Received: x=<_RepeatDataset",
@@ -532,7 +544,7 @@ IMAGES = np.zeros((2, 8, 8, 1), "float32")
         ),
         (
             {"x": IMAGES, "validation_data": (IMAGES, np.array(["cat", "dog"]))},
-            "validation_data must have labels that are numbers. Received: labels of type str",
+            "validation_data must have labels that are real numbers .*Received: labels of type str",
         ),
         (
             {"x": IMAGES, "validation_data": tf.data.Dataset.from_tensors(IMAGES).repeat()},
