@@ -9,6 +9,7 @@ The callbacks use the model's step counters, so they act at the same steps in a 
 `keras.callbacks.BackupAndRestore` restores.
 """
 
+import inspect
 import pathlib
 import types
 from collections.abc import Collection, Sequence
@@ -65,6 +66,16 @@ class EvaluateRebuilt(keras.callbacks.Callback):
                 "x must be data that can be read at every evaluation, such as an array or a "
                 "tf.data.Dataset. Received: a generator"
             )
+        known = inspect.signature(NeRNModel.evaluate).parameters
+        unknown = sorted(set(kwargs) - set(known) | set(kwargs) & {"callbacks", "return_dict"})
+        if unknown:
+            raise ValueError(
+                "EvaluateRebuilt takes batch_size, steps, sample_weight and verbose for evaluate. "
+                f"Received: {unknown}"
+            )
+        for name in ("batch_size", "steps"):
+            if kwargs.get(name) is not None:
+                checks.integer(name, kwargs[name], minimum=1)
         self.data = (x, y)
         self.frequency = frequency
         self.arguments = {"verbose": 0, **kwargs}
@@ -72,7 +83,7 @@ class EvaluateRebuilt(keras.callbacks.Callback):
         self._interval = _StepInterval(frequency)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        self.model.check_data(*self.data)
+        self.model.check_data(*self.data, sample_weight=self.arguments.get("sample_weight"))
         self.history = []
         self._interval.start()
 
@@ -113,6 +124,7 @@ class LossWarmup(keras.callbacks.Callback):
         super().__init__()
         checks.integer("steps", steps, minimum=1)
         known = ("reconstruction_loss", *DISTILLATION_LOSSES)
+        checks.instance("losses", losses, (list, tuple, set), "a list of names of losses")
         if not set(losses) <= set(known):
             raise ValueError(f"losses must be among {known}. Received: losses={losses!r}")
         self.steps = steps
@@ -212,6 +224,11 @@ class KernelSummaries(keras.callbacks.Callback):
         limit: int = 64,
     ) -> None:
         super().__init__()
+        checks.path("log_dir", log_dir)
+        if layers is not None:
+            checks.instance("layers", layers, (list, tuple), "a list of names or None")
+            for name in layers:
+                checks.instance("layers", name, str, "a list of names or None")
         self._interval = None
         if not isinstance(frequency, str):
             checks.integer("frequency", frequency, minimum=1)

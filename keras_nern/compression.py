@@ -7,10 +7,9 @@ compensate for the errors (`predictor.gptq`). A short fit corrects most of the r
 trains the predictor with the kernels that a compact file stores (`predictor.compressed_dense`).
 """
 
-import numbers
-
 from keras_nern.model import NeRNModel
 from keras_nern.predictor.gptq import compress_into
+from keras_nern.utils import checks
 
 
 def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) -> NeRNModel:
@@ -39,8 +38,7 @@ def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) ->
     """
     if not isinstance(nern, NeRNModel):
         raise ValueError(f"nern must be a NeRNModel. Received: {nern!r}")
-    if not isinstance(sparsity, numbers.Real) or not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must be in [0, 1). Received: sparsity={sparsity!r}")
+    checks.share("sparsity", sparsity, with_one=False)
     if bits is None and not sparsity:
         raise ValueError("Expected bits, a sparsity, or both. Received: bits=None, sparsity=0")
     if nern.bits is not None or nern.pruned:

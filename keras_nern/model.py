@@ -38,6 +38,7 @@ from keras_nern.report import SummaryTable, summary_table
 from keras_nern.representation import Representation
 from keras_nern.training.evaluation import METRICS, Evaluation
 from keras_nern.training.fit import TwoPhaseFit
+from keras_nern.training.fit_callbacks import check_callbacks
 from keras_nern.training.objective import Objective
 from keras_nern.training.optimizer import PlannedCosineDecay, default_optimizer
 from keras_nern.training.settings import NAMES, Settings
@@ -46,6 +47,8 @@ from keras_nern.utils import checks
 from keras_nern.utils.backend import is_multi_worker, register, require_tensorflow
 from keras_nern.utils.files import atomic_write
 from keras_nern.utils.types import Path, Tensor
+
+NORMALIZATIONS = (None, "layer")
 
 
 def _setting(name: str) -> property:
@@ -186,14 +189,16 @@ class NeRNModel(keras.Model):
         kwargs.setdefault("dtype", "float32")
         kwargs.setdefault("name", "nern")
         super().__init__(**kwargs)
-        if permutation is None or isinstance(permutation, str):
-            check_permutation_arguments(permutation, permutation_method, metric)
-        elif not isinstance(permutation, Permutation):
+        names = ("permutation", "permutation_method")
+        kind = None if isinstance(permutation, Permutation) else permutation
+        if kind is None or isinstance(kind, str):
+            check_permutation_arguments(kind, permutation_method, metric, names)
+        else:
             raise ValueError(
                 "permutation must be None, a name or a Permutation (see Permutation.load). "
                 f"Received: permutation={permutation!r}"
             )
-        checks.one_of("normalize", normalize, (None, "layer"))
+        checks.one_of("normalize", normalize, NORMALIZATIONS)
         self._original = OriginalNetwork(
             base, feature_maps, output_activation, **checks.accepted(Blocks, given)
         )
@@ -422,6 +427,9 @@ class NeRNModel(keras.Model):
         is_default = isinstance(optimizer, str) and optimizer == "auto"
         if isinstance(gradient_centering, str) and gradient_centering == "auto":
             given["gradient_centering"] = is_default
+        if "steps_per_execution" in kwargs:
+            steps = checks.integer("steps_per_execution", kwargs["steps_per_execution"], minimum=1)
+            kwargs["steps_per_execution"] = steps
         settings = Settings(**{name: given[name] for name in NAMES}, keras_arguments=kwargs)
         schedule = PlannedCosineDecay() if is_default else None
         optimizer = keras.optimizers.get(default_optimizer(schedule) if schedule else optimizer)
@@ -431,6 +439,7 @@ class NeRNModel(keras.Model):
             and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         ):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        keras.Model().compile(**kwargs)  # raises before anything changes
         super().compile(optimizer=optimizer, **kwargs)
         self.optimizer.build(self.trainable_variables)
         self._settings = settings
@@ -615,6 +624,8 @@ class NeRNModel(keras.Model):
             RuntimeError: if the Keras backend is not TensorFlow.
         """
         require_tensorflow("gather_second_moments")
+        checks.integer("images", images, minimum=1)
+        checks.integer("batch_size", batch_size, minimum=1)
         x = self.check_data(x)
         batches = input_batches(x, images, batch_size, self._original.signature)
         self._objective.gather_second_moments(batches)
@@ -694,7 +705,14 @@ class NeRNModel(keras.Model):
         """
         require_tensorflow("evaluate")
         x, y, sample_weight = unpack(x, y, sample_weight, self._original.signature)
+        checks.flag("return_dict", return_dict)
         if not any(name.startswith("_") for name in kwargs):  # a call by `fit`, which has checked x
+            for name, value in (("batch_size", batch_size), ("steps", steps)):
+                if value is not None:
+                    checks.integer(name, value, minimum=1)
+            checks.one_of("verbose", verbose, ("auto", 0, 1, 2))
+            check_callbacks(callbacks)
+            self._original.check_finite()
             x = self.check_data(x, y, sample_weight=sample_weight)
         results = super().evaluate(
             x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict=True, **kwargs
@@ -833,6 +851,8 @@ class NeRNModel(keras.Model):
             ValueError: if `filepath` ends in `.h5` or `.hdf5`, or if a copy of the base does not
                 give its outputs.
         """
+        checks.path("filepath", filepath)
+        checks.flag("overwrite", overwrite)
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(
                 "filepath must end in .keras, because an HDF5 file would hold only the weights. "
@@ -851,6 +871,8 @@ class NeRNModel(keras.Model):
         Args:
             filepath, overwrite, max_shard_size: as for `keras.Model.save_weights`.
         """
+        checks.path("filepath", filepath)
+        checks.flag("overwrite", overwrite)
         self._check_fit()
         with atomic_write(filepath, overwrite and max_shard_size is None) as path:
             super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
@@ -870,7 +892,8 @@ class NeRNModel(keras.Model):
         Raises:
             ValueError: if the weights belong to a representation of another base.
         """
-        variables = [*self.variables, *self.base.variables, *self.optimizer.variables]
+        checks.path("filepath", filepath)
+        variables = [*self.base.variables, *self.variables, *self.optimizer.variables]
         before = [keras.ops.convert_to_numpy(variable) for variable in variables]
         state, base_is_new = FitState.of(self), self._base_is_new
         try:
@@ -881,6 +904,9 @@ class NeRNModel(keras.Model):
             state.restore(self)
             self._base_is_new = base_is_new
             raise
+        if not base_is_new:  # it has these weights already, and LoRA's matrices are saved merged
+            for variable, value in zip(self.base.variables, before, strict=False):
+                variable.assign(value)
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
@@ -927,6 +953,8 @@ class NeRNModel(keras.Model):
         >>> nern.export("classifier.nern", precision="int7")
         >>> rebuilt = keras_nern.load("classifier.nern")
         """
+        checks.path("filepath", filepath)
+        checks.instance("format", format, str, "a name")
         if format != "nern":
             if (precision, kept_precision) != ("auto", "float32"):
                 raise ValueError(

@@ -78,9 +78,19 @@ def resnet_cifar(
     checks.one_of("depth", depth, DEPTHS)
     checks.one_of("shortcut", shortcut, SHORTCUTS)
     checks.integer("classes", classes, minimum=1)
+    checks.instance("input_shape", input_shape, (list, tuple), "(height, width, channels)")
+    for side in input_shape:
+        checks.integer("input_shape", side, minimum=1)
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"input_shape must be (height, width, channels). Received: input_shape={input_shape!r}"
+        )
+    checks.instance("name", name, (str, type(None)), "a name or None")
     channels = input_shape[-1]
+    if (checks.reals("std", std) <= 0).any():
+        raise ValueError(f"std must be above 0. Received: std={std!r}")
     for label, value in (("mean", mean), ("std", std)):
-        if np.size(value) not in (1, channels):
+        if np.size(checks.reals(label, value)) not in (1, channels):
             raise ValueError(
                 f"{label} must be one number, or one per channel ({channels}). "
                 f"Received: {label}={value!r}"
@@ -191,9 +201,15 @@ def load_torch_weights(model: keras.Model, state: Mapping[str, ArrayLike] | Path
     >>> model = keras_nern.models.resnet_cifar(depth=20)
     >>> model = keras_nern.models.load_torch_weights(model, "cifar10_resnet20.npz")
     """
+    is_built = isinstance(model, keras.Model) and model.built
+    if not is_built:
+        raise ValueError(f"model must be a built keras.Model. Received: model={model!r}")
     if isinstance(state, (str, os.PathLike)):
         with np.load(state, allow_pickle=False) as file:
             return load_torch_weights(model, dict(file))
+    checks.instance("state", state, Mapping, "a mapping from names to arrays, or a path")
+    for name in state:
+        checks.instance("state", name, str, "a mapping from names to arrays, or a path")
     arrays = {
         name: np.asarray(value)
         for name, value in state.items()

@@ -27,7 +27,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_nern.network.kernels import CONVOLUTIONS, walk_layers
+from keras_nern.network.kernels import CONVOLUTIONS, check_built, walk_layers
 from keras_nern.network.selection import Choice, Selection
 from keras_nern.utils import checks
 from keras_nern.utils.backend import register
@@ -178,8 +178,7 @@ def add_regularizer(
     >>> model = keras.applications.MobileNetV2(weights=None)
     >>> model = keras_nern.add_regularizer(model, keras_nern.SmoothnessRegularizer(1e-3, 1e-3))
     """
-    if not model.built:
-        raise ValueError(f"model must be built. Received: {model.name!r}, which is not built")
+    check_built("model", model)
     regularizer = keras.regularizers.get(regularizer) or SmoothnessRegularizer()
     convolutions = {
         path: layer for path, layer in walk_layers(model) if isinstance(layer, CONVOLUTIONS)

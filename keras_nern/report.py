@@ -152,8 +152,8 @@ class SummaryTable(Printable):
             header = ("not represented", "layer", "weights", "reason")
             tables.append(Table(skipped, header=header, align="llrl"))
         if self.left_out:
-            header = ("feature map left out", "reason")
-            tables.append(Table(list(self.left_out.items()), header=header))
+            left_out = list(self.left_out.items())
+            tables.append(Table(left_out, header=("feature map left out", "reason")))
         return tables
 
 

@@ -1181,6 +1181,7 @@ REFUSED_BY_FIT = {
     "tied outside": "which layers share weights. Received: 'conv2d_1'",
     "layers repeated by the config": "can be built from its config. Received: 'inconsistent'",
     "unsaved state": r"gives the same outputs. .*from 'forgetful' \(Forgetful\) on",
+    "metric in the output": r"gives the same outputs. .*from 'mean_so_far' \(MeanSoFar\) on",
     "raw constant": r"gives the same outputs. .*from 'raw_constant' \(RawConstant\) on",
 }
 REFUSED_BY_EXPORT = {
@@ -1194,5 +1195,4 @@ REFUSED_BY_EXPORT = {
     "only training reaches": "other weights than it has, from 'auxiliary/sequential/",
     "own variables": r"further state in the layers \['prior'\]",
     "assets": r"further state in the layers \['asset'\]",
-    "metric in the output": r"gives the same outputs. .*from 'mean_so_far' \(MeanSoFar\) on",
 }

@@ -90,7 +90,7 @@ def test_bytes_are_counted_by_bits(nern):
     [
         ({}, "Expected bits, a sparsity, or both"),
         ({"bits": 1}, "bits must be an integer from 2 to 8. Received: bits=1"),
-        ({"sparsity": 1.0}, r"sparsity must be in \[0, 1\). Received: sparsity=1.0"),
+        ({"sparsity": 1.0}, r"sparsity must be a number in \[0, 1\). Received: sparsity=1.0"),
     ],
 )
 def test_raises_for_invalid_arguments(nern, arguments, message):

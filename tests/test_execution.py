@@ -248,6 +248,7 @@ with open(out, "w") as file:
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_receive_the_noise_of_one_device(tmp_path):
     results = []
     for kind in ("one", "mirrored"):

@@ -238,7 +238,7 @@ def test_raises_for_unknown_layers():
 
 def test_raises_for_a_model_that_is_not_built():
     model = keras.Sequential([keras.layers.Conv2D(2, 3)], name="unbuilt")
-    with pytest.raises(ValueError, match=r"model must be built. Received: 'unbuilt'"):
+    with pytest.raises(ValueError, match=r"model must be a built keras.Model.*Received: 'unbuilt'"):
         add_regularizer(model)
 
 

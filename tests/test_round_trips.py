@@ -15,14 +15,12 @@ from keras_nern.utils.backend import to_int
 REFUSED = {**bases.REFUSED_WHEN_WRAPPED, **bases.REFUSED_BY_FIT}
 # One or two of each kind; the others are slow.
 DEFAULT = (
-    *("SeparableConv2D", "SpectralNormalization", "Normalization", "PReLU"),
-    *("MultiHeadAttention", "Bidirectional", "stateful LSTM", "TimeDistributed of unknown length"),
-    *("StringLookup", "TextVectorization", "Discretization", "Dropout in inference"),
-    *("int8", "int4 Embedding", "LoRA", "mixed_float16"),
-    *("nested and compiled", "tied inside", "several inputs and outputs", "nested structures"),
-    *("lists of layers", "only training reaches", "inside out", "subclassed of a dict"),
+    *("SeparableConv2D", "SpectralNormalization", "Normalization", "MultiHeadAttention"),
+    *("stateful LSTM", "TimeDistributed of unknown length", "TextVectorization", "StringLookup"),
+    *("int8", "LoRA", "nested and compiled", "tied inside"),
+    *("nested structures", "only training reaches", "subclassed of a dict"),
     *("own variables", "assets", "assigned in every call", "training within"),
-    *("unsaved state", "tied outside", "raw variable", "LoRA on int8"),
+    *("raw variable", "tied outside", "unsaved state"),
 )
 TRACED = ("float8",)  # Keras (3.15) has no gradient of it in eager execution
 
@@ -135,6 +133,32 @@ def test_a_base_goes_round(name, elsewhere, tmp_path):
         _assert_same(loaded, outputs, rtol=1e-4, atol=1e-5)
 
 
+def test_layers_given_as_include_and_exclude_are_not_trained(tmp_path):
+    base, inputs = _made("lists of layers")
+    before = _state(base)
+    include = [base.branches[0], base.branches[1][1], base.conv]
+    nern = keras_nern.NeRNModel(base, 8, num_layers=2, include=include, exclude=base.conv)
+    nern.compile("sgd", reconstruction_steps=3, run_eagerly=True)
+    own = {id(variable) for variable in base.variables}
+    assert not any(id(variable) in own for variable in nern.variables)
+    nern.fit(inputs, verbose=0)
+    assert _state(base) == before
+    assert len(nern.predict_kernels()) == 2
+    nern.save(tmp_path / "nern.keras")
+    loaded = keras.models.load_model(tmp_path / "nern.keras")
+    _assert_same(loaded(inputs), nern(inputs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["LoRA", "int8"])
+def test_loading_weights_leaves_the_base_as_it_was(name, tmp_path):
+    base, _ = _made(name)
+    before, nern = _state(base), _wrapped(base)
+    nern.save_weights(tmp_path / "nern.weights.h5")
+    for _ in range(2):
+        nern.load_weights(tmp_path / "nern.weights.h5")
+        assert _state(base) == before
+
+
 @pytest.mark.parametrize("name", _names(REFUSED))
 def test_a_base_that_cannot_go_round_is_refused(name, tmp_path):
     base, inputs = _made(name)
@@ -151,8 +175,9 @@ def test_a_base_that_cannot_go_round_is_refused(name, tmp_path):
         ):
             with pytest.raises(ValueError, match=REFUSED[name]):
                 attempt()
-        with pytest.raises(ValueError, match="Received: "):
-            nern.export(tmp_path / "base.nern")
+        if name != "LoRA on int8":  # whose matrices a compact file stores as they are
+            with pytest.raises(ValueError, match="Received: "):
+                nern.export(tmp_path / "base.nern")
         assert to_int(nern.reconstruction_iterations) == 0
         assert not list(tmp_path.iterdir())
     assert _state(base) == before

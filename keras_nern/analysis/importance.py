@@ -18,7 +18,6 @@ by S so that it compares kernels of several sizes. `magnitude` and `random` use 
 and serve as baselines. A kernel of zeros has the score -inf, because pruning it loses nothing.
 """
 
-import numbers
 from collections.abc import Mapping
 
 import keras
@@ -108,9 +107,12 @@ def prune(
     >>> scores = keras_nern.kernel_importance(nern, "magnitude")
     >>> smaller = keras_nern.prune(nern.base, scores, sparsity=0.3)
     """
-    if not isinstance(sparsity, numbers.Real) or not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity must be in [0, 1]. Received: sparsity={sparsity!r}")
-    if not isinstance(scores, Mapping) or any(np.iscomplexobj(one) for one in scores.values()):
+    checks.share("sparsity", sparsity)
+    checks.flag("per_layer", per_layer)
+    is_real = isinstance(scores, Mapping) and all(
+        np.asarray(one).dtype.kind in "biuf" for one in scores.values()
+    )
+    if not is_real:
         raise ValueError(
             "scores must be a dict from kernel names to arrays of real numbers, as "
             f"kernel_importance returns. Received: {type(scores).__name__} {scores!r}"

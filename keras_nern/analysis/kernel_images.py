@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_nern.utils import checks
+
 
 def kernel_image(
     original: ArrayLike, predicted: ArrayLike, limit: int = 64, magnify: int = 8
@@ -42,15 +44,20 @@ def kernel_image(
     return np.rint(255 * np.concatenate(parts, axis=1)).astype("uint8")
 
 
-def to_images(kernel: ArrayLike) -> np.ndarray:
+def to_images(kernel: ArrayLike, name: str = "kernel") -> np.ndarray:
     """Converts a kernel `(..., cin, cout)` to images `(cout * cin, height, width)`.
 
     Images are ordered filter by filter. The slices of a 3-D kernel are stacked vertically.
+
+    Raises:
+        ValueError: if `kernel`, the argument `name` of the user, is something else.
     """
-    values = np.asarray(keras.ops.convert_to_numpy(kernel))
-    if not 2 <= values.ndim <= 5:
+    is_array = hasattr(kernel, "shape") or isinstance(kernel, (list, tuple))
+    values = np.asarray(keras.ops.convert_to_numpy(kernel) if is_array else None)
+    if not 2 <= values.ndim <= 5 or values.dtype.kind in "OSUc" or 0 in values.shape:
         raise ValueError(
-            f"A kernel must have the shape (..., cin, cout). Received: shape {values.shape}"
+            f"{name} must be a kernel of real numbers and of shape (..., cin, cout). "
+            f"Received: {name} of type {type(kernel).__name__} and shape {np.shape(kernel)}"
         )
     *spatial, cin, cout = values.shape
     width = spatial[-1] if spatial else 1
@@ -67,12 +74,13 @@ def largest_kernels(
         `(mosaics, scale)`: the original and the predicted kernels as mosaics, and the largest
         absolute weight of the original ones.
     """
+    checks.integer("limit", limit, minimum=1)
+    kernels = [to_images(original, "original"), to_images(predicted, "predicted")]
     if np.shape(original) != np.shape(predicted):
         raise ValueError(
             "original and predicted must be kernels of one shape (..., cin, cout). "
             f"Received: {np.shape(original)} and {np.shape(predicted)}"
         )
-    kernels = [to_images(one) for one in (original, predicted)]
     largest = np.argsort(-np.linalg.norm(kernels[0], axis=(1, 2)))[:limit]
     scale = np.abs(kernels[0][largest]).max() or 1.0
     return [mosaic(one[largest]) for one in kernels], scale

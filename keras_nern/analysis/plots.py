@@ -18,6 +18,7 @@ from keras_nern.analysis.figure import new_figure
 from keras_nern.analysis.kernel_images import largest_kernels, mosaic, to_images
 from keras_nern.analysis.pareto import ParetoFront
 from keras_nern.model import NeRNModel
+from keras_nern.utils import checks
 
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +96,12 @@ def plot_grids(
     ...     {"as trained": kernel, "permuted": kernel}, {"permuted": order}
     ... )
     """
-    orders = orders or {}
+    checks.integer("limit", limit, minimum=1)
+    checks.instance("kernels", kernels, dict, "a dict from titles to kernels")
+    orders = {} if orders is None else orders
+    checks.instance("orders", orders, dict, "a dict from titles to orders, or None")
+    if not kernels:
+        raise ValueError("kernels must have at least one kernel. Received: an empty dict")
     if not set(orders) <= set(kernels):
         raise ValueError(
             f"orders must have titles of kernels, among {sorted(kernels)}. "
@@ -104,16 +110,16 @@ def plot_grids(
     figure = new_figure(figsize=(5 * len(kernels), 5.4))
     panels = figure.subplots(1, len(kernels), squeeze=False)[0]
     for axes, (title, kernel) in zip(panels, kernels.items(), strict=True):
+        images = to_images(kernel, "kernels")
         filters = np.shape(kernel)[-1]
-        images = to_images(kernel)
         if title in orders:
             order = np.asarray(orders[title])
-            if order.shape != (len(images),):
+            if order.shape != (len(images),) or set(order.tolist()) != set(range(len(images))):
                 raise ValueError(
-                    f"The order of {title!r} must have {len(images)} entries, one per kernel. "
-                    f"Received: shape {order.shape}"
+                    f"orders must have a permutation of range({len(images)}), one entry per "
+                    f"kernel, for {title!r}. Received: {orders[title]!r}"
                 )
-            images = images[order]
+            images = images[order.astype(int)]
         norms = np.linalg.norm(images, axis=(1, 2), keepdims=True)
         images = images / np.where(norms > 0, norms, 1.0)
         rows = images.reshape(filters, -1, *images.shape[1:])[:limit, :limit]
@@ -148,7 +154,18 @@ def plot_images(images: ArrayLike, titles: Sequence | None = None, limit: int = 
 
     >>> figure = plot_images(images, [f"class {label}" for label in labels])
     """
-    images = np.asarray(images)[:limit]
+    checks.integer("limit", limit, minimum=1)
+    images = np.asarray(images)[:limit] if np.ndim(images) else np.asarray(images)
+    checks.reals("images", images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+        raise ValueError(
+            "images must be an array (n, height, width, channels) of at least one image with 1 or "
+            f"3 channels. Received: shape {images.shape}"
+        )
+    if titles is not None:
+        is_sequence = hasattr(titles, "__getitem__") and not isinstance(titles, (str, dict))
+        if not is_sequence or len(titles) < len(images):
+            raise ValueError(f"titles must be one title per image. Received: titles={titles!r}")
     is_unit = not np.issubdtype(images.dtype, np.integer) and images.max() <= 2
     shown = np.clip(images.astype("float32") / (1 if is_unit else 255), 0, 1)
     figure = new_figure(figsize=(1.5 * len(shown), 1.9))
@@ -177,6 +194,7 @@ def plot_layer_errors(nern: NeRNModel) -> Figure:
 
     >>> figure = plot_layer_errors(nern)
     """
+    checks.instance("nern", nern, NeRNModel, "a NeRNModel")
     errors = nern.layer_errors()
     figure = new_figure(figsize=(max(6, 0.35 * len(errors)), 4.5))
     axes = figure.subplots()
@@ -213,6 +231,11 @@ def plot_history(history: keras.callbacks.History | list[dict]) -> Figure:
     >>> history = nern.fit(images, epochs=5, callbacks=[watch])
     >>> figure = plot_history(watch.history)
     """
+    if not isinstance(history, list) and not hasattr(history, "reconstruction"):
+        raise ValueError(
+            "history must be what NeRNModel.fit returned, or the history of an EvaluateRebuilt. "
+            f"Received: history={history!r}"
+        )
     unit, phases = _curves(history)
     if not phases:
         raise ValueError("history must have at least one epoch or step. Received: none")
@@ -241,6 +264,11 @@ def _curves(history: keras.callbacks.History | list[dict]) -> tuple[str, dict[st
     phases: dict[str, dict] = {}
     if isinstance(history, list):
         for result in history:
+            if not isinstance(result, dict) or not {"phase", "step"} <= set(result):
+                raise ValueError(
+                    "history must be a list of dicts with 'phase', 'step' and results. "
+                    f"Received: {result!r}"
+                )
             curves = phases.setdefault(result["phase"], {})
             for name in result.keys() - {"phase", "step"}:
                 places, values = curves.setdefault(name, ([], []))
@@ -279,8 +307,9 @@ def plot_importance(scores: dict[str, np.ndarray], title: str = "") -> Figure:
     >>> figure = plot_importance(keras_nern.kernel_importance(nern), "ResNet20")
     >>> figure.savefig("importance.png")
     """
+    checks.instance("scores", scores, dict, "a dict from names to arrays (filters, channels)")
     scores = {name: np.asarray(score) for name, score in scores.items()}
-    if not scores or any(score.ndim != 2 for score in scores.values()):
+    if not scores or any(score.ndim != 2 or not score.size for score in scores.values()):
         raise ValueError(
             "scores must be a dict from names to arrays (filters, channels), with at least one. "
             f"Received: shapes { ({name: score.shape for name, score in scores.items()}) }"
@@ -322,6 +351,7 @@ def plot_pareto_front(front: ParetoFront) -> Figure:
 
     >>> figure = plot_pareto_front(keras_nern.tuner.pareto_front(tuner))
     """
+    checks.instance("front", front, ParetoFront, "a ParetoFront")
     if not front.points:
         raise ValueError("front must have at least one point. Received: none")
     figure = new_figure(figsize=(6, 4.5))

@@ -22,8 +22,10 @@ from numpy.typing import ArrayLike
 
 from keras_nern.analysis.figure import new_figure
 from keras_nern.network.blocks import Blocks
+from keras_nern.permutations.nearest_neighbours import METRICS
 from keras_nern.permutations.orders import check_order, check_permutation_arguments
 from keras_nern.permutations.permutation import Permutation
+from keras_nern.utils import checks
 from keras_nern.utils.tables import Printable, Table
 
 if typing.TYPE_CHECKING:
@@ -179,15 +181,19 @@ def smoothness_report(
     """
     kinds = (kinds,) if isinstance(kinds, (str, Permutation)) else kinds
     methods = (methods,) if isinstance(methods, str) else methods
+    checks.instance("kinds", kinds, (list, tuple), "a kind of permutation or a list of them")
+    checks.instance("methods", methods, (list, tuple), "a method or a list of methods")
+    checks.one_of("metric", metric, METRICS)
+    checks.one_of("verbose", verbose, ("auto", 0, 1))
     given = [kind for kind in kinds if isinstance(kind, Permutation)]
     searched = [
         (kind, method) for kind in kinds if not isinstance(kind, Permutation) for method in methods
     ]
     for kind, method in searched:
-        check_permutation_arguments(kind, method, metric)
+        check_permutation_arguments(kind, method, metric, ("kinds", "methods"))
     blocks = Blocks(model, **selection)
     for permutation in given:
-        permutation.check_grids(blocks.grids)
+        permutation.check_grids(blocks.grids, "kinds")
     for kind, method in searched:
         Permutation.check_method(blocks.grids, kind, method)
     permutations = {AS_TRAINED: Permutation.from_model(blocks, None)}

@@ -77,6 +77,7 @@ def load(path: Path, custom_objects: dict | None = None, max_bytes: int = MAX_BY
     >>> nern.export("classifier.nern")
     >>> rebuilt = keras_nern.load("classifier.nern")
     """
+    checks.path("path", path)
     checks.integer("max_bytes", max_bytes, minimum=1)
     if not isinstance(custom_objects, dict | None):
         raise ValueError(

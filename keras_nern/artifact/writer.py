@@ -81,7 +81,7 @@ def write(
     permutation = representation.permutation
     place = {id(weight): index for index, weight in enumerate(original.base.weights)}
     kernels = representation.blocks.kernels
-    config = {
+    config: dict[str, Any] = {
         "versions": {
             "keras_nern": __version__,
             "keras": keras.__version__,
@@ -141,9 +141,10 @@ def _classes(*layers: keras.layers.Layer) -> dict[str, type]:
 
 def _precision(precision: str, bits: int | None) -> str:
     own = "float32" if bits is None else f"int{bits}"
-    if precision == "auto":
+    is_name = isinstance(precision, str)
+    if is_name and precision == "auto":
         return own
-    if precision not in codec.PRECISIONS:
+    if not is_name or precision not in codec.PRECISIONS:
         raise ValueError(
             f'precision must be "auto" or one of {codec.PRECISIONS}. '
             f"Received: precision={precision!r}"

@@ -82,8 +82,10 @@ def check_inputs(
         if cardinality == 0:
             raise _empty(name, "a tf.data.Dataset without elements")
         if cardinality != tf.data.UNKNOWN_CARDINALITY and known:
-            # checks the shapes before it starts the pipeline, which reads values
-            check(element)
+            check(element)  # the shapes
+            if signature.inputs is not None and not is_pair(data, signature):
+                # Reading images would advance the random generators of the pipeline.
+                return data
         element = next(iter(data.take(1)), None)
         if element is None:
             raise _empty(name, "a tf.data.Dataset without elements")
@@ -93,9 +95,12 @@ def check_inputs(
             raise _empty(name, "a PyDataset without batches")
         check(data[0])
     elif are_arrays(data):
+        label_name = "y" if name == "x" and labels is not None else name
+        weight_name = "sample_weight" if name == "x" and weights is not None else name
         inputs, labels, weights = unpack(data, labels, weights, signature)
         found = _check_arrays(inputs, signature, name, try_out)
-        check_targets(inputs, labels, weights, name, label_shapes or found)
+        check_targets(inputs, labels, None, label_name, label_shapes or found)
+        check_targets(inputs, None, weights, weight_name)
     return data
 
 
@@ -107,7 +112,7 @@ def check_targets(
     Args:
         inputs: an array or a structure of arrays.
         labels, weights: arrays or structures of arrays, or `None`.
-        name: name of the argument that holds the inputs, for errors. Defaults to `"x"`.
+        name: name of the argument that holds them, for errors. Defaults to `"x"`.
         label_shapes: as for `check_inputs`. Defaults to `None`.
 
     Raises:
@@ -116,7 +121,12 @@ def check_targets(
     """
     counts = {array.shape[0] for array in keras.tree.flatten(inputs)}
     for what, given in (("labels", labels), ("sample weights", weights)):
-        for array in [] if given is None else map(_as_array, keras.tree.flatten(given)):
+        if given is None:
+            continue
+        arrays = [_as_array(array) for array in keras.tree.flatten(given)]
+        if not arrays:
+            raise ValueError(f"{name} must have {what}. Received: {given!r}")
+        for array in arrays:
             if not len(array.shape) or {array.shape[0]} != counts:
                 raise ValueError(
                     f"{name} must have as many {what} as images. Received: "
@@ -276,7 +286,13 @@ def _check_arrays(
         )
     if not arrays or any(len(array.shape) and array.shape[0] == 0 for array in arrays):
         raise _empty(name, f"arrays of shapes {[tuple(array.shape) for array in arrays]}")
-    return _check_images(inputs, signature, name, try_out)
+    found = _check_images(inputs, signature, name, try_out)
+    if len({array.shape[0] for array in arrays}) > 1:
+        raise ValueError(
+            f"{name} must have as many examples in each input. Received: arrays of shapes "
+            f"{[tuple(array.shape) for array in arrays]}"
+        )
+    return found
 
 
 def _check_element(

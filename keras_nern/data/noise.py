@@ -27,7 +27,7 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_nern.network.kernels import walk_layers
+from keras_nern.network.kernels import check_built, walk_layers
 from keras_nern.network.recording import first_normalization
 from keras_nern.utils import checks
 
@@ -97,12 +97,14 @@ class NoiseDataset(keras.utils.PyDataset):
         checks.one_of("kind", kind, KINDS)
         batch_size = checks.integer("batch_size", batch_size, minimum=1)
         steps = checks.integer("steps", steps, minimum=1)
-        if not limits[0] <= limits[1]:
+        bounds = checks.reals("limits", limits)
+        if bounds.shape != (2,) or bounds[0] > bounds[1]:
             raise ValueError(
                 f"limits must be (lowest, highest) values. Received: limits={limits!r}"
             )
-        if not np.all(np.asarray(stddev) >= 0):
+        if (checks.reals("stddev", stddev) < 0).any():
             raise ValueError(f"stddev must not be negative. Received: stddev={stddev!r}")
+        seed = checks.integer("seed", seed, minimum=0)
         self.image_shape = _image_shape(base, image_size)
         self.kind = kind
         self.batch_size = batch_size
@@ -282,7 +284,7 @@ def _fit_covariance(
 
 
 def _per_channel(name: str, value: ArrayLike, channels: int) -> np.ndarray:
-    value = np.asarray(value, "float64")
+    value = checks.reals(name, value)
     if value.shape not in ((), (channels,)):
         raise ValueError(
             f"{name} must be a number, or an array of one for each of {channels} channels. "
@@ -292,6 +294,7 @@ def _per_channel(name: str, value: ArrayLike, channels: int) -> np.ndarray:
 
 
 def _image_shape(base: keras.Model, image_size: tuple[int, int] | None) -> tuple[int, ...]:
+    check_built("base", base)
     inputs = getattr(base, "inputs", None) or []
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         raise ValueError(
@@ -306,14 +309,16 @@ def _image_shape(base: keras.Model, image_size: tuple[int, int] | None) -> tuple
             f"{base.name!r}, whose layer {first[0].name!r} has data_format='channels_first'"
         )
     *size, channels = inputs[0].shape[1:]
-    given = list(image_size or ())
-    if not all(side >= 1 for side in given):
-        raise ValueError(f"image_size must be at least (1, 1). Received: image_size={image_size!r}")
-    if None in size:
-        if len(given) != len(size):
+    if image_size is not None:
+        checks.instance("image_size", image_size, (list, tuple), "(height, width)")
+        for side in image_size:
+            checks.integer("image_size", side, minimum=1)
+    if image_size is not None or None in size:
+        if image_size is None or len(image_size) != len(size):
             raise ValueError(
-                "image_size must be (height, width) for a base that takes images of any size. "
-                f"Received: image_size={image_size!r}, with an input of {base.inputs[0].shape}"
+                "image_size must be (height, width), and is required for a base that takes images "
+                f"of any size. Received: image_size={image_size!r}, with an input of "
+                f"{base.inputs[0].shape}"
             )
-        size = [fixed or chosen for fixed, chosen in zip(size, given, strict=True)]
+        size = [fixed or chosen for fixed, chosen in zip(size, image_size, strict=True)]
     return (*size, channels)

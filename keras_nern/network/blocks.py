@@ -28,6 +28,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
+from keras_nern.network.kernels import check_built
 from keras_nern.network.selection import Choice, find_kernels
 from keras_nern.utils import checks
 from keras_nern.utils.types import Grid, Tensor
@@ -56,9 +57,9 @@ class Blocks:
             by the number of blocks.
 
     Raises:
-        ValueError: if `view` is unknown, if `block_size` is not an integer of at least 1 or is
-            given for the crop view, if the selection names a layer that the model does not have,
-            or if no layer is selected.
+        ValueError: if `model` is not a built `keras.Model`, if `view` is unknown, if `block_size`
+            is not an integer of at least 1 or is given for the crop view, if the selection names a
+            layer that the model does not have, or if no layer is selected.
 
     Example:
 
@@ -75,7 +76,9 @@ class Blocks:
         exclude: Choice = None,
         include_dense: bool = False,
     ) -> None:
+        check_built("model", model)
         checks.one_of("view", view, VIEWS)
+        include_dense = checks.flag("include_dense", include_dense)
         if block_size is not None:
             block_size = checks.integer("block_size", block_size, minimum=1)
             if view == "crop":

@@ -50,9 +50,10 @@ def copy_model(model: keras.Model, config: dict[str, Any]) -> keras.Model:
             )
             build_like(model, copy)
         except Exception as error:
+            reason = str(error).rpartition("Exception encountered: ")[2]  # after the whole config
             raise ValueError(
                 f"Expected a model that can be built from its config. Received: {model.name!r} "
-                f"({type(error).__name__}: {error})"
+                f"({type(error).__name__}: {reason})"
             ) from error
     for path, layer, twin in twins(model, copy):
         try:
@@ -74,7 +75,7 @@ def without_compile_configs(config: Any) -> Any:
         kept = {key: value for key, value in config.items() if key != "compile_config"}
         return {key: without_compile_configs(value) for key, value in kept.items()}
     if isinstance(config, (list, tuple)):
-        return [without_compile_configs(value) for value in config]
+        return type(config)(map(without_compile_configs, config))
     return config
 
 
@@ -135,8 +136,7 @@ def twins(
         raise ValueError(
             f"Expected a model whose config builds the same layers. Received: {model.name!r} with "
             f"{len(layers) - 1} layers, whose copy has {len(copies) - 1}"
-            + f" and differs from {differing[0]!r} on"
-            * bool(differing)
+            + (f" and differs from {differing[0]!r} on" if differing else "")
         )
     for (path, layer), twin in zip(layers, copies, strict=True):
         yield path, layer, twin
@@ -189,7 +189,7 @@ def _saved_state(layer: keras.layers.Layer) -> dict[str, Any]:
     """What a layer saves: arrays, and the bytes of files."""
     store: dict[str, Any] = {}
     layer.save_own_variables(store)
-    state = {name: _to_array(value) for name, value in store.items()}
+    state: dict[str, Any] = {name: _to_array(value) for name, value in store.items()}
     if hasattr(layer, "save_assets"):
         with tempfile.TemporaryDirectory() as folder:
             layer.save_assets(folder)
@@ -207,9 +207,6 @@ def _transfer_state(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None
         with tempfile.TemporaryDirectory() as folder:
             layer.save_assets(folder)
             copy.load_assets(folder)
-    if not isinstance(layer, keras.Model):  # the metrics of a model are those of `compile`
-        for one, twin in zip(layer.metrics_variables, copy.metrics_variables, strict=True):
-            twin.assign(one)
 
 
 def _to_array(value: Any) -> np.ndarray:
@@ -224,8 +221,10 @@ def probe(model: keras.Model) -> Any:
         takes. `None` if its input shapes are unknown or it accepts none of `PROBED_SIDES` for axes
         of unspecified length.
     """
-    structure = getattr(model, "input", None)
-    if not getattr(model, "inputs", None) or structure is None:
+    if getattr(model, "inputs", None):
+        # the `input` of a Sequential model may be unknown
+        structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    else:
         structure = _specs((model.get_build_config() or {}).get("input_shape"))
         if structure is None:
             return None

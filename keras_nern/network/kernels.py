@@ -11,6 +11,7 @@ Dense layers. `blocks` describes how rows are cut into blocks.
 
 import dataclasses
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -146,6 +147,23 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Lists the weights that a layer holds itself, without those of its sublayers."""
     inner = {id(variable) for sublayer in sublayers(layer) for variable in sublayer.weights}
     return [variable for variable in layer.weights if id(variable) not in inner]
+
+
+def check_built(name: str, model: Any) -> None:
+    """Raises a ValueError unless an argument is a built `keras.Model`."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"{name} must be a built keras.Model. Received: {model!r} of type "
+            f"{type(model).__name__}"
+        )
+    layers = [model, *(layer for _, layer in walk_layers(model))]
+    unbuilt = [layer.name for layer in layers if not layer.built]
+    # a built model may hold layers that are never called and have no weights
+    if not model.built or not any(layer.weights for layer in layers[1:] if layer.built):
+        raise ValueError(
+            f"{name} must be a built keras.Model: give it a keras.Input, or call it on a batch of "
+            f"inputs. Received: {model.name!r}, whose layers {unbuilt} are not built"
+        )
 
 
 def walk_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:

@@ -36,7 +36,7 @@ from keras_nern.network.copying import (
     twins,
     without_compile_configs,
 )
-from keras_nern.network.kernels import kernels_of, walk_layers
+from keras_nern.network.kernels import check_built, kernels_of, walk_layers
 from keras_nern.network.outputs import (
     OUTPUT_ACTIVATIONS,
     logits_of,
@@ -96,9 +96,10 @@ class OriginalNetwork:
             reason.
 
     Raises:
-        ValueError: if `base` is not a built model, has weights that are not finite, or assigns to a
-            `tf.Variable` in inference; if `feature_maps` or `output_activation` is unknown; if
-            `feature_maps` requires additions and `base` has none; or if `Blocks` raises.
+        ValueError: if `base` is not a built model, has weights that are not finite, assigns to a
+            `tf.Variable` in inference, or has layers made in a `keras.RematScope`; if
+            `feature_maps` or `output_activation` is unknown; if `feature_maps` requires additions
+            and `base` has none; or if `Blocks` raises.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class OriginalNetwork:
         output_activation: str = "auto",
         **selection: Any,
     ) -> None:
-        _check_built(base)
+        check_built("base", base)
         checks.one_of("output_activation", output_activation, OUTPUT_ACTIVATIONS)
         checks.one_of("feature_maps", feature_maps, FEATURE_MAPS)
         if feature_maps != "convolutions" and not any(map(_may_add_maps, all_operations(base))):
@@ -121,6 +122,8 @@ class OriginalNetwork:
         self.blocks = Blocks(base, **selection)
         _check_finite(base)
         _check_assignments(base)
+        _check_gradients(base)
+        self._is_copyable: bool | None = None  # unknown
         self._warn_if_not_copyable()
         self._states = [  # of stateful recurrent layers
             state
@@ -258,8 +261,11 @@ class OriginalNetwork:
                     left_out[kernel.path] = "it is not called in inference"
         if self._feature_maps != "convolutions":
             found += [call for call in calls if _adds_maps(call)]
+        looped = {id(call.operation) for call in calls if call.in_loop}
         visible: dict[int, Call] = {}
         for call in found:
+            if not call.in_loop and id(call.operation) in looped:
+                continue  # `keras.ops.map` runs the first turn outside of the loop, too
             outer = enclosing(call, calls) if call.in_loop else call
             if outer is None:
                 left_out[call.operation.name] = "it runs in a loop, outside of any layer"
@@ -319,7 +325,8 @@ class OriginalNetwork:
                 f"Expected a base whose {purpose}, made from its config and saved state, can be "
                 f"run. Received: {self.base.name!r} ({type(error).__name__}: {error})"
             ) from error
-        if off <= TOLERANCE or difference(*[self.functional_call] * 2, inputs) > TOLERANCE:
+        call = self.functional_call
+        if off <= TOLERANCE or difference(call, call, inputs) > TOLERANCE:
             return
         raise ValueError(
             f"Expected a base whose {purpose}, made from its config and saved state, gives the "
@@ -360,7 +367,6 @@ class OriginalNetwork:
         return np.frombuffer(sha.digest(), "uint8")
 
     def _warn_if_not_copyable(self) -> None:
-        self._is_copyable: bool | None = None  # unknown
         try:
             self.architecture()
         except NotImplementedError:
@@ -397,21 +403,6 @@ def _adds_maps(call: Call) -> bool:
     )
 
 
-def _check_built(base: keras.Model) -> None:
-    if not isinstance(base, keras.Model):
-        raise ValueError(
-            f"base must be a built keras.Model. Received: {base!r} of type {type(base).__name__}"
-        )
-    layers = [base, *(layer for _, layer in walk_layers(base))]
-    unbuilt = [layer.name for layer in layers if not layer.built]
-    # a built base may hold layers that are never called and have no weights
-    if not base.built or not any(layer.weights for layer in layers[1:] if layer.built):
-        raise ValueError(
-            "base must be a built keras.Model: give it a keras.Input, or call it on a batch of "
-            f"inputs. Received: {base.name!r}, whose layers {unbuilt} are not built"
-        )
-
-
 def _check_assignments(base: keras.Model) -> None:
     """Raises a ValueError if layers assign to variables of TensorFlow, which no scope prevents."""
     variables = [
@@ -420,18 +411,31 @@ def _check_assignments(base: keras.Model) -> None:
         for value in list(vars(layer).values())
         if isinstance(value, tf.Variable)
     ]
-    inputs = probe(base) if variables else None
-    if inputs is None:
-        return
     before = [keras.ops.convert_to_numpy(variable) for _, variable in variables]
-    with keras.StatelessScope():
-        base(inputs, training=False)
+    if variables:
+        probe(base)  # runs it
     for (path, variable), value in zip(variables, before, strict=True):
         if not np.array_equal(value, keras.ops.convert_to_numpy(variable)):
             variable.assign(value)
             raise ValueError(
                 "base must assign to Keras variables only, those of `add_weight`, in inference. "
                 f"Received: {path!r}, which assigns to {variable.name!r} of TensorFlow"
+            )
+
+
+def _check_gradients(base: keras.Model) -> None:
+    """Raises a ValueError if layers recompute their outputs, which stops the kernels' gradients.
+
+    TensorFlow gives a recomputed function gradients of its arguments and variables only. Keras has
+    no public attribute for it. Tried on Keras 3.15.
+    """
+    for path, layer in walk_layers(base):
+        mode = getattr(getattr(layer, "_remat_mode", None), "mode", None)
+        if mode not in (None, "activations") and layer.weights:
+            raise ValueError(
+                "base must consist of layers made outside of `keras.RematScope`, as those of "
+                f"`keras.models.clone_model(base)` are. Received: {path!r}, made in a scope of "
+                f"mode {mode!r}"
             )
 
 

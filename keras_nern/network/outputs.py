@@ -14,6 +14,9 @@ from keras_nern.utils.types import Tensor
 # Values of the argument `output_activation`; "auto" infers it from the layers and the outputs.
 OUTPUT_ACTIVATIONS = ("auto", "linear", "sigmoid", "softmax")
 
+# Largest difference from 1 of the sum of probabilities, and in 16 bits.
+SUM_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 3e-2
+
 SMALLEST_PROBABILITY = 1e-12  # replaces smaller probabilities before the logarithm
 
 # Layers whose output has the values of their input, possibly in another shape.
@@ -84,21 +87,37 @@ def verified_activation(calls: Sequence[Call], output: Tensor) -> Callable | Non
         ValueError: if the output does not have a floating-point dtype, or if its softmax is not
             over the last axis.
     """
-    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(output.dtype)):
+    dtype = keras.backend.standardize_dtype(output.dtype)
+    if not keras.backend.is_float_dtype(dtype):
         raise ValueError(
             "base must return logits or probabilities, floating-point numbers. "
-            f"Received: outputs of dtype {keras.backend.standardize_dtype(output.dtype)}"
+            f"Received: outputs of dtype {dtype}"
         )
+    softmax, sigmoid = keras.activations.softmax, keras.activations.sigmoid
     activation = output_activation(calls, output)
-    if activation in (keras.activations.softmax, keras.activations.sigmoid):
-        return activation
     values = np.asarray(ops.convert_to_numpy(ops.cast(output, "float32")), "float64")
-    has_classes = values.ndim > 1 and values.shape[-1] > 1
-    if has_classes and (values >= 0).all() and np.abs(values.sum(axis=-1) - 1).max() < 1e-3:
-        return keras.activations.softmax
+    if not np.isfinite(values).all() or values.ndim < 2:
+        return activation
+    in_range = ((values >= 0) & (values <= 1 + SUM_TOLERANCE)).all()
     named = [getattr(c.operation, "activation", None) for c in calls if c.output is output]
-    if keras.activations.sigmoid in named and ((values >= 0) & (values <= 1)).all():
-        return keras.activations.sigmoid
+    if sigmoid in (activation, *named) and in_range:
+        return sigmoid
+    if activation in (softmax, sigmoid) and not in_range:
+        return None
+    tolerance = ROUNDED_TOLERANCE if dtype in ("float16", "bfloat16") else SUM_TOLERANCE
+    summed = [
+        axis
+        for axis in range(1, values.ndim)
+        if in_range and np.abs(values.sum(axis=axis) - 1).max() < tolerance
+    ]
+    if values.ndim - 1 in summed and (values.shape[-1] > 1 or activation is softmax):
+        return softmax
+    if activation is softmax or any(values.shape[axis] > 1 for axis in summed):
+        raise ValueError(
+            "base must have its classes on the last axis of its outputs, or output_activation "
+            f"must be given. Received: outputs of shape {tuple(output.shape)}, which are a softmax "
+            + (f"over axis {summed[0]}" if summed else "but do not sum to 1 over the last axis")
+        )
     return activation
 
 
@@ -166,7 +185,7 @@ class ClassReader:
     """
 
     def __init__(self, model: keras.Model, inputs: Any) -> None:
-        with capture_calls(model) as calls:
+        with capture_calls(model) as calls, keras.StatelessScope():
             outputs = model(inputs, training=False)
         if not hasattr(outputs, "shape") or len(outputs.shape) != 2:
             shapes = [tuple(one.shape) for one in keras.tree.flatten(outputs)]

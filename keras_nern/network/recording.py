@@ -95,8 +95,8 @@ def _is_in_loop(output: Any, graph: tf.Graph | None) -> bool:
     TensorFlow builds these bodies as separate graphs. The exception is `tf.vectorized_map`, which
     traces its function with the index 0 in the name scope `loop_body` (tried on TensorFlow 2.21).
     """
-    names = (getattr(one, "name", "") for one in keras.tree.flatten(output))
-    return _graph() is not graph or any("loop_body" in str(name) for name in names)
+    names = [str(getattr(one, "name", "")) for one in keras.tree.flatten(output)]
+    return _graph() is not graph or any(n.count("loop_body") > n.count("pfor") for n in names)
 
 
 def _graph() -> tf.Graph | None:
@@ -234,7 +234,7 @@ def first_normalization(
     Raises:
         ValueError: if the network has no batch normalization.
     """
-    with capture_calls(model) as calls:
+    with capture_calls(model) as calls, keras.StatelessScope():
         model(images, training=False)
     found = [call for call in calls if isinstance(call.operation, keras.layers.BatchNormalization)]
     if not found:
@@ -251,7 +251,8 @@ def first_normalization(
             reached.append(inputs)
             raise _Reached
 
-        with contextlib.suppress(_Reached), _wrapped(layer, "call", stop):
+        scope = keras.StatelessScope()  # discards what layers assign
+        with contextlib.suppress(_Reached), _wrapped(layer, "call", stop), scope:
             model(images, training=False)
         return reached[0]
 

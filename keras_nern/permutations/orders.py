@@ -28,19 +28,28 @@ KINDS = (None, "in_filter", "cross_filter")
 
 
 def check_permutation_arguments(
-    kind: object, method: object = "greedy", metric: object = "euclidean"
+    kind: object,
+    method: object = "greedy",
+    metric: object = "euclidean",
+    names: tuple[str, str] = ("kind", "method"),
 ) -> None:
-    """Raises a ValueError if the kind of permutation, the method or the metric is unknown."""
-    checks.one_of("permutation", kind, KINDS)
-    checks.one_of("permutation_method", method, METHODS)
+    """Raises a ValueError if the kind of permutation, the method or the metric is unknown.
+
+    Args:
+        kind, method, metric: as for `block_order`.
+        names: the names of the arguments `kind` and `method`, for the error. Defaults to
+            `("kind", "method")`.
+    """
+    checks.one_of(names[0], kind, KINDS)
+    checks.one_of(names[1], method, METHODS)
     checks.one_of("metric", metric, METRICS)
 
 
-def check_order(order: np.ndarray, count: int, index: int) -> None:
+def check_order(order: np.ndarray, count: int, index: int, name: str = "order") -> None:
     """Raises a ValueError unless layer `index`'s order is a permutation of `range(count)`."""
     if order.shape != (count,) or not np.array_equal(np.sort(order), np.arange(count)):
         raise ValueError(
-            f"The order of layer {index} must be a permutation of range({count}). "
+            f"The {name} of layer {index} must be a permutation of range({count}). "
             f"Received: {order!r}"
         )
 
@@ -114,7 +123,7 @@ def permutation_bits(grid: Grid, kind: str | None = None) -> float:
     >>> round(permutation_bits((1, 4), "cross_filter"), 3)  # log2(4!)
     4.585
     """
-    checks.one_of("permutation", kind, KINDS)
+    checks.one_of("kind", kind, KINDS)
     filters, columns = grid
     if kind == "cross_filter":
         return _log2_factorial(filters * columns)

@@ -24,6 +24,7 @@ from keras_nern.permutations.orders import (
     permutation_bits,
 )
 from keras_nern.permutations.tours import METHODS, PASSES, check_fast_tsp
+from keras_nern.utils import checks
 from keras_nern.utils.files import DAMAGED, atomic_write
 from keras_nern.utils.types import Grid, Path
 
@@ -71,23 +72,18 @@ class Permutation:
         method: str | None = None,
         metric: str | None = None,
     ) -> None:
-        check_permutation_arguments(kind, method or METHODS[0], metric or METRICS[0])
+        known_method = METHODS[0] if method is None else method
+        check_permutation_arguments(kind, known_method, METRICS[0] if metric is None else metric)
         self.kind = kind
         self.method = method
         self.metric = metric
-        grids = np.asarray(grids)
-        is_pairs = grids.ndim == 2 and grids.shape[1] == 2 and len(grids) > 0
-        if not is_pairs or not np.issubdtype(grids.dtype, np.integer) or grids.min() < 1:
-            raise ValueError(
-                "grids must be at least one pair (filters, columns) of integers of at least 1. "
-                f"Received: grids={grids!r}"
-            )
-        self.grids = tuple(map(tuple, grids.tolist()))
+        self.grids = _checked_grids(grids)
         if orders is None:
             orders = [np.arange(math.prod(grid)) for grid in self.grids]
-        if len(orders) != len(self.grids):
+        if not isinstance(orders, (list, tuple, np.ndarray)) or len(orders) != len(self.grids):
             raise ValueError(
-                f"Expected one order for each of {len(self.grids)} layers. Received: {len(orders)}"
+                f"orders must be one order for each of {len(self.grids)} layers. "
+                f"Received: {orders!r}"
             )
         self.orders = tuple(
             _checked_order(np.asarray(order), grid, kind, index)
@@ -127,6 +123,7 @@ class Permutation:
             ImportError: if `method` is `"fast_tsp"` and the package is not installed.
         """
         check_permutation_arguments(kind, method, metric)
+        checks.one_of("verbose", verbose, ("auto", 0, 1))
         blocks = model if isinstance(model, Blocks) else Blocks(model, **selection)
         cls.check_method(blocks.grids, kind, method)
         if kind is None:
@@ -167,10 +164,15 @@ class Permutation:
         Raises:
             ValueError: if the positions are not a permutation of this kind.
         """
-        counts = [math.prod(grid) for grid in grids]
-        parts = np.split(np.asarray(positions), np.cumsum(counts)[:-1])
+        counts = [math.prod(grid) for grid in _checked_grids(grids)]
+        positions = np.asarray(positions)
+        if positions.shape != (sum(counts),) or positions.dtype.kind not in "iu":
+            raise ValueError(
+                f"positions must be {sum(counts)} integers, one per block. Received: {positions!r}"
+            )
+        parts = np.split(positions, np.cumsum(counts)[:-1])
         for index, (part, count) in enumerate(zip(parts, counts, strict=True)):
-            check_order(part, count, index)
+            check_order(part, count, index, "positions")
         return cls(grids, [invert(part) for part in parts], kind, method, metric)
 
     @staticmethod
@@ -186,25 +188,29 @@ class Permutation:
             ValueError: if a layer has too many blocks for `"fast_tsp"`.
             ImportError: if `method` is `"fast_tsp"` and the package is not installed.
         """
+        check_permutation_arguments(kind, method)
+        grids = _checked_grids(grids)
         if kind is not None and method == "fast_tsp":
             for filters, columns in grids:
                 cross = kind == "cross_filter"
                 check_fast_tsp(filters * columns if cross else max(filters, columns))
 
-    def check_grids(self, grids: Iterable[Grid]) -> None:
+    def check_grids(self, grids: Iterable[Grid], name: str = "permutation") -> None:
         """Checks that this permutation fits a network.
 
         Args:
             grids: `(filters, columns)` of the network's layers.
+            name: name of the argument that is this permutation, for the error. Defaults to
+                `"permutation"`.
 
         Raises:
             ValueError: if the grids differ from those of this permutation.
         """
-        expected = tuple((filters, columns) for filters, columns in grids)
+        expected = _checked_grids(grids)
         if expected != self.grids:
             raise ValueError(
-                "Expected a permutation of the base's blocks, in layers of (filters, columns) = "
-                f"{list(expected)}. Received: one of blocks in {list(self.grids)}"
+                f"{name} must be a permutation of the base's blocks, whose grids are (filters, "
+                f"columns) = {list(expected)}. Received: one of blocks in {list(self.grids)}"
             )
 
     def positions(self) -> np.ndarray:
@@ -240,6 +246,7 @@ class Permutation:
         Args:
             path: path of the file.
         """
+        checks.path("path", path)
         with atomic_write(path) as partial, open(partial, "wb") as file:
             np.savez_compressed(
                 file,
@@ -264,6 +271,7 @@ class Permutation:
             OSError: if the file cannot be opened.
             ValueError: if the file is damaged or contains something else.
         """
+        checks.path("path", path)
         with open(path, "rb") as file:
             try:
                 with zipfile.ZipFile(file) as members:
@@ -298,6 +306,21 @@ class Permutation:
             f"<Permutation {self.kind!r} of {count:,} blocks in {len(self.grids)} layers, "
             f"{self.bits:,.0f} bits>"
         )
+
+
+def _checked_grids(grids: Any) -> tuple[Grid, ...]:
+    """Grids as tuples of two integers of at least 1."""
+    try:
+        pairs = np.asarray(list(grids) if isinstance(grids, Iterable) else grids)
+    except ValueError:  # of different lengths
+        pairs = np.asarray(None)
+    is_pairs = pairs.ndim == 2 and pairs.shape[1] == 2 and len(pairs) > 0
+    if not is_pairs or not np.issubdtype(pairs.dtype, np.integer) or pairs.min() < 1:
+        raise ValueError(
+            "grids must be at least one pair (filters, columns) of integers of at least 1. "
+            f"Received: grids={grids!r}"
+        )
+    return tuple((filters, columns) for filters, columns in pairs.tolist())
 
 
 def _checked_order(order: np.ndarray, grid: Grid, kind: str | None, index: int) -> np.ndarray:

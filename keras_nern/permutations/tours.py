@@ -136,8 +136,8 @@ def check_fast_tsp(n: int) -> None:
     """
     if n > FAST_TSP_LIMIT:
         raise ValueError(
-            f'"fast_tsp" orders up to {FAST_TSP_LIMIT:,} vectors; use "two_opt" for more. '
-            f"Received: {n:,}"
+            f'The method "fast_tsp" orders up to {FAST_TSP_LIMIT:,} vectors; use "two_opt" for '
+            f"more. Received: {n:,}"
         )
     optional.require("fast_tsp", "tsp")
 

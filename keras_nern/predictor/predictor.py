@@ -84,7 +84,7 @@ class KernelPredictor(keras.layers.Layer):
             )
         self.encoding = encoding
         self.bits = bits
-        self.pruned = pruned
+        self.pruned = checks.flag("pruned", pruned)
         self.hidden = [
             CompressedDense(
                 self.hidden_size,
@@ -119,6 +119,7 @@ class KernelPredictor(keras.layers.Layer):
             sparsity: fraction of the weights to prune in each layer, in [0, 1). Defaults to
                 `0.0`.
         """
+        checks.share("sparsity", sparsity, with_one=False)
         for layer in self.layers:
             layer.compress(sparsity)
 

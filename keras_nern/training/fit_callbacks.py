@@ -45,6 +45,24 @@ class DivergedError(ValueError):
     """Raised if a loss or a weight of a running fit is not finite."""
 
 
+def check_callbacks(callbacks: Any) -> list[keras.callbacks.Callback]:
+    """Lists the callbacks that `fit` or `evaluate` takes: `None`, one, a list or a `CallbackList`.
+
+    Raises:
+        ValueError: if there is something else among them.
+    """
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    flat = keras.tree.flatten([] if callbacks is None else callbacks)
+    for callback in flat:
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise ValueError(
+                "callbacks must be a keras.callbacks.Callback or a list of them. "
+                f"Received: {callback!r}"
+            )
+    return flat
+
+
 class EpochHistory(keras.callbacks.History):
     """A `keras.callbacks.History` that also records the epoch of each value.
 
@@ -78,15 +96,8 @@ class FitCallbacks(keras.callbacks.CallbackList):
     """
 
     def __init__(self, callbacks: Any, model: keras.Model, **params: Any) -> None:
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = callbacks.callbacks
-        callbacks = keras.tree.flatten(callbacks or [])
+        callbacks = check_callbacks(callbacks)
         for callback in callbacks:
-            if not isinstance(callback, keras.callbacks.Callback):
-                raise ValueError(
-                    "callbacks must be a keras.callbacks.Callback or a list of them. "
-                    f"Received: {callback!r}"
-                )
             _check_paths(callback)
         self.history = EpochHistory()
         self.finite_check = FiniteCheck(callbacks)

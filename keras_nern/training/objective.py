@@ -21,6 +21,7 @@ from keras_nern.network.original import ForwardOutputs, OriginalNetwork
 from keras_nern.representation import Representation
 from keras_nern.training import sampling
 from keras_nern.training.settings import LOSSES, Settings
+from keras_nern.utils import checks
 from keras_nern.utils.backend import assign_or_create, constant
 from keras_nern.utils.types import Tensor
 
@@ -83,10 +84,10 @@ class Objective:
     def scale(self, multipliers: Mapping[str, float]) -> None:
         """Sets multipliers of the losses' weights in training; see `NeRNModel.scale_losses`."""
         unknown = sorted(set(multipliers) - set(LOSSES))
-        if unknown or not all(value >= 0 for value in multipliers.values()):
-            raise ValueError(
-                f"Expected multipliers of at least 0 for {LOSSES}. Received: {multipliers}"
-            )
+        if unknown:
+            raise ValueError(f"The losses to scale must be among {LOSSES}. Received: {unknown}")
+        for name, value in multipliers.items():
+            checks.number(name, value, minimum=0)
         before = keras.ops.convert_to_numpy(self._multipliers)
         values = [multipliers.get(name, value) for name, value in zip(LOSSES, before, strict=True)]
         self._multipliers.assign(values)
@@ -188,7 +189,9 @@ class Objective:
             terms: dict from the names of losses to scalars.
             scaled: whether to apply the multipliers of `scale`. Defaults to `False`.
         """
-        multipliers = keras.ops.convert_to_tensor(self._multipliers) if scaled else [1.0] * 4
+        multipliers = (
+            keras.ops.convert_to_tensor(self._multipliers) if scaled else [1.0] * len(LOSSES)
+        )
         return sum(
             multipliers[i] * weight * terms[name]
             for i, (name, weight) in enumerate(settings.weights.items())

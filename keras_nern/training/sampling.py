@@ -119,9 +119,7 @@ class MagnitudeSampling(UniformSampling):
 
     def __init__(self, batch_size: int = 4096, share: float = 0.2) -> None:
         super().__init__(batch_size)
-        if not 0 <= share <= 1:
-            raise ValueError(f"share must be between 0 and 1. Received: share={share!r}")
-        self.share = share
+        self.share = checks.share("share", share)
 
     def sample(
         self, count: int, seed: keras.random.SeedGenerator, cumulative: Tensor | None = None

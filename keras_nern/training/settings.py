@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from keras_nern.training import sampling
 from keras_nern.utils import checks
 
@@ -54,11 +56,12 @@ class Settings:
         convert("temperature", checks.number("temperature", self.temperature, positive=True))
         for name in ("kernel_sampling", "distillation_sampling"):
             convert(name, sampling.get(getattr(self, name), name))
-        if self.gradient_centering not in (True, False):
+        if not isinstance(self.gradient_centering, (bool, np.bool_)):
             raise ValueError(
                 'gradient_centering must be True, False or "auto". '
                 f"Received: gradient_centering={self.gradient_centering!r}"
             )
+        convert("gradient_centering", bool(self.gradient_centering))
 
     @property
     def weights(self) -> dict[str, float]:

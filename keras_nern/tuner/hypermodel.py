@@ -14,7 +14,7 @@ JMLR 18, 2018; Snoek et al., "Practical Bayesian Optimization of Machine Learnin
 NeurIPS 2012; both in keras-tuner's implementation.
 """
 
-import itertools
+import inspect
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,13 +24,17 @@ import keras
 from keras_nern.analysis.pareto import ParetoFront, ParetoPoint
 from keras_nern.compression import compress
 from keras_nern.data.inputs import unpack_validation
-from keras_nern.model import NeRNModel
+from keras_nern.model import NORMALIZATIONS, NeRNModel
 from keras_nern.network.blocks import Blocks
+from keras_nern.network.kernels import check_built
+from keras_nern.network.original import FEATURE_MAPS
+from keras_nern.network.outputs import OUTPUT_ACTIVATIONS
 from keras_nern.permutations.orders import check_permutation_arguments
 from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.positional_encoding import PositionalEncoding
 from keras_nern.predictor.predictor import KernelPredictor
 from keras_nern.training.fit_callbacks import DivergedError
+from keras_nern.training.settings import NAMES, Settings
 from keras_nern.tuner.search_space import MIN_WIDTH, SearchSpace
 from keras_nern.utils import checks
 from keras_nern.utils.optional import require
@@ -106,8 +110,16 @@ class NeRNHyperModel(keras_tuner.HyperModel):
                 "PositionalEncoding (num_frequencies, encoding_base) and of unpruned kernels. "
                 f"Received: {set_by_search}"
             )
+        known = set(inspect.signature(NeRNModel).parameters)
+        unknown = sorted(set(arguments) - known)
+        if unknown:
+            raise ValueError(
+                f"arguments must be arguments of NeRNModel, among {sorted(known)}. "
+                f"Received: {unknown}"
+            )
+        check_built("base", base)
         self.base = base
-        self.compile_arguments = dict(compile_arguments or {})
+        self.compile_arguments = _checked_compile_arguments(compile_arguments)
         self.arguments = arguments
         self._blocks = Blocks(base, **checks.accepted(Blocks, arguments))
         self._permutations: dict[str, Permutation] = {}  # each is searched for once
@@ -135,14 +147,27 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         for name, values in checked.items():
             for value in values:
                 KernelPredictor(**{**fixed, name: value})
-        for encoding in itertools.product(choices["num_frequencies"], choices["encoding_base"]):
-            PositionalEncoding(*encoding)
+        for frequencies in choices["num_frequencies"]:
+            PositionalEncoding(frequencies)
+        for base in choices["encoding_base"]:
+            try:
+                PositionalEncoding(base=base)
+            except ValueError as error:
+                raise ValueError(f"encoding_{error}") from error
+        for name, allowed in (
+            ("normalize", NORMALIZATIONS),
+            ("feature_maps", FEATURE_MAPS),
+            ("output_activation", OUTPUT_ACTIVATIONS),
+        ):
+            if name in self.arguments:
+                checks.one_of(name, self.arguments[name], allowed)
         for permutation in choices["permutation"]:
             if isinstance(permutation, Permutation):
                 permutation.check_grids(self._blocks.grids)
             else:
                 method, metric = self._permutation_arguments()
-                check_permutation_arguments(permutation, method, metric)
+                names = ("permutation", "permutation_method")
+                check_permutation_arguments(permutation, method, metric, names)
                 Permutation.check_method(self._blocks.grids, permutation, method)
 
     def _permutation_arguments(self) -> tuple[str, str]:
@@ -291,7 +316,7 @@ def pareto_front(tuner: keras_tuner.Tuner) -> ParetoFront:
     >>> trial = tuner.oracle.get_trial(front.best(max_bytes=50_000).trial_id)
     >>> nern = tuner.load_model(trial)
     """
-    hypermodel = tuner.hypermodel
+    hypermodel = getattr(tuner, "hypermodel", tuner)
     if not isinstance(hypermodel, NeRNHyperModel):
         raise ValueError(
             f"tuner must have a NeRNHyperModel as hypermodel. Received: {hypermodel!r}"
@@ -329,14 +354,35 @@ class _EvaluateCompressed(keras.callbacks.Callback):
             logs.update({f"val_{name}": value for name, value in results.items()})
 
     def _compressed(self) -> NeRNModel:
-        if self.model.predictor.not_finite():
-            return self.model  # diverged weights cannot be compressed; their scores are bad
         small = compress(self.model, self.bits)
         if self.small is None:
             self.small = small
         else:  # reuse the model whose evaluation is traced
             self.small.predictor.set_weights(small.predictor.get_weights())
         return self.small
+
+
+def _checked_compile_arguments(arguments: Any) -> dict[str, Any]:
+    """Checks arguments of `NeRNModel.compile`; returns a copy."""
+    checks.instance("compile_arguments", arguments, (dict, type(None)), "a dict or None")
+    arguments = dict(arguments or {})
+    parameters = inspect.signature(NeRNModel.compile).parameters
+    known = {*parameters, *inspect.signature(keras.Model.compile).parameters}
+    unknown = sorted(set(arguments) - known)
+    if unknown or any(arguments.get(name) is not None for name in ("loss", "loss_weights")):
+        raise ValueError(
+            "compile_arguments must be arguments of NeRNModel.compile, which has its own losses. "
+            f"Received: compile_arguments={arguments!r}"
+        )
+    defaults = {name: parameters[name].default for name in NAMES}
+    given = {**defaults, **checks.accepted(NeRNModel.compile, arguments)}
+    if given["gradient_centering"] == "auto":
+        given["gradient_centering"] = True
+    try:
+        Settings(**{name: given[name] for name in NAMES})
+    except ValueError as error:
+        raise ValueError(f"compile_arguments: {error}") from error
+    return arguments
 
 
 def _check_data(model: NeRNModel, x: Any, arguments: dict[str, Any]) -> Callable[..., dict]:

@@ -249,8 +249,8 @@ def test_scores_a_kernel_that_two_layers_share():
             r"'stem' must have the shape \(filters, channels\) = \(4, 1\)\. Received: \(1, 4\)",
         ),
         ({"stem": [[1], [np.nan], [1], [1]]}, 0.5, "'stem' must be numbers. Received: 1 NaN"),
-        ({"stem": np.ones((4, 1))}, 1.5, r"sparsity must be in \[0, 1\]. Received: sparsity=1.5"),
-        ({"stem": np.ones((4, 1))}, -1, r"sparsity must be in \[0, 1\]. Received: sparsity=-1"),
+        ({"stem": np.ones((4, 1))}, 1.5, r"sparsity must be .* in \[0, 1\]. Received: .*=1.5"),
+        ({"stem": np.ones((4, 1))}, -1, r"sparsity must be .* in \[0, 1\]. Received: .*=-1"),
     ],
 )
 def test_prune_raises_for_invalid_arguments(base, scores, sparsity, message):

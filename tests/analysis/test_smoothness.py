@@ -108,7 +108,7 @@ def test_report_prints_and_draws_every_layer(base):
 
 def test_raises_before_any_search(base, monkeypatch):
     monkeypatch.setattr(Permutation, "from_model", None)
-    with pytest.raises(ValueError, match=r"permutation must be one of .*'smooth'"):
+    with pytest.raises(ValueError, match=r"kinds must be one of .*'smooth'"):
         smoothness_report(base, kinds=("cross_filter", "smooth"))
     without_kernels = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)], name="dense")
     with pytest.raises(ValueError, match=r"Received: 'dense'"):

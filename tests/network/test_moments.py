@@ -129,3 +129,27 @@ def test_other_layers_have_no_moments():
 def test_raises_without_batches(base):
     with pytest.raises(ValueError, match="batches must yield at least one batch of inputs"):
         second_moments(base, find_kernels(base)[0], [])
+
+
+class Mapping(keras.layers.Layer):
+    """Runs a convolution in a loop, which is traced although the model runs eagerly."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = keras.layers.Conv2D(2, 3, padding="same")
+
+    def build(self, shape):
+        self.conv.build(shape)
+
+    def call(self, x):
+        return keras.ops.vectorized_map(lambda one: self.conv(one[None])[0], x)
+
+
+def test_layers_in_a_loop_have_no_moments():
+    inputs = keras.Input((4, 4, 2))
+    x = keras.layers.Conv2D(2, 3, padding="same")(inputs)
+    model = keras.Model(inputs, keras.layers.Flatten()(Mapping()(x)))
+    kernels, _ = find_kernels(model)
+    first, looped = second_moments(model, kernels, [np.ones((3, 4, 4, 2), "float32")])
+    assert first is not None
+    assert looped is None

@@ -1,8 +1,11 @@
+import re
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_nern
 from keras_nern.network.original import OriginalNetwork
 
 RNG = np.random.default_rng(0)
@@ -20,7 +23,7 @@ def _assert_equal(seen, expected):
 
 
 def test_feature_maps_follow_normalization_and_precede_activation(base, images):
-    maps, outputs, logits = OriginalNetwork(base).forward(images)
+    maps, outputs, logits, *_ = OriginalNetwork(base).forward(images)
     _assert_equal(maps, _layer_outputs(base, ("stem_bn", "conv_bn", "shortcut"), images))
     np.testing.assert_array_equal(outputs, base(images, training=False))
     np.testing.assert_array_equal(logits, [outputs])
@@ -258,3 +261,203 @@ def test_the_output_activation_can_be_given():
     np.testing.assert_array_equal(outputs.logits[0], outputs.outputs)
     with pytest.raises(ValueError, match=r"one of \('auto', .* Received: output_activation='relu'"):
         OriginalNetwork(model, output_activation="relu")
+
+
+def _turns(kind, conv, x):
+    """Runs a convolution in a loop or a branch."""
+    if kind == "map":
+        return keras.ops.map(lambda one: conv(one[None])[0], x)
+    if kind == "vectorized_map":
+        return keras.ops.vectorized_map(lambda one: conv(one[None])[0], x)
+    if kind == "scan":
+        return keras.ops.scan(lambda _, one: (conv(one[None])[0],) * 2, x[0], x)[1]
+    if kind == "cond":
+        return keras.ops.cond(keras.ops.mean(x) > -1e3, lambda: conv(x), lambda: -conv(x))
+    return keras.ops.while_loop(lambda i, y: i < 2, lambda i, y: (i + 1, conv(y)), (0, x))[1]
+
+
+@keras.saving.register_keras_serializable("tests")
+class Looping(keras.layers.Layer):
+    def __init__(self, kind, **kwargs):
+        super().__init__(**kwargs)
+        self.kind, self.conv = kind, keras.layers.Conv2D(2, 3, padding="same")
+
+    def build(self, shape):
+        self.conv.build(shape)
+
+    def call(self, x):
+        return _turns(self.kind, self.conv, x)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@keras.saving.register_keras_serializable("tests")
+class LoopingModel(keras.Model):
+    def __init__(self, kind, **kwargs):
+        super().__init__(**kwargs)
+        self.kind, self.conv = kind, keras.layers.Conv2D(2, 3, padding="same", name="looped")
+
+    def get_config(self):
+        return {"kind": self.kind, "name": self.name}
+
+    def call(self, x):
+        return keras.ops.mean(_turns(self.kind, self.conv, x), axis=(1, 2))
+
+
+LOOPS = ("map", "vectorized_map", "scan", "cond", "while_loop")
+
+
+def _traced_maps(original, images):
+    spec = tf.TensorSpec((None, None, *images.shape[2:]))
+    return tf.function(lambda x: original.forward(x).maps, input_signature=[spec])(images)
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_the_feature_map_of_a_loop_is_the_output_of_the_layer_around_it(kind):
+    inputs, layer = keras.Input((4, 4, 2)), Looping(kind)
+    base = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(layer(inputs)))
+    original = OriginalNetwork(base)
+    images = RNG.normal(size=(3, 4, 4, 2)).astype("float32")
+    _assert_equal(_traced_maps(original, images), [layer(images)])
+    assert original.left_out == {}
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_the_feature_map_of_a_loop_outside_of_layers_is_left_out(kind):
+    base = LoopingModel(kind)
+    images = RNG.normal(size=(3, 4, 4, 2)).astype("float32")
+    base(images)
+    original = OriginalNetwork(base)
+    assert _traced_maps(original, images) == []
+    assert original.left_out == {"looped": "it runs in a loop, outside of any layer"}
+
+
+def test_the_feature_map_of_time_distributed_layers_of_unknown_length_has_all_steps():
+    frame = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            keras.layers.Conv2D(2, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+        ]
+    )
+    inputs, layer = keras.Input((None, 4, 4, 2)), keras.layers.TimeDistributed(frame)
+    base = keras.Model(inputs, keras.ops.mean(layer(inputs), axis=(1, 2, 3)))
+    original = OriginalNetwork(base)
+    # as many clips as frames: Keras (3.15) takes one number for the other in a graph
+    clips = RNG.normal(size=(5, 5, 4, 4, 2)).astype("float32")
+    _assert_equal(_traced_maps(original, clips), [layer(clips)])
+    steps = original.forward(clips).maps  # eager steps are not in a loop
+    np.testing.assert_allclose(
+        keras.ops.relu(keras.ops.stack(steps, axis=1)), layer(clips), rtol=1e-5
+    )
+
+
+@keras.saving.register_keras_serializable("tests")
+class Trained(keras.Model):
+    """A convolution that only training reaches."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = keras.layers.Conv2D(2, 3)
+        self.extra = keras.layers.Conv2D(2, 3, name="extra")
+
+    def call(self, x, training=None):
+        return keras.ops.mean((self.extra if training else self.conv)(x), axis=(1, 2))
+
+
+@pytest.mark.filterwarnings("ignore:`build\\(\\)` was called on layer")
+def test_the_summary_names_layers_whose_feature_maps_are_left_out():
+    base, images = Trained(), np.ones((2, 4, 4, 2), "float32")
+    base(images, training=True)
+    base(images)
+    nern = keras_nern.NeRNModel(base, 8, num_layers=2)
+    assert "left out" not in str(nern.summary_table())
+    nern.compile(run_eagerly=True)
+    nern.evaluate(images, verbose=0)
+    table = nern.summary_table()
+    assert table.left_out == table.to_dict()["left_out"]
+    assert table.left_out == {"extra": "it is not called in inference"}
+    assert re.search("feature map left out +reason\n-+\nextra +it is not called", str(table))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Assigning(keras.layers.Layer):
+    def __init__(self, raw, **kwargs):
+        super().__init__(**kwargs)
+        self.count = (tf.Variable if raw else keras.Variable)(1.0, trainable=False)
+
+    def call(self, x):
+        self.count.assign_add(1.0)
+        return x
+
+
+def test_layers_may_assign_to_variables_of_keras_only():
+    layer = Assigning(raw=False)
+    OriginalNetwork(_headed(layer)).forward(np.ones((1, 4, 4, 1), "float32"))
+    assert float(layer.count) == 1
+    layer = Assigning(raw=True, name="assigning")
+    model = _headed(layer)
+    before = float(layer.count)
+    with pytest.raises(ValueError, match=r"Keras variables only.*'assigning', which assigns to"):
+        OriginalNetwork(model)
+    assert float(layer.count) == before
+
+
+def test_raises_for_layers_without_gradients_of_their_kernels():
+    with keras.RematScope(mode="full"):
+        model = _headed(keras.layers.Dense(2, name="last"))
+    message = r"outside of `keras.RematScope`.* Received: 'conv2d', made in a scope of mode 'full'"
+    with pytest.raises(ValueError, match=message):
+        OriginalNetwork(model)
+    OriginalNetwork(keras.models.clone_model(model))
+
+
+def test_stateful_recurrent_layers_start_from_zero():
+    inputs = keras.Input(batch_shape=(2, 6, 2))
+    rnn = keras.layers.LSTM(3, stateful=True)
+    model = keras.Model(inputs, rnn(keras.layers.Conv1D(4, 3)(inputs)))
+    series = RNG.normal(size=(2, 6, 2)).astype("float32")
+    first = model(series)
+    states = [keras.ops.convert_to_numpy(state) for state in rnn.states]
+    assert any(state.any() for state in states)
+    original = OriginalNetwork(model)
+    np.testing.assert_array_equal(original.functional_call(series), first)
+    np.testing.assert_array_equal(original.copy()(series), first)
+    _assert_equal(rnn.states, states)
+
+
+def test_a_copy_holds_no_compile_settings_of_nested_models(tmp_path):
+    inner = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3)])
+    inner.compile("adam", "mse")
+    base = keras.Sequential([inner, keras.layers.Flatten()])
+    assert "compile_config" not in str(OriginalNetwork(base).architecture())
+
+
+@keras.saving.register_keras_serializable("tests")
+class Forgetful(keras.layers.Layer):
+    factor = 1.0
+
+    def call(self, x):
+        return x * self.factor
+
+
+def test_raises_for_a_copy_that_gives_other_outputs():
+    layer = Forgetful(name="scaling")
+    original = OriginalNetwork(_headed(layer))
+    original.check_copyable()
+    layer.factor = 2.0
+    message = r"whose copy differs by 0\.5 of the largest output, from 'scaling' \(Forgetful\) on"
+    with pytest.raises(ValueError, match=message):
+        original.copy()
+
+
+def test_raises_for_a_copy_that_cannot_be_run():
+    original = OriginalNetwork(_headed())
+
+    def fail(*args, **kwargs):
+        raise TypeError("no such thing")
+
+    with pytest.raises(ValueError, match=r"whose file, .* can be run.*\(TypeError: no such thing"):
+        original.check_copy(fail, purpose="file")

@@ -3,7 +3,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_nern.network.outputs import ClassReader, logits_of, output_activation
+from keras_nern.network.outputs import (
+    ClassReader,
+    logits_of,
+    output_activation,
+    verified_activation,
+)
 from keras_nern.network.recording import capture_calls
 
 RNG = np.random.default_rng(0)
@@ -117,3 +122,124 @@ def test_raises_for_outputs_of_another_shape():
     model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3)])
     with pytest.raises(ValueError, match=r"one output \(batch, classes\).*\[\(1, 2, 2, 2\)\]"):
         ClassReader(model, np.zeros((1, 4, 4, 1)))
+
+
+class Head(keras.layers.Layer):
+    """A head that applies a function in its call, with an attribute `activation` of its own."""
+
+    def __init__(self, function, activation=None):
+        super().__init__()
+        self.function, self.activation = function, activation
+
+    def call(self, x):
+        return self.function(x)
+
+
+class Scaled(keras.layers.Dense):
+    """A Dense layer that does more than its activation."""
+
+    def call(self, x):
+        return 5.0 * super().call(x) - 1.0
+
+
+def _verified(model):
+    images = RNG.uniform(size=(3, 4, 4, 1)).astype("float32")
+    with capture_calls(model) as calls:
+        outputs = model(images)
+    return verified_activation(calls, outputs)
+
+
+def _square(x, axis):
+    """A softmax over one of the axes of `(batch, 4, 2)`."""
+    return keras.ops.softmax(keras.ops.reshape(x, (-1, 4, 2)), axis=axis)
+
+
+VERIFIED = {
+    "logits of a head": (lambda: _headed(Head(lambda x: 3 * x, keras.activations.relu)), LINEAR),
+    "a softmax in a call": (lambda: _headed(Head(keras.ops.softmax)), SOFTMAX),
+    "a softmax in a call beside an attribute": (
+        lambda: _headed(Head(keras.ops.softmax, keras.activations.relu)),
+        SOFTMAX,
+    ),
+    "probabilities divided by their sum": (
+        lambda: _headed(Head(lambda x: x**2 / keras.ops.sum(x**2, axis=-1, keepdims=True))),
+        SOFTMAX,
+    ),
+    "the mean of two softmaxes": (
+        lambda: _functional_head(
+            lambda x: keras.layers.Average()([keras.ops.softmax(x), keras.ops.softmax(2 * x)])
+        ),
+        SOFTMAX,
+    ),
+    "a softmax in float16": (lambda: _headed(Head(keras.ops.softmax), _cast("float16")), SOFTMAX),
+    "a sigmoid of a head": (lambda: _headed(Head(keras.ops.sigmoid, SIGMOID)), SIGMOID),
+    "logits beside a sigmoid": (lambda: _headed(Head(lambda x: 9 * x, SIGMOID)), LINEAR),
+    "logits of a Dense layer with a softmax": (lambda: _headed(Scaled(3, "softmax")), LINEAR),
+    "logits of a Dense layer with a sigmoid": (lambda: _headed(Scaled(3, "sigmoid")), LINEAR),
+    "a softmax of pixels": (
+        lambda: keras.Sequential(
+            [keras.Input((4, 4, 1)), keras.layers.Conv2D(3, 3, activation="softmax")]
+        ),
+        SOFTMAX,
+    ),
+}
+
+
+def _cast(dtype):
+    return keras.layers.Activation("linear", dtype=dtype)
+
+
+@pytest.mark.parametrize(("make", "activation"), VERIFIED.values(), ids=VERIFIED)
+def test_values_decide_on_the_activation(make, activation):
+    found = _verified(make())
+    assert found is activation or (activation is LINEAR and found not in (SOFTMAX, SIGMOID))
+
+
+REFUSED = {
+    "classes": (
+        lambda: _headed(Head(lambda x: keras.ops.argmax(x, axis=-1))),
+        "logits or probabilities, floating-point numbers. Received: outputs of dtype int",
+    ),
+    "decisions": (lambda: _headed(Head(lambda x: x > 0)), "Received: outputs of dtype bool"),
+    "a layer over another axis": (
+        lambda: _headed(keras.layers.Reshape((4, 2)), keras.layers.Softmax(axis=1)),
+        "classes on the last axis of its outputs. Received: the softmax 'softmax.*' over axis 1",
+    ),
+    "a softmax over another axis in a call": (
+        lambda: _headed(Head(lambda x: _square(x, 1))),
+        r"outputs of shape \(3, 4, 2\), which are a softmax over axis 1",
+    ),
+    "a flattened softmax": (
+        lambda: _headed(
+            keras.layers.Reshape((4, 2)), keras.layers.Softmax(), keras.layers.Flatten()
+        ),
+        "are a softmax but do not sum to 1 over the last axis",
+    ),
+    "a softmax of a recurrent layer": (
+        lambda: _headed(keras.layers.Reshape((4, 2)), keras.layers.LSTM(3, activation="softmax")),
+        "or output_activation must be given. .*do not sum to 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
+def test_raises_for_outputs_that_cannot_be_read(make, message):
+    with pytest.raises(ValueError, match=message):
+        _verified(make())
+
+
+class Counting(keras.layers.Layer):
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.count.assign_add(1.0)
+        return x
+
+
+def test_reading_classes_changes_no_variable():
+    layer = Counting()
+    model = _headed(layer, DENSE(2))
+    before = float(layer.count)
+    ClassReader(model, np.zeros((1, 4, 4, 1)))
+    assert float(layer.count) == before

@@ -192,3 +192,23 @@ def test_raises_without_a_normalization():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)], name="plain")
     with pytest.raises(ValueError, match=r"with a BatchNormalization layer. Received: 'plain'"):
         first_normalization(model, np.zeros((1, 4), "float32"))
+
+
+class Counting(keras.layers.Layer):
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.count.assign_add(1.0)
+        return x
+
+
+def test_a_probe_changes_no_variable():
+    model = keras.Sequential(
+        [keras.Input((5, 5, 1)), Counting(), keras.layers.BatchNormalization(), Counting()]
+    )
+    images = RNG.normal(size=(2, 5, 5, 1)).astype("float32")
+    before = [float(layer.count) for layer in (model.layers[0], model.layers[2])]
+    _, probe = first_normalization(model, images)
+    probe(images)
+    assert [float(layer.count) for layer in (model.layers[0], model.layers[2])] == before

@@ -86,7 +86,7 @@ def test_no_path_is_longer_than_the_greedy_one(method, seeds, metric):
 
 
 def test_raises_for_an_unknown_kind_or_metric():
-    message = "permutation must be one of .*Received: permutation='smooth'"
+    message = "kind must be one of .*Received: kind='smooth'"
     with pytest.raises(ValueError, match=message):
         block_order(np.zeros((1, 1, 9)), "smooth")
     with pytest.raises(ValueError, match=message):

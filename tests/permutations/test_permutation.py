@@ -95,8 +95,8 @@ def test_load_raises_for_other_files(permutation, tmp_path):
         ({"orders": orders[1:]}, "entries for"),
         ({"orders": doubled}, "must be a permutation"),
         ({"grids": fields["grids"][0]}, "axis 1"),
-        ({"kind": np.array("by name")}, "permutation must be one of"),
-        ({"method": np.array("magic")}, "permutation_method must be one of"),
+        ({"kind": np.array("by name")}, "kind must be one of"),
+        ({"method": np.array("magic")}, "method must be one of"),
         ({"orders": np.array([{}], dtype=object)}, "Object arrays"),
     ):
         if callable(change):
@@ -152,15 +152,15 @@ def test_errors_name_the_layer():
             Permutation(bad)
     with pytest.raises(ValueError, match=r"layer 0 must be a permutation of range\(4\)"):
         Permutation.from_positions([0, 0, 0, 0, 1, 0], grids)
-    with pytest.raises(ValueError, match=r"one order for each of 2 layers. Received: 1"):
+    with pytest.raises(ValueError, match=r"orders must be one .* each of 2 layers. Received: \[\["):
         Permutation(grids, [[0, 1, 2, 3]])
 
 
 def test_raises_for_an_unknown_kind_method_or_metric(base):
-    message = "permutation must be one of .*Received: permutation='smooth'"
+    message = "kind must be one of .*Received: kind='smooth'"
     with pytest.raises(ValueError, match=message):
         Permutation.from_model(base, "smooth")
-    with pytest.raises(ValueError, match=r"permutation_method must be one of .*'exact'"):
+    with pytest.raises(ValueError, match=r"method must be one of .*'exact'"):
         Permutation.from_model(base, method="exact")
     with pytest.raises(ValueError, match=r"metric must be one of .*Received: metric='angle'"):
         Permutation.from_model(base, metric="angle")

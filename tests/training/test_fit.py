@@ -553,7 +553,7 @@ IMAGES = np.zeros((2, 8, 8, 1), "float32")
         ({"x": "images/"}, "x must be arrays, a tf.data.Dataset.*Received: x of type str"),
         ({"x": iter([IMAGES])}, "x must be arrays, .*Received: x of type list_iterator"),
         ({"x": IMAGES, "validation_split": 1.0}, "validation_split must be at least 0 and below 1"),
-        ({"steps_per_epoch": 0}, "steps_per_epoch must be at least 1"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be an integer of at least 1"),
         (
             {"x": IMAGES, "callbacks": [keras_nern.callbacks.EvaluateRebuilt(IMAGES, np.ones(3))]},
             "x must have as many labels as images",

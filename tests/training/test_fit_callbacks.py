@@ -266,7 +266,16 @@ RESTORED = {
 }
 
 
-@pytest.mark.parametrize(("frequency", "place", "arguments"), RESTORED.values(), ids=RESTORED)
+VARIANTS = ("at its last step", "with a user's optimizer", "after the last batch of the fit")
+
+
+@pytest.mark.parametrize(
+    ("frequency", "place", "arguments"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name in VARIANTS))
+        for name, case in RESTORED.items()
+    ],
+)
 def test_a_restored_fit_ends_with_the_same_kernels(
     base, images, tmp_path, frequency, place, arguments
 ):

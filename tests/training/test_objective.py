@@ -7,6 +7,7 @@ import keras_nern
 from keras_nern.network.moments import second_moments
 
 
+@pytest.mark.traced
 def test_the_layer_output_loss_matches_the_layers_outputs(base, images):
     nern = keras_nern.NeRNModel(base, hidden_size=24)
     nern.compile(reconstruction_weight=0.0, layer_output_weight=1.0, kernel_sampling="all")
@@ -34,6 +35,7 @@ def test_the_layer_output_loss_matches_the_layers_outputs(base, images):
     assert last < 0.1 * history["layer_output_loss"][0]
 
 
+@pytest.mark.traced
 def test_the_reconstruction_loss_trains_layers_without_moments(images):
     base = keras.Sequential(
         [
