@@ -379,7 +379,8 @@ def _check_labels(labels: Any, label_shapes: LabelShapes, name: str) -> None:
                 f"Received: labels of shape {tuple(array.shape)}"
             )
         is_class = len(array.shape) == len(rest) + 1 or array.shape[-1] != classes
-        if not is_class or isinstance(array, (tf.TypeSpec, keras.KerasTensor)):
+        is_spec = isinstance(array, (tf.TypeSpec, keras.KerasTensor))
+        if classes is None or is_spec or not is_class:
             continue
         found = np.asarray(keras.ops.convert_to_numpy(array), "float64")
         # with two classes, a label may be the probability of the second

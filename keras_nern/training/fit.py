@@ -256,7 +256,6 @@ class TwoPhaseFit:
             callbacks=[ReconstructionCallbacks(callbacks, to_int(model.phase_iterations))],
         )
         callbacks.finite_check.check()
-        callbacks.finite_check.keep_state()
         if verbose and not self._reconstruction_steps_left:
             print("Distillation:")
         return history.history
@@ -292,6 +291,7 @@ class TwoPhaseFit:
             # `random` with several devices than with one.
             unordered = (tf.data.Dataset, types.GeneratorType, NoiseDataset)
             shuffle = not isinstance(x, unordered)
+        model._finite_check.keep_state()
         return self._keras_fit(
             x=x,
             epochs=epochs,

@@ -274,7 +274,6 @@ class FiniteCheck(keras.callbacks.Callback):
             raise ValueError(
                 f"Expected a predictor with finite weights. Received: NaN or infinity in {bad}"
             )
-        self.keep_state()
         self.model._finite_check = self
 
     def end(self) -> None:
