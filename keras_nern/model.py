@@ -248,6 +248,15 @@ class NeRNModel(keras.Model):
         self.phase = "reconstruction"
         self.compile()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Before Keras, which would track layers in the value.
+        if name in ("base", *ARGUMENTS) and "_arguments" in self.__dict__:
+            raise AttributeError(
+                f"{name} is an argument of the constructor and cannot be changed: create another "
+                f"NeRNModel. Received: {name}={value!r}"
+            )
+        super().__setattr__(name, value)
+
     def _add_constant(
         self, name: str, shape: tuple[int, ...], dtype: str, value: ArrayLike
     ) -> keras.Variable:

@@ -125,11 +125,15 @@ class NoiseDataset(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> np.ndarray:
         """Returns batch `index`: float32 `(batch_size, height, width, channels)`."""
         rng = np.random.default_rng((self.seed, self._epoch, index))
-        shape = (self.batch_size, *self.image_shape)
-        if self.kind == "uniform":
-            return rng.uniform(*self.limits, shape).astype("float32")
-        noise = colored_noise(rng, shape, self.exponent)
-        return (self.mean + noise @ self.mixing.T).astype("float32")
+        images = np.empty((self.batch_size, *self.image_shape), "float32")
+        at_once = max(1, PIXELS_AT_ONCE // math.prod(self.image_shape[:2]))
+        for start in range(0, self.batch_size, at_once):  # in float64, a few images at once
+            part = images[start : start + at_once]
+            if self.kind == "uniform":
+                part[:] = rng.uniform(*self.limits, part.shape)
+            else:
+                part[:] = self.mean + colored_noise(rng, part.shape, self.exponent) @ self.mixing.T
+        return images
 
     def on_epoch_end(self) -> None:
         self._epoch += 1
@@ -187,13 +191,13 @@ def match_statistics(
     target_variance = np.asarray(keras.ops.convert_to_numpy(layer.moving_variance), "float64")
 
     def responses(images: np.ndarray) -> np.ndarray:
-        """The inputs of the batch normalization, (positions, filters)."""
+        """The inputs of the batch normalization, float32 (images, positions, filters)."""
         inputs = keras.ops.convert_to_numpy(probe(images.astype("float32")))
-        return inputs.astype("float64").reshape(-1, len(target_mean))
+        return inputs.astype("float32").reshape(len(images), -1, len(target_mean))
 
     channels = image_shape[-1]
     offset, *rest = [
-        responses(np.broadcast_to(color, (1, *image_shape))).mean(axis=0)
+        responses(np.broadcast_to(color, (1, *image_shape))).mean(axis=(0, 1), dtype="float64")
         for color in (np.zeros(channels), *np.eye(channels))
     ]
     slopes = np.stack(rest, axis=1) - offset[:, None]  # (filters, channels)
@@ -225,14 +229,22 @@ def _gains(
     pixels = math.prod(size) * math.ceil(channels / 3)  # each channel is probed by itself
     batch = max(1, PIXELS_AT_ONCE // pixels)
     batches = max(1, PROBED_PIXELS // pixels // batch)
-    constant = responses(np.broadcast_to(mean, (batch, *image_shape)))
+    at_once = max(1, PIXELS_AT_ONCE // math.prod(size) // batch)  # channels
+    units = np.eye(channels)[:, None, None, None]  # (channels, 1, 1, 1, channels)
+    constant = responses(np.broadcast_to(mean, (1, *image_shape)))
     gains = np.zeros((constant.shape[-1], channels, channels))
     for _ in range(batches):
         noise = colored_noise(rng, (batch, *size, 1), exponent)
-        noisy = [responses(mean + noise * unit) for unit in np.eye(channels)]
-        change = np.stack(noisy, axis=1) - constant[:, None]  # (positions, channels, filters)
-        change = change.transpose(2, 1, 0)
-        gains += change @ change.transpose(0, 2, 1) / change.shape[-1] / batches
+        changes = []
+        for start in range(0, channels, at_once):
+            images = mean + noise * units[start : start + at_once]
+            change = responses(images.reshape(-1, *image_shape))
+            change -= constant
+            changes.append(change.reshape(len(images), -1, change.shape[-1]))
+        changes = np.concatenate(changes)  # float32 (channels, positions, filters)
+        for filter_gains, change in zip(gains, np.moveaxis(changes, 2, 0), strict=True):
+            change = change.astype("float64")
+            filter_gains += change @ change.T / change.shape[1] / batches
     return gains
 
 
@@ -260,24 +272,25 @@ def _fit_covariance(
     gains, target = gains[alive], target[alive]
 
     def residuals(root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        variances = np.einsum("jcd,ce,de->j", gains, root, root)
-        return np.log(np.maximum(variances, 1e-30) / target), variances
+        """The errors of the logarithms `(filters,)`, and their slopes by the entries of L."""
+        products = gains @ root  # (filters, channels, channels)
+        variances = np.einsum("jce,ce->j", products, root)
+        slopes = 2 * products / variances[:, None, None]
+        return np.log(np.maximum(variances, 1e-30) / target), slopes.reshape(len(target), -1)
 
     channels = gains.shape[1]
     # Start with independent channels, because filters of color differences respond to them.
     root = np.eye(channels) * np.sqrt(np.median(target / np.trace(gains, axis1=1, axis2=2)))
-    error, variances = residuals(root)
+    error, slopes = residuals(root)
     damping = 1e-2
     for _ in range(steps):
-        slopes = 2 * np.einsum("jcd,de->jce", gains, root) / variances[:, None, None]
-        slopes = slopes.reshape(len(target), -1)
         # (S^T S + D)^-1 S^T = D^-1 S^T (S D^-1 S^T + I)^-1, with a system of filters, not entries
         scaled = slopes / (damping * (np.sum(slopes**2, axis=0) + 1e-12))
         step = scaled.T @ np.linalg.solve(slopes @ scaled.T + np.eye(len(slopes)), error)
         trial = root - step.reshape(root.shape)
-        trial_error, trial_variances = residuals(trial)
+        trial_error, trial_slopes = residuals(trial)
         if np.sum(trial_error**2) < np.sum(error**2):
-            root, error, variances, damping = trial, trial_error, trial_variances, damping / 3
+            root, error, slopes, damping = trial, trial_error, trial_slopes, damping / 3
         else:
             damping *= 4
     return float(np.mean(error**2)), root

@@ -267,7 +267,7 @@ class FiniteCheck(keras.callbacks.Callback):
         self._state: list[tuple[keras.Variable, np.ndarray]] = []
 
     def start(self) -> None:
-        """Records the state at the start of the fit, which must be finite."""
+        """Raises a ValueError if the predictor is not finite before the first step."""
         self.model._objective.failure(self.model.phase)  # clears that of an earlier fit
         bad = self.model.predictor.not_finite()
         if bad:

@@ -265,3 +265,13 @@ def test_kernel_importance_raises_for_invalid_arguments(nern):
         keras_nern.kernel_importance(nern, "random", seed=-1)
     with pytest.raises(ValueError, match=r"nern must be a NeRNModel\. Received"):
         keras_nern.kernel_importance(nern.base)
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_pruning_nothing_changes_nothing(base, nern, per_layer):
+    kernel = base.get_layer("conv").kernel
+    kernel.assign(np.where(np.arange(kernel.shape[-1]) == 1, -0.0, kernel))  # scores -inf
+    scores = keras_nern.kernel_importance(nern)
+    pruned = keras_nern.prune(base, scores, 0.0, per_layer=per_layer)
+    for weight, other in zip(base.weights, pruned.weights, strict=True):
+        assert np.array(weight).tobytes() == np.array(other).tobytes()

@@ -74,12 +74,25 @@ def test_a_failure_of_the_work_has_exit_code_1(
     assert in_stderr in err
 
 
-def test_a_fit_that_diverges_fails(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(keras_nern.NeRNModel, "relative_error", lambda self: float("nan"))
+def test_a_fit_that_diverges_fails(folder, tmp_path):
+    options = ("--hidden-size", 4, "--reconstruction-steps", 2, "--backup-every", 1, "--quiet")
+    images = ("--data", folder / "images.npy", "--scale", 8e37)  # finite, unlike its convolutions
+    command = ("fit", folder / "base.keras", tmp_path / "out.keras", *options, *images)
+    code, out, err = run(*command, "--json")
+    assert code == 1, err
+    error = json.loads(out)["error"]
+    assert error.startswith(f"The fit diverged and {str(tmp_path / 'out.keras')!r} was not written")
+    assert "NaN or infinity in" in error
+    assert "of the distillation" in error
+    assert not list(tmp_path.iterdir())  # and no backup, which would diverge again
+
+
+def test_a_fit_that_ends_with_infinite_errors_fails(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras_nern.NeRNModel, "relative_error", lambda self: float("inf"))
     options = ("--hidden-size", 4, "--reconstruction-steps", 2, "--epochs", 0, "--quiet")
     code, out, err = run("fit", folder / "base.keras", tmp_path / "out.keras", *options, "--json")
     assert code == 1, err
-    assert "as the fit diverged; " in json.loads(out)["error"]
+    assert "a fit that ends with finite weights" in json.loads(out)["error"]
     assert not list(tmp_path.iterdir())
 
 

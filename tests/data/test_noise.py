@@ -1,9 +1,11 @@
 import keras
 import numpy as np
 import pytest
+from peaks import grows_by_at_most
 
 import keras_nern
 from keras_nern import NoiseDataset
+from keras_nern.data import noise as noise_module
 from keras_nern.data.noise import colored_noise
 
 
@@ -155,3 +157,28 @@ def test_raises_for_a_batch_normalization_without_variance(base):
     base.get_layer("stem_bn").moving_variance.assign(np.zeros(4))
     with pytest.raises(ValueError, match=r"variances above 0.* Received: none among 4 filters"):
         NoiseDataset(base)
+
+
+def test_images_do_not_depend_on_how_many_are_made_at_once(base, monkeypatch):
+    for kind in ("uniform", "gaussian", "batch_norm"):
+        noise = NoiseDataset(base, kind, batch_size=7)
+        whole = noise[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(noise_module, "PIXELS_AT_ONCE", 2 * 8 * 8)
+            np.testing.assert_array_equal(noise[0], whole)
+
+
+def test_many_channels_and_large_images_take_bounded_memory(monkeypatch):
+    """Measured in full: all responses at once would take gigabytes, all exponents minutes."""
+    monkeypatch.setattr(noise_module, "EXPONENTS", (0.0,))
+
+    def of(shape, filters):
+        layers = [keras.layers.Conv2D(filters, 3), keras.layers.BatchNormalization()]
+        base = keras.Sequential([keras.Input(shape), *layers, keras.layers.Flatten()])
+        base(np.zeros((1, *shape), "float32"))
+        return base
+
+    many, large = of((30, 8, 24), 32), of((224, 224, 3), 16)
+    with grows_by_at_most(512):  # 64 MB for the responses to all channels, several times
+        NoiseDataset(many, batch_size=4)
+        NoiseDataset(large)[0]  # 64 images of 224 x 224: 38 MB in float32

@@ -536,8 +536,8 @@ IMAGES = np.zeros((2, 8, 8, 1), "float32")
             {"x": tf.data.Dataset.from_tensors(IMAGES), "sample_weight": np.ones(2)},
             "validation_split need x to be arrays.*sample_weight=weights",
         ),
-        ({"x": IMAGES, "y": np.zeros(3)}, r"x must have as many labels as images.*2 im.*\(3,\)"),
-        ({"x": IMAGES, "sample_weight": np.zeros(1)}, "x must have as many sample weights as im"),
+        ({"x": IMAGES, "y": np.zeros(3)}, r"y must have as many labels as images.*2 im.*\(3,\)"),
+        ({"x": IMAGES, "sample_weight": np.zeros(1)}, "sample_weight must have as many sample w"),
         (
             {"x": IMAGES, "validation_data": (IMAGES, np.zeros(3))},
             "validation_data must have as many labels as images",
@@ -556,7 +556,7 @@ IMAGES = np.zeros((2, 8, 8, 1), "float32")
         ({"steps_per_epoch": 0}, "steps_per_epoch must be an integer of at least 1"),
         (
             {"x": IMAGES, "callbacks": [keras_nern.callbacks.EvaluateRebuilt(IMAGES, np.ones(3))]},
-            "x must have as many labels as images",
+            "y must have as many labels as images",
         ),
         ({"x": np.zeros((0, 8, 8, 1))}, "x must contain at least one batch of images"),
         ({"x": np.zeros((2, 9, 8, 1))}, r"x must contain images of shape \(batch, 8, 8, 1\)"),

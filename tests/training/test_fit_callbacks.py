@@ -92,7 +92,7 @@ def test_a_callback_that_stops_the_reconstruction_stops_the_fit(base, images):
     nern.compile(reconstruction_steps=50, optimizer=keras.optimizers.SGD(1e20))
     history = nern.fit(images, verbose=0, callbacks=[keras.callbacks.TerminateOnNaN()])
     assert history.history == {}
-    assert 0 < int(nern.reconstruction_iterations) < 50
+    assert int(nern.reconstruction_iterations) == 0  # when the weights were last finite
     assert nern.phase == "reconstruction"
 
 
@@ -432,3 +432,142 @@ def test_a_fit_interrupted_while_skipping_batches_can_be_restored(base, images, 
     assert history.epoch == [1, 2]
     for name, kernel in nern.predict_kernels().items():
         np.testing.assert_allclose(kernel, whole.predict_kernels()[name], rtol=1e-5, atol=1e-7)
+
+
+# Callbacks of Keras that would fail, or do nothing, at the end of the first epoch.
+
+
+def _unlogged(name):
+    return rf"callbacks must read values that an epoch logs: \[.*\]. Received: .* \['{name}'\]"
+
+
+REFUSED = {
+    "a misspelled monitor": (
+        lambda folder: keras.callbacks.EarlyStopping("val_acuracy"),
+        "labels",
+        _unlogged("val_acuracy"),
+    ),
+    "accuracy without labels": (
+        lambda folder: keras.callbacks.EarlyStopping("val_accuracy", mode="max"),
+        "images",
+        _unlogged("val_accuracy"),
+    ),
+    "validation without data": (
+        lambda folder: keras.callbacks.EarlyStopping(),
+        "none",
+        _unlogged("val_loss"),
+    ),
+    "a monitor of the best weights": (
+        lambda folder: keras.callbacks.ModelCheckpoint(
+            folder / "a.keras", monitor="val_top1", save_best_only=True
+        ),
+        "labels",
+        _unlogged("val_top1"),
+    ),
+    "a name in a path": (
+        lambda folder: keras.callbacks.ModelCheckpoint(folder / "{epoch}-{val_top1:.2f}.keras"),
+        "labels",
+        _unlogged("val_top1"),
+    ),
+    "a metric without a direction": (
+        lambda folder: keras.callbacks.EarlyStopping("val_spread"),
+        "labels",
+        "monitor=val_spread, but Keras isn't able to automatically determine",
+    ),
+    "a path below a file": (
+        lambda folder: keras.callbacks.ModelCheckpoint(folder / "file" / "a.keras"),
+        "labels",
+        "file' is no folder",
+    ),
+    "a path that is a folder": (
+        lambda folder: keras.callbacks.ModelCheckpoint(folder / "folder.keras"),
+        "labels",
+        "Expected the path of a file",
+    ),
+    "a path with epochs below a file": (
+        lambda folder: keras.callbacks.ModelCheckpoint(folder / "file" / "{epoch}.keras"),
+        "labels",
+        "file' is no folder",
+    ),
+    "HDF5": (
+        lambda folder: keras.callbacks.ModelCheckpoint(folder / "a.h5"),
+        "labels",
+        "filepath of ModelCheckpoint must end in .keras",
+    ),
+    "a backup in a file": (
+        lambda folder: keras.callbacks.BackupAndRestore(folder / "file"),
+        "labels",
+        "file' is no folder",
+    ),
+    "logs in a file": (
+        lambda folder: keras.callbacks.TensorBoard(folder / "file"),
+        "labels",
+        "file' is no folder",
+    ),
+    "averages that the optimizer has not": (
+        lambda folder: keras.callbacks.SwapEMAWeights(),
+        "labels",
+        "SwapEMAWeights needs an optimizer with use_ema=True",
+    ),
+    "no callback": (
+        lambda folder: "EarlyStopping",
+        "labels",
+        "callbacks must be a keras.callbacks",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "validation", "message"), REFUSED.values(), ids=REFUSED)
+def test_raises_before_training_for_callbacks_that_would_fail(
+    base, images, labels, tmp_path, make, validation, message
+):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.keras").mkdir()
+    nern = _model(base, metrics=[keras.metrics.MeanMetricWrapper(lambda y, p: 0.0, "spread")])
+    data = {"labels": (images, labels), "images": (images,), "none": None}[validation]
+    with pytest.raises((ValueError, OSError), match=message):
+        nern.fit(images, verbose=0, validation_data=data, callbacks=[make(tmp_path)])
+    assert int(nern.reconstruction_iterations) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.keras"}
+
+
+def test_a_callback_may_log_values_for_others(base, images):
+    log = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(mine=1.0))
+    stop = keras.callbacks.EarlyStopping("mine", mode="min", patience=0)
+    nern = _model(base, reconstruction_steps=1)
+    assert len(nern.fit(images, epochs=4, verbose=0, callbacks=[log, stop]).epoch) == 2
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode"),
+    [
+        *((f"val_{name}", "max") for name in ("agreement", "accuracy", "compiled_accuracy")),
+        *((f"val_{name}", "min") for name in ("loss", "relative_error", "logits_loss", "apart")),
+        *((name, "min") for name in ("loss", "relative_error", "feature_map_loss")),
+    ],
+)
+def test_metrics_have_the_direction_that_callbacks_look_for(base, images, labels, monitor, mode):
+    metrics = ["accuracy", keras.metrics.MeanSquaredError("apart")]
+    nern = keras_nern.NeRNModel(base, hidden_size=4, num_layers=2)
+    nern.compile(keras.optimizers.SGD(1e-3), reconstruction_steps=0, metrics=metrics)
+    callbacks = [
+        keras.callbacks.EarlyStopping(monitor),
+        keras.callbacks.ModelCheckpoint("never.keras", monitor=monitor, save_best_only=True),
+        keras.callbacks.ReduceLROnPlateau(monitor),
+    ]
+    one_hot = np.eye(3)[labels]
+    validation = (images, one_hot)
+    nern.fit(images, epochs=0, verbose=0, validation_data=validation, callbacks=callbacks)
+    expected = keras.ops.greater if mode == "max" else keras.ops.less
+    assert [callback.monitor_op for callback in callbacks] == [expected] * 3
+    assert np.sign(callbacks[2].min_delta) == (1 if mode == "max" else -1)
+
+
+def test_model_checkpoint_saves_between_epochs_of_both_phases(base, images, tmp_path):
+    watch = keras_nern.callbacks.EvaluateRebuilt(images, frequency=2)
+    keep = keras.callbacks.ModelCheckpoint(
+        tmp_path / "{epoch}.keras", monitor="val_agreement", save_best_only=True, save_freq=2
+    )
+    _model(base).fit(images, batch_size=6, verbose=0, callbacks=[watch, keep])
+    assert keep.best == max(result["agreement"] for result in watch.history)
+    assert [path.name for path in tmp_path.iterdir()] == ["1.keras"]

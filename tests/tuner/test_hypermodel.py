@@ -22,7 +22,6 @@ keras_tuner = pytest.importorskip("keras_tuner", reason="install keras-nern[tune
 from keras_tuner.errors import FailedTrialError, FatalValueError  # noqa: E402
 
 from keras_nern.tuner import NeRNHyperModel, pareto_front  # noqa: E402
-from keras_nern.tuner.hypermodel import _EvaluateCompressed  # noqa: E402
 
 AGREEMENT = keras_tuner.Objective("val_agreement", "max")
 # Eager execution is fastest for few steps of a small predictor.
@@ -219,14 +218,55 @@ def test_builds_counts_and_scores_a_trial_with_all_arguments(base, images, label
     assert history["val_accuracy"] == pytest.approx([results["accuracy"]])
 
 
-def test_scores_diverged_weights_without_compressing_them(base):
-    nern = keras_nern.NeRNModel(base, 8)
-    nern.predictor.output_layer.kernel.assign(np.full((8, 9), np.nan))
-    scored = []
-    callback = _EvaluateCompressed(lambda model: scored.append(model) or {}, bits=4)
-    callback.set_model(nern)
-    callback.on_epoch_end(0, {})
-    assert scored == [nern]
+class _Epochs(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.logs = {}
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.logs[epoch] = dict(logs)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_trial_that_diverges_is_scored_as_it_was_before(base, images, labels, bits):
+    arguments = {"optimizer": keras.optimizers.SGD(1e20), "reconstruction_steps": 50}
+    arguments["run_eagerly"] = True
+    hypermodel = _hypermodel(base, num_layers=2, bits=bits, compile_arguments=arguments)
+    hp, epochs = keras_tuner.HyperParameters(), _Epochs()
+    model = hypermodel.build(hp)
+    scored = model if bits is None else keras_nern.compress(model, bits)
+    expected = scored.evaluate(images[8:], labels[8:], verbose=0, return_dict=True)
+    history = hypermodel.fit(hp, model, **_data(images, labels), callbacks=[epochs])
+    assert history.history == {f"val_{name}": [value] for name, value in expected.items()}
+    assert epochs.logs == {0: {name: values[0] for name, values in history.history.items()}}
+
+
+def test_a_trial_that_diverges_later_keeps_its_scores(base, images, labels):
+    batches = np.repeat(images[None, :4], 4, axis=0)
+    batches[3] = np.nan  # in the second epoch of two batches
+    hypermodel = _hypermodel(base, num_layers=2)
+    hp = keras_tuner.HyperParameters()
+    history = hypermodel.fit(
+        hp,
+        hypermodel.build(hp),
+        tf.data.Dataset.from_tensor_slices(batches),
+        epochs=2,
+        steps_per_epoch=2,
+        validation_data=(images, labels),
+        verbose=0,
+    )
+    assert history.epoch == [0]
+    assert np.isfinite(history.history["val_loss"]).all()
+
+
+def test_trials_that_diverge_do_not_end_a_search(base, images, labels, tmp_path):
+    arguments = {"optimizer": keras.optimizers.SGD(1e20), "reconstruction_steps": 3}
+    arguments["run_eagerly"] = True
+    hypermodel = _hypermodel(base, num_layers=2, compile_arguments=arguments)
+    tuner = _tuner("RandomSearch", hypermodel, tmp_path, max_trials=4)  # three failures end it
+    tuner.search(**_data(images, labels))
+    assert [trial.status for trial in tuner.oracle.trials.values()] == ["COMPLETED"] * 4
+    _check_trials(tuner, images, labels)
 
 
 def test_a_trial_over_budget_fails_before_it_is_built(base, images, labels, tmp_path):
