@@ -235,13 +235,13 @@ def _gains(
     gains = np.zeros((constant.shape[-1], channels, channels))
     for _ in range(batches):
         noise = colored_noise(rng, (batch, *size, 1), exponent)
-        changes = []
+        parts = []
         for start in range(0, channels, at_once):
             images = mean + noise * units[start : start + at_once]
             change = responses(images.reshape(-1, *image_shape))
             change -= constant
-            changes.append(change.reshape(len(images), -1, change.shape[-1]))
-        changes = np.concatenate(changes)  # float32 (channels, positions, filters)
+            parts.append(change.reshape(len(images), -1, change.shape[-1]))
+        changes = np.concatenate(parts)  # float32 (channels, positions, filters)
         for filter_gains, change in zip(gains, np.moveaxis(changes, 2, 0), strict=True):
             change = change.astype("float64")
             filter_gains += change @ change.T / change.shape[1] / batches
