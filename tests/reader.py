@@ -5,6 +5,7 @@ Provides small versions of the files and names that examples use (`classifier.ke
 examples runs unchanged.
 """
 
+import functools
 import pathlib
 import re
 
@@ -68,6 +69,7 @@ def shorten_fits(monkeypatch):
             steps_per_epoch = STEPS
         return fit(self, x, *args, epochs=1, steps_per_epoch=steps_per_epoch, **kwargs)
 
+    @functools.wraps(compile_)  # whose signature searches read
     def short_compile(self, optimizer="auto", *, reconstruction_steps=STEPS, **kwargs):
         steps = min(STEPS, reconstruction_steps)
         kwargs.setdefault("run_eagerly", True)

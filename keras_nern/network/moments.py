@@ -80,18 +80,19 @@ def second_moments(
                 continue
             patches = _patches(call.inputs[0], kernels[index])  # (groups, positions, patch)
             product = keras.ops.matmul(keras.ops.transpose(patches, (0, 2, 1)), patches)
-            product = keras.ops.convert_to_numpy(product).astype("float64")
-            sums[index] = sums.get(index, 0.0) + product
+            if index not in sums:
+                sums[index] = np.zeros(product.shape)
+            sums[index] += keras.ops.convert_to_numpy(product)
             counts[index] = counts.get(index, 0) + patches.shape[1]
             scales.setdefault(index, _scale(kernels[index], after.get(id(call.output))))
     if is_empty:
         raise ValueError("batches must yield at least one batch of inputs. Received: none")
-    return [
-        InputMoments((sums.pop(index) / counts[index]).astype("float32"), scales[index])
-        if index in sums
-        else None
-        for index in range(len(kernels))
-    ]
+    moments: list[InputMoments | None] = [None] * len(kernels)
+    for index in sorted(sums):
+        total = sums.pop(index)
+        total /= counts[index]
+        moments[index] = InputMoments(total.astype("float32"), scales[index])
+    return moments
 
 
 def _in_parts(batches: Iterable) -> Iterator:

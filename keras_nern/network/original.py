@@ -54,6 +54,8 @@ from keras_nern.network.signature import Signature
 from keras_nern.utils import checks
 from keras_nern.utils.types import Shape, Tensor
 
+FINITE_CHUNK = 2**22  # weights checked at once
+
 FEATURE_MAPS = ("convolutions", "additions", "both")
 
 
@@ -443,7 +445,9 @@ def _check_finite(base: keras.Model) -> None:
     for weight in base.weights:
         if not keras.backend.is_float_dtype(weight.dtype):
             continue
-        bad = int(np.sum(~np.isfinite(np.asarray(keras.ops.convert_to_numpy(weight), "float64"))))
+        flat = np.reshape(keras.ops.convert_to_numpy(weight), -1)
+        chunks = range(0, flat.size, FINITE_CHUNK)
+        bad = sum(int(np.sum(~np.isfinite(flat[i : i + FINITE_CHUNK]))) for i in chunks)
         if bad:
             raise ValueError(
                 f"base must have finite weights. Received: {weight.path!r} with {bad} of "

@@ -3,6 +3,8 @@
 A fit of a few steps takes seconds to trace and milliseconds to run.
 """
 
+import functools
+
 import pytest
 
 import keras_nern
@@ -14,6 +16,7 @@ def _eager(request, monkeypatch):
         return
     compile_ = keras_nern.NeRNModel.compile
 
+    @functools.wraps(compile_)
     def eager(self, *args, **kwargs):
         if not kwargs.get("jit_compile"):
             kwargs.setdefault("run_eagerly", True)
