@@ -49,7 +49,8 @@ class EvaluateRebuilt(keras.callbacks.Callback):
             phase, and the results.
 
     Raises:
-        ValueError: if `frequency` is not an integer of at least 1, or if `x` is a generator.
+        ValueError: if `frequency` is not an integer of at least 1, if `x` is a generator, or if
+            `evaluate` does not take an argument; at the start of a fit, if the data do not fit.
 
     Example:
 

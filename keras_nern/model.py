@@ -348,7 +348,11 @@ class NeRNModel(keras.Model):
         Returns:
             An uncompiled Keras model of the base's class and config. Its variables are its own:
             predicted kernels and copies of all other variables of the base.
+
+        Raises:
+            ValueError: if the base has weights that are not finite, or cannot be copied.
         """
+        self._original.check_finite()
         return self._original.rebuilt(self._representation.kernels())
 
     def summary_table(self) -> SummaryTable:
@@ -517,9 +521,12 @@ class NeRNModel(keras.Model):
 
         Raises:
             ValueError: if `x` is empty or its images do not fit the base, if `steps_per_epoch` or
-                second moments are missing, if there are more or fewer labels or weights than
-                images, or if an argument does not suit the kind of `x`. It is raised before any
-                training.
+                second moments are missing, if labels are not classes of the outputs or not as
+                many as the images, if an argument is out of range or does not suit the kind of
+                `x`, or if a callback monitors a value that no epoch logs. It is raised before any
+                training. During training, it is raised if a loss or a weight becomes NaN or
+                infinite; the model is then back in its last finite state.
+            OSError: before any training, if a callback cannot write its files.
             RuntimeError: if the Keras backend is not TensorFlow.
         """
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -633,6 +640,7 @@ class NeRNModel(keras.Model):
             RuntimeError: if the Keras backend is not TensorFlow.
         """
         require_tensorflow("gather_second_moments")
+        self._original.check_finite()
         checks.integer("images", images, minimum=1)
         checks.integer("batch_size", batch_size, minimum=1)
         x = self.check_data(x)
@@ -711,6 +719,12 @@ class NeRNModel(keras.Model):
             the original and, if there are labels, the accuracy and compiled metrics. Otherwise, a
             list of its values in the order of `metrics_names`. The prefix `compiled_` is added to
             a compiled metric whose name the model uses itself.
+
+        Raises:
+            ValueError: if `x` is empty or its images do not fit the base, if labels are not
+                classes of the outputs or not as many as the images, if an argument is out of
+                range, or if the base has weights that are not finite.
+            RuntimeError: if the Keras backend is not TensorFlow.
         """
         require_tensorflow("evaluate")
         x, y, sample_weight = unpack(x, y, sample_weight, self._original.signature)
@@ -964,6 +978,7 @@ class NeRNModel(keras.Model):
         """
         checks.path("filepath", filepath)
         checks.instance("format", format, str, "a name")
+        self._original.check_finite()
         if format != "nern":
             if (precision, kept_precision) != ("auto", "float32"):
                 raise ValueError(

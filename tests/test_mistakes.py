@@ -87,8 +87,7 @@ class _Shared:
     def assert_unchanged(self):
         (variables, *others), (before, *others_before) = self.state(), self.before
         assert others == others_before
-        for one, other in zip(variables, before, strict=True):
-            np.testing.assert_array_equal(one, other)
+        assert all(map(np.array_equal, variables, before))
 
 
 @pytest.fixture(scope="module")

@@ -153,9 +153,13 @@ class Objective:
         parts = {**parts, "the loss": loss}
         self._causes[phase] = list(parts)
         finite = keras.ops.isfinite(keras.ops.stack(list(parts.values())))
-        index = keras.ops.cast(keras.ops.argmin(keras.ops.cast(finite, "int32")), "int32")
+        bad = keras.ops.cast(keras.ops.logical_not(finite), "int32")
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync > 1:  # the first replica records for all
+            bad = context.all_reduce(tf.distribute.ReduceOp.SUM, bad)
+        index = keras.ops.cast(keras.ops.argmax(keras.ops.minimum(bad, 1)), "int32")
         before = keras.ops.convert_to_tensor(self._failure)
-        failed = keras.ops.logical_and(before[0] < 0, keras.ops.logical_not(keras.ops.all(finite)))
+        failed = keras.ops.logical_and(before[0] < 0, keras.ops.any(bad > 0))
         now = keras.ops.stack([keras.ops.cast(step, "int32"), index])
         self._failure.assign(keras.ops.where(failed, now, before))
 

@@ -78,15 +78,10 @@ class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
 class Muon(keras.optimizers.Muon):
     """A `keras.optimizers.Muon` whose variables may have any dtype.
 
-    Keras (3.15) computes the learning rate and its adjustment in `keras.config.floatx()`, and
+    Keras (3.15) computes the adjustment of the learning rate in `keras.config.floatx()`, and
     TensorFlow does not multiply tensors of different dtypes. See `keras.optimizers.Muon` for the
     arguments.
     """
-
-    def update_step(
-        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
-    ) -> None:
-        super().update_step(gradient, variable, keras.ops.cast(learning_rate, variable.dtype))
 
     def lr_adjust(self, x: Tensor) -> Tensor:
         return x if self.rms_rate is None else x * (math.sqrt(max(x.shape)) * self.rms_rate)

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from peaks import grows_by_at_most
 
 from keras_nern import losses
 from keras_nern.network.moments import second_moments
@@ -153,3 +154,26 @@ def test_layers_in_a_loop_have_no_moments():
     first, looped = second_moments(model, kernels, [np.ones((3, 4, 4, 2), "float32")])
     assert first is not None
     assert looped is None
+
+
+def test_large_images_take_the_memory_of_one(monkeypatch):
+    base = keras.Sequential(
+        [
+            keras.Input((224, 224, 3)),
+            keras.layers.Conv2D(8, 3, padding="same", name="first"),
+            keras.layers.Conv2D(8, 3, padding="same", name="second"),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    kernels, _ = find_kernels(base)
+    images = np.random.default_rng(0).normal(size=(24, 224, 224, 3)).astype("float32")
+    second_moments(base, kernels, [images[:1]])
+    with grows_by_at_most(128):  # 330 MiB for the patches of all images in `second`
+        found = second_moments(base, kernels, [images])
+    # by parts as at once
+    monkeypatch.setattr("keras_nern.network.moments.PIXELS_AT_ONCE", 2**30)
+    some = second_moments(base, kernels, [images[:2]])
+    monkeypatch.undo()
+    for one, other in zip(some, second_moments(base, kernels, [images[:2]]), strict=True):
+        np.testing.assert_allclose(one.moments, other.moments, rtol=1e-5, atol=1e-5)
+    assert found[1].moments.shape == (1, 72, 72)

@@ -161,11 +161,18 @@ def test_raises_for_weights_that_are_not_finite_before_a_fit(base, images):
     assert int(nern.optimizer.iterations) == 0
 
 
-def test_raises_for_a_base_that_became_nan(base, images):
+def test_raises_for_a_base_that_became_nan(base, images, tmp_path):
     nern = _model(base)
     layer = base.get_layer("conv")
     layer.kernel.assign(layer.kernel * np.nan)
-    for call in (nern.fit, nern.evaluate):
+    for call in (
+        lambda: nern.fit(images, verbose=0),
+        lambda: nern.evaluate(images, verbose=0),
+        lambda: nern.gather_second_moments(images),
+        lambda: nern.export(tmp_path / "a.nern"),
+        nern.reconstruct,
+    ):
         with pytest.raises(ValueError, match=r"base must have finite weights. .*conv/kernel"):
-            call(images, verbose=0)
+            call()
     assert int(nern.reconstruction_iterations) == 0
+    assert not list(tmp_path.iterdir())

@@ -89,14 +89,11 @@ def test_labels_are_matched_with_outputs_by_name(structure):
 def test_labels_of_every_type(base, images):
     nern = NeRNModel(base, hidden_size=4)
     classes = nern.predict(images, verbose=0).argmax(axis=-1)
-    for dtype in ("uint8", "int64", "float32", "float64"):
-        for labels in (classes, classes[:, None], np.eye(3)[classes]):
-            found = nern.evaluate(images, labels.astype(dtype), verbose=0, return_dict=True)
-            assert found["accuracy"] == 1
-    one_hot = np.eye(3, dtype=bool)[classes]
-    assert nern.evaluate(images, one_hot, verbose=0, return_dict=True)["accuracy"] == 1
-    smoothed = 0.8 * np.eye(3)[classes] + 0.1
-    assert nern.evaluate(images, smoothed, verbose=0, return_dict=True)["accuracy"] == 1
+    one_hot = np.eye(3)[classes]
+    forms = [classes.astype(dtype) for dtype in ("uint8", "int64", "float32")]
+    forms += [classes[:, None], one_hot, one_hot.astype(bool), 0.8 * one_hot + 0.1]
+    for labels in forms:
+        assert nern.evaluate(images, labels, verbose=0, return_dict=True)["accuracy"] == 1
 
 
 def test_labels_of_other_shapes_than_the_outputs_are_not_broadcast():

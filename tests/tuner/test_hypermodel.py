@@ -259,6 +259,7 @@ def test_a_trial_that_diverges_later_keeps_its_scores(base, images, labels):
     assert np.isfinite(history.history["val_loss"]).all()
 
 
+@pytest.mark.slow
 def test_trials_that_diverge_do_not_end_a_search(base, images, labels, tmp_path):
     arguments = {"optimizer": keras.optimizers.SGD(1e20), "reconstruction_steps": 3}
     arguments["run_eagerly"] = True

@@ -64,3 +64,51 @@ def test_accepted_selects_the_arguments_of_a_function():
         pass
 
     assert checks.accepted(function, {"b": 1, "c": 2, "a": 3}) == {"b": 1, "a": 3}
+
+
+def test_one_of_takes_arrays_for_no_choice():
+    with pytest.raises(ValueError, match=r"kind must be one of \(0, 1\)\. Received: kind=array"):
+        checks.one_of("kind", np.zeros(2), (0, 1))
+
+
+@pytest.mark.parametrize("value", [0, 0.5, np.float32(1), 1])
+def test_share_converts_numbers_between_0_and_1(value):
+    assert checks.share("sparsity", value) == float(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "with_one", "allowed"),
+    [(1, False, "[0, 1)"), (1.1, True, "[0, 1]"), (-0.1, True, "[0, 1]")]
+    + [(value, True, "[0, 1]") for value in (np.nan, "a", None, True, 1j)],
+)
+def test_share_raises_for_other_values(value, with_one, allowed):
+    message = f"sparsity must be a number in {allowed}. Received: sparsity={value!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        checks.share("sparsity", value, with_one)
+
+
+def test_flag_takes_bools_only():
+    assert checks.flag("pruned", np.bool_(True)) is True
+    for value in (1, 0.0, "yes", None, np.ones(1, bool)):
+        with pytest.raises(ValueError, match=r"^pruned must be True or False\. Received: pruned="):
+            checks.flag("pruned", value)
+
+
+def test_path_takes_no_numbers(tmp_path):
+    checks.path("path", tmp_path)
+    checks.path("path", "a.nern")
+    for value in (3, None, b"a"):
+        with pytest.raises(ValueError, match=r"^path must be a path, .*Received: path="):
+            checks.path("path", value)
+
+
+def test_reals_converts_structures_of_finite_numbers():
+    for value in (1, [True, 2], np.float16(1), ((1, 2), (3, 4))):
+        found = checks.reals("mean", value)
+        assert found.dtype == "float64"
+        np.testing.assert_array_equal(found, value)
+    for value in ("a", None, np.nan, [1, np.inf], 1j, [[1], [2, 3]], {}):
+        with pytest.raises(
+            ValueError, match=r"^mean must be finite real numbers\. Received: mean="
+        ):
+            checks.reals("mean", value)

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from keras_nern.utils.files import atomic_write, check_writable
+from keras_nern.utils.files import atomic_write, check_creatable, check_writable
 
 
 def test_replaces_the_file_when_the_block_ends(tmp_path):
@@ -77,3 +77,24 @@ def test_raises_for_a_path_that_is_not_a_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"in a folder that exists: '.*there/file'"):
         check_writable(tmp_path / "there" / "file")
     assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_path_in_a_folder_that_can_be_made_is_creatable(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "new" / "deep" / "file", tmp_path / "file", "gs://bucket/file"):
+        check_creatable(path, is_folder=False)
+    for path in (tmp_path, tmp_path / "new" / "deep", "gs://bucket"):
+        check_creatable(path, is_folder=True)
+    for path, is_folder in (
+        (tmp_path / "file" / "a", False),
+        (tmp_path / "file" / "a", True),
+        (tmp_path / "file", True),
+    ):
+        with pytest.raises(NotADirectoryError, match="file' is no folder"):
+            check_creatable(path, is_folder)
+    with pytest.raises(IsADirectoryError, match="Expected the path of a file"):
+        check_creatable(tmp_path, is_folder=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="Expected a folder that is writable"):
+        check_creatable(tmp_path / "new", is_folder=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
