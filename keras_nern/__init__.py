@@ -16,6 +16,7 @@ from keras_nern.compression import compress as compress
 from keras_nern.data.noise import NoiseDataset as NoiseDataset
 from keras_nern.model import NeRNModel as NeRNModel
 from keras_nern.permutations.permutation import Permutation as Permutation
+from keras_nern.predictor.local import LocalPredictor as LocalPredictor
 from keras_nern.predictor.positional_encoding import PositionalEncoding as PositionalEncoding
 from keras_nern.predictor.predictor import KernelPredictor as KernelPredictor
 from keras_nern.regularizers import SmoothnessRegularizer as SmoothnessRegularizer

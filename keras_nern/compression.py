@@ -47,6 +47,7 @@ def compress(nern: NeRNModel, bits: int | None = None, sparsity: float = 0.0) ->
             f"instead. Received: bits={nern.bits!r}, pruned={nern.pruned!r}"
         )
     small = nern._with_predictor(bits=bits, pruned=sparsity > 0)
-    coordinates = nern._representation.sample_coordinates()
-    compress_into(small.predictor, nern.predictor, coordinates, sparsity)
+    inputs = nern._representation.sample_inputs()
+    layers = nern._representation.input_layers(inputs)
+    compress_into(small.predictor, nern.predictor, inputs, layers, sparsity)
     return small

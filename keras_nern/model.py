@@ -32,8 +32,8 @@ from keras_nern.network.original import OriginalNetwork
 from keras_nern.network.selection import Choice
 from keras_nern.permutations.orders import check_permutation_arguments
 from keras_nern.permutations.permutation import Permutation
+from keras_nern.predictor.build import build_predictor
 from keras_nern.predictor.centering import apply_centered_gradients, center_biases
-from keras_nern.predictor.predictor import KernelPredictor
 from keras_nern.report import SummaryTable, summary_table
 from keras_nern.representation import Representation
 from keras_nern.training.evaluation import METRICS, Evaluation
@@ -48,7 +48,8 @@ from keras_nern.utils.backend import is_multi_worker, register, require_tensorfl
 from keras_nern.utils.files import atomic_write
 from keras_nern.utils.types import Path, Tensor
 
-NORMALIZATIONS = (None, "layer")
+SHAPE = ("experts", "hidden_size", "num_layers", "bits", "pruned")  # of a predictor
+NORMALIZATIONS = ("auto", None, "layer")
 
 
 def _setting(name: str) -> property:
@@ -58,9 +59,8 @@ def _setting(name: str) -> property:
         return getattr(self._settings, name)
 
     def write(self: "NeRNModel", value: Any) -> None:
-        if name == "gradient_centering" and isinstance(value, str) and value == "auto":
-            value = self._schedule is not None
-        self._settings = dataclasses.replace(self._settings, **{name: value})
+        before = {f.name: getattr(self._settings, f.name) for f in dataclasses.fields(Settings)}
+        self._settings = self._resolve(self._schedule is not None, **{**before, name: value})
         self._retrace()
 
     return property(read, write, doc=f"`{name}`, see `compile`.")
@@ -81,15 +81,17 @@ class NeRNModel(keras.Model):
     Args:
         base: a built Keras classifier: functional, Sequential or subclassed, with any inputs and
             one or more outputs. The last axis of each output holds the classes.
-        hidden_size: width of the predictor. Defaults to `160`.
-        num_layers: number of Dense layers of the predictor, at least 2. Defaults to `5`.
+        hidden_size: width of the predictor, or of each local predictor; `None` for the width that
+            follows from `size`. Defaults to `None`.
+        num_layers: number of Dense layers of a predictor, at least 2; `None` for 5, or 9 of each
+            local predictor. Defaults to `None`.
         permutation: order of the coordinates within a layer: `None`, `"in_filter"`,
             `"cross_filter"`, or a `Permutation`. Defaults to `None`.
         encoding: a Keras layer that maps coordinates `(n, 3)` to features `(n, d)`; `None` for
             `PositionalEncoding()`. Defaults to `None`.
         normalize: `"layer"` to divide each layer's weights by their standard deviation, which is
-            stored, before they are predicted; `None` to predict the weights themselves. Defaults
-            to `None`.
+            stored, before they are predicted; `None` to predict the weights themselves; `"auto"`
+            for `"layer"` with local predictors and `None` otherwise. Defaults to `"auto"`.
         metric: distance between kernels if `permutation` is a name: `"euclidean"` or the paper's
             `"cosine"`. Defaults to `"euclidean"`, whose cross-filter orders are easier to fit
             (benchmarks/README.md).
@@ -114,6 +116,13 @@ class NeRNModel(keras.Model):
             `"linear"` for logits, or `"auto"` to infer it from the last layer and from outputs
             for random inputs. `"auto"` does not detect a sigmoid in a custom layer's `call`.
             Defaults to `"auto"`.
+        experts: number of local predictors, see `predictor.local`; 1 for the paper's single
+            predictor. `"auto"` chooses by the size, so that the cost of a kernel does not depend
+            on the network; it is 1 if `hidden_size` or `encoding` is given. Defaults to `"auto"`.
+        size: size of the representation in place of `hidden_size`: a number for the parameters of
+            the predictor as a share of the represented weights; a string such as `"200 kB"` for
+            the bytes of predictor, permutation and scales, as `summary_table` counts them. `None`
+            for 0.4, but at least width 8. Defaults to `None`.
         **kwargs: `keras.Model` arguments (`name`, ...).
 
     Raises:
@@ -147,6 +156,7 @@ class NeRNModel(keras.Model):
     temperature = _setting("temperature")
     gradient_centering = _setting("gradient_centering")
 
+    experts = _argument("experts")
     hidden_size = _argument("hidden_size")
     num_layers = _argument("num_layers")
     permutation = _argument("permutation")
@@ -166,11 +176,11 @@ class NeRNModel(keras.Model):
     def __init__(
         self,
         base: keras.Model,
-        hidden_size: int = 160,
-        num_layers: int = 5,
+        hidden_size: int | None = None,
+        num_layers: int | None = None,
         permutation: str | Permutation | None = None,
         encoding: keras.layers.Layer | None = None,
-        normalize: str | None = None,
+        normalize: str | None = "auto",
         metric: str = "euclidean",
         feature_maps: str = "convolutions",
         permutation_method: str = "greedy",
@@ -182,6 +192,8 @@ class NeRNModel(keras.Model):
         bits: int | None = None,
         pruned: bool = False,
         output_activation: str = "auto",
+        experts: int | str = "auto",
+        size: float | str | None = None,
         **kwargs: Any,
     ) -> None:
         # The arguments by name: each part takes those that its constructor accepts.
@@ -206,13 +218,18 @@ class NeRNModel(keras.Model):
         if not isinstance(permutation, Permutation):
             permutation = Permutation.from_model(blocks, permutation, permutation_method, metric)
         permutation.check_grids(blocks.grids)
-        of_predictor = checks.accepted(KernelPredictor, given)
-        self.predictor = KernelPredictor(
-            **of_predictor, block_length=blocks.block_length, name="predictor"
+        scale_bytes = 0 if normalize is None else 4 * len(blocks.kernels)
+        self.predictor = build_predictor(
+            blocks.num_blocks,
+            blocks.num_weights,
+            blocks.block_length,
+            **checks.accepted(build_predictor, given),
+            other_bytes=permutation.bits / 8 + scale_bytes,
         )
-        self.predictor.build((None, 3))
-        self.predictor.compress()
-        given |= {name: getattr(self.predictor, name) for name in of_predictor}
+        given |= {name: getattr(self.predictor, name) for name in SHAPE}
+        if normalize == "auto":
+            normalize = given["normalize"] = "layer" if self.predictor.experts > 1 else None
+        given["encoding"] = getattr(self.predictor, "encoding", None)
         given["permutation_method"], given["metric"] = permutation.method, permutation.metric
         given["permutation"] = permutation.kind
         # In a namespace, because Keras would track layers in `include` and `exclude`.
@@ -235,7 +252,8 @@ class NeRNModel(keras.Model):
             permutation.method,
             permutation.metric,
         )
-        center_biases(self.predictor, self._representation.sample_coordinates())
+        if self.predictor.experts == 1:
+            center_biases(self.predictor, self._representation.sample_inputs())
         self._finite_check: Any = None  # of the fit under way
         self._base_is_new = False  # True from from_config until the base's weights are loaded
         self._trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
@@ -286,9 +304,9 @@ class NeRNModel(keras.Model):
         return self._original.base
 
     @property
-    def encoding(self) -> keras.layers.Layer:
-        """The layer from coordinates to features."""
-        return self.predictor.encoding
+    def encoding(self) -> keras.layers.Layer | None:
+        """The layer from coordinates to features; `None` for local predictors."""
+        return self._arguments.encoding
 
     # The representation.
 
@@ -303,14 +321,28 @@ class NeRNModel(keras.Model):
         """The order of the blocks as a `Permutation`."""
         return self._representation.permutation
 
-    def predict_kernels(self) -> dict[str, np.ndarray]:
-        """Predicts all kernels.
+    def predict_kernels(self, layers: str | Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Predicts kernels.
+
+        Args:
+            layers: names of the kernels to predict, or of one; `None` for all. Local predictors
+                then compute only the runs that hold these kernels. Defaults to `None`.
 
         Returns:
             A dict from each kernel's name to a float32 array of the variable's shape. The name is
             the path of the layer, followed by the variable's name if the layer has two.
+
+        Raises:
+            ValueError: if there is no kernel of a name.
         """
-        return self._by_name(map(keras.ops.convert_to_numpy, self._representation.kernels()))
+        if layers is None:
+            return self._by_name(map(keras.ops.convert_to_numpy, self._representation.kernels()))
+        names = [kernel.name for kernel in self._original.blocks.kernels]
+        layers = [layers] if isinstance(layers, str) else list(layers)
+        for name in layers:
+            checks.one_of("layers", name, names)
+        found = {name: self._representation.kernel(names.index(name)) for name in layers}
+        return {name: keras.ops.convert_to_numpy(kernel) for name, kernel in found.items()}
 
     def original_kernels(self) -> dict[str, np.ndarray]:
         """The original kernels that are represented, with the base's current values.
@@ -373,10 +405,10 @@ class NeRNModel(keras.Model):
         loss: None = None,
         loss_weights: None = None,
         *,
-        reconstruction_steps: int = 6000,
-        reconstruction_learning_rate: float = 1e-2,
-        distillation_learning_rate: float = 2.5e-4,
-        kernel_sampling: Any = "uniform",
+        reconstruction_steps: int | str = "auto",
+        reconstruction_learning_rate: float | str = "auto",
+        distillation_learning_rate: float | str = "auto",
+        kernel_sampling: Any = "auto",
         distillation_sampling: Any = "all",
         reconstruction_weight: float = 1.0,
         logits_weight: float = 1e-2,
@@ -399,14 +431,17 @@ class NeRNModel(keras.Model):
                 between reconstruction and distillation. Defaults to `"auto"`.
             loss, loss_weights: must be `None`, because the model has its own losses.
             reconstruction_steps: number of steps of the reconstruction phase, which `fit` runs
-                before distillation. Defaults to `6000`.
+                before distillation; `"auto"` for 800 epochs over all kernels, or 400 with local
+                predictors. Defaults to `"auto"`.
             reconstruction_learning_rate: peak learning rate of the default optimizer in the
-                reconstruction phase. Defaults to `1e-2`.
+                reconstruction phase; `"auto"` for 1e-2, or 3e-2 with local predictors. Defaults
+                to `"auto"`.
             distillation_learning_rate: peak learning rate of the default optimizer in the
-                distillation phase. Defaults to `2.5e-4`.
+                distillation phase; `"auto"` for 2.5e-4, or 1.5e-3 with local predictors. Defaults
+                to `"auto"`.
             kernel_sampling: kernels per step of reconstruction: `"all"`, `"uniform"`,
-                `"magnitude"`, or an object such as `UniformSampling(1024)`. Defaults to
-                `"uniform"`.
+                `"magnitude"`, or an object such as `UniformSampling(1024)`. `"auto"` draws 4,096
+                kernels uniformly, or 512 for each local predictor. Defaults to `"auto"`.
             distillation_sampling: kernels that receive gradients in a step of distillation, in
                 the same form; every step predicts all kernels. Defaults to `"all"`.
             reconstruction_weight: weight of the reconstruction loss. Defaults to `1.0`.
@@ -438,14 +473,16 @@ class NeRNModel(keras.Model):
                 'optimizer must be a Keras optimizer, its name or "auto". Received: optimizer=None'
             )
         is_default = isinstance(optimizer, str) and optimizer == "auto"
-        if isinstance(gradient_centering, str) and gradient_centering == "auto":
-            given["gradient_centering"] = is_default
         if "steps_per_execution" in kwargs:
             steps = checks.integer("steps_per_execution", kwargs["steps_per_execution"], minimum=1)
             kwargs["steps_per_execution"] = steps
-        settings = Settings(**{name: given[name] for name in NAMES}, keras_arguments=kwargs)
+        settings = self._resolve(
+            is_default, **{name: given[name] for name in NAMES}, keras_arguments=kwargs
+        )
         schedule = PlannedCosineDecay() if is_default else None
-        optimizer = keras.optimizers.get(default_optimizer(schedule) if schedule else optimizer)
+        optimizer = keras.optimizers.get(
+            default_optimizer(schedule, self.experts) if schedule else optimizer
+        )
         if (
             self._original.computes_in_float16
             and kwargs.get("auto_scale_loss", True)
@@ -460,6 +497,10 @@ class NeRNModel(keras.Model):
         self._unbuilt_metrics = bool(kwargs.get("metrics") or kwargs.get("weighted_metrics"))
         self.reconstruction_finished = False
         self._retrace()
+
+    def _resolve(self, is_default: bool, **given: Any) -> Settings:
+        num_slots = self._representation.num_slots
+        return Settings.resolve(num_slots, self.experts, is_default, **given)
 
     def get_compile_config(self) -> dict[str, Any]:
         optimizer = "auto" if self._schedule else self.optimizer
@@ -806,7 +847,7 @@ class NeRNModel(keras.Model):
 
     def _config(self) -> dict[str, Any]:
         """The constructor's arguments except `base`, as JSON-serializable values."""
-        encoding = keras.saving.serialize_keras_object(self.predictor.encoding)
+        encoding = keras.saving.serialize_keras_object(self.encoding)
         include = None
         if self.include is not None or self.exclude is not None:
             # By position, because functions and regular expressions cannot be serialized, and
@@ -850,7 +891,8 @@ class NeRNModel(keras.Model):
         """Creates a copy of this model with changed arguments and a new, untrained predictor."""
         config = {**self._config(), "name": self.name, **changes}
         other = NeRNModel._from_config(config, self.base, self.kernel_permutation())
-        other.predictor.encoding.set_weights(self.predictor.encoding.get_weights())
+        if self.experts == 1:
+            other.predictor.encoding.set_weights(self.predictor.encoding.get_weights())
         other.scales.assign(self.scales)
         other.compile_from_config(self.get_compile_config())
         other.reconstruction_iterations.assign(self.reconstruction_iterations)
@@ -1004,9 +1046,11 @@ class NeRNModel(keras.Model):
         )
 
 
-# The constructor's arguments except `base`.
+# The constructor's arguments except `base`, and `size`, from which others follow.
 ARGUMENTS = tuple(
-    name for name in inspect.signature(NeRNModel).parameters if name not in ("base", "kwargs")
+    name
+    for name in inspect.signature(NeRNModel).parameters
+    if name not in ("base", "size", "kwargs")
 )
 
 

@@ -4,10 +4,16 @@
     block(i)      = predictor(coordinate(i))                          B weights
     kernel(l)     = scale_l * (the assembled blocks of layer l)       see `network.blocks`
 
+Local predictors take the run and the place within it in place of the coordinate: the rank of block
+i, which is the number of blocks in earlier layers plus the block's position in its own layer, is a
+place of a run (see `predictor.runs`). A *slot* is an input of the predictor: the number of a block,
+or, for local predictors, a place of a run.
+
 Training, evaluation, the rebuilt classifier, the compact file and its reader all take kernels from
 the `Representation` of this module. It refers to variables that its owner created and creates none.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +24,8 @@ import tensorflow as tf
 from keras_nern import losses
 from keras_nern.network.blocks import Blocks
 from keras_nern.permutations.permutation import Permutation
-from keras_nern.predictor.predictor import KernelPredictor
+from keras_nern.predictor.predictor import Predictor
+from keras_nern.predictor.runs import Runs
 from keras_nern.utils.types import Tensor
 
 # Largest number of activations per predictor layer to compute at once if no gradient is needed.
@@ -33,7 +40,7 @@ class Representation:
 
     Args:
         blocks: the `network.blocks.Blocks` of the network.
-        predictor: a built `KernelPredictor`.
+        predictor: a built `KernelPredictor` or `LocalPredictor`.
         scales: variable or array `(layers,)` by which each layer's predictions are multiplied;
             `None` for ones. Defaults to `None`.
         positions: int variable or array `(blocks,)`, the position of each block in its layer, see
@@ -44,7 +51,7 @@ class Representation:
     def __init__(
         self,
         blocks: Blocks,
-        predictor: KernelPredictor,
+        predictor: Predictor,
         scales: Any = None,
         positions: Any = None,
         kind: str | None = None,
@@ -56,6 +63,9 @@ class Representation:
         self.scales = np.ones(len(blocks.kernels), "float32") if scales is None else scales
         self.positions = positions
         self._found_by = {"kind": kind, "method": method, "metric": metric}
+        # `None` for a single predictor, whose slots are the blocks
+        experts = predictor.experts
+        self.runs = Runs(blocks.num_blocks, experts) if experts > 1 else None
 
     @property
     def permutation(self) -> Permutation:
@@ -79,51 +89,169 @@ class Representation:
             positions = keras.ops.convert_to_tensor(positions)
         return self.blocks.coordinates(indices, positions)
 
-    def sample_coordinates(self) -> Tensor:
-        """The coordinates of all blocks, or of `SAMPLE_SIZE` drawn at random: int32 `(n, 3)`."""
+    def sample_inputs(self) -> Tensor:
+        """Inputs of the predictor on which to compute its statistics.
+
+        Returns:
+            For a single predictor, the coordinates of all blocks, or of `SAMPLE_SIZE` drawn at
+            random: int32 `(n, 3)`. For local predictors all places: int32 `(experts, places)`.
+        """
+        if self.runs is not None:
+            return self._places(keras.ops.arange(self.runs.num_slots, dtype="int32"))
         count = self.blocks.num_blocks
         indices = np.arange(count, dtype="int32")
         if count > SAMPLE_SIZE:  # at random: equal strides might only reach the even channels
             indices = np.random.default_rng(0).choice(indices, SAMPLE_SIZE, replace=False)
         return self.coordinates(keras.ops.convert_to_tensor(indices))
 
-    def predict(self, indices: Tensor) -> Tensor:
-        """Predicts blocks.
+    def input_layers(self, inputs: Tensor) -> np.ndarray:
+        """The index of the kernel to which each of `sample_inputs` belongs, of its shape."""
+        if self.runs is None:
+            return keras.ops.convert_to_numpy(inputs)[:, 0]
+        layers = np.searchsorted(self.blocks.offsets[1:], self.runs.ranks(), side="right")
+        return layers.reshape(self.runs.experts, self.runs.length)
+
+    @property
+    def num_slots(self) -> int:
+        """The number of slots."""
+        return self.blocks.num_blocks if self.runs is None else self.runs.num_slots
+
+    def block_of_slots(self, slots: Tensor) -> Tensor:
+        """The number of the block in each slot: int32 `(n,)`."""
+        if self.runs is None:
+            return slots
+        ranks = keras.ops.take(keras.ops.convert_to_tensor(self.runs.ranks()), slots)
+        if self.positions is None:
+            return ranks
+        return keras.ops.take(self._blocks_by_rank(), ranks)
+
+    def _block_ranks(self) -> Tensor:
+        """The rank of every block: int32 `(blocks,)`."""
+        starts = np.repeat(self.blocks.offsets[:-1], np.diff(self.blocks.offsets)).astype("int32")
+        if self.positions is None:
+            return keras.ops.arange(self.blocks.num_blocks, dtype="int32")
+        return keras.ops.cast(keras.ops.convert_to_tensor(self.positions), "int32") + starts
+
+    def _blocks_by_rank(self) -> Tensor:
+        """The number of the block at every rank: int32 `(blocks,)`, the inverse of the ranks."""
+        numbers = keras.ops.arange(self.blocks.num_blocks, dtype="int32")
+        return keras.ops.scatter(self._block_ranks()[:, None], numbers, numbers.shape)
+
+    def _places(self, slots: Tensor) -> Tensor:
+        """Converts slots, equally many of each run and sorted by run, to places of the runs."""
+        assert self.runs is not None
+        return keras.ops.reshape(slots, (self.runs.experts, -1)) % self.runs.length
+
+    def draw(self, sampling: Any, seed: Any, cumulative: Tensor | None) -> tuple[Any, bool]:
+        """Draws slots.
 
         Args:
-            indices: int tensor `(n,)` of block numbers.
+            sampling: a sampling, see `training.sampling`.
+            seed: a `keras.random.SeedGenerator`.
+            cumulative: cumulative magnitude of the slots, float32 `(slots,)`, or `None`.
 
         Returns:
-            float32 tensor `(n, B)`, not yet multiplied by the layers' scales.
+            `(slots, by_run)`: an int tensor `(n,)`, or `None` for all slots; and whether equally
+            many are drawn of each run, as samplings with the parameter `runs` do.
         """
-        return self.predictor(self.coordinates(indices))
+        if self.runs is None:
+            return sampling.sample(self.num_slots, seed, cumulative), False
+        if "runs" not in inspect.signature(sampling.sample).parameters:
+            return sampling.sample(self.num_slots, seed, cumulative), False
+        drawn = sampling.sample(self.num_slots, seed, cumulative, runs=self.runs.experts)
+        return drawn, True
 
-    def predict_range(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Predicts the blocks `start` to `stop - 1` in chunks of bounded memory: `(n, B)`."""
-        stop = self.blocks.num_blocks if stop is None else stop
-        chunk_size = self._chunk_size
+    def predict(self, slots: Tensor | None, by_run: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Predicts the blocks in slots.
+
+        Args:
+            slots, by_run: as `draw` returns. If local predictors get slots of other numbers per
+                run, all slots are computed.
+
+        Returns:
+            `(predicted, means)`: a float32 tensor `(n, B)`, not yet multiplied by the layers'
+            scales, and the mean inputs of a single predictor's layers, see
+            `KernelPredictor.predict_with_means`; an empty list for local predictors.
+        """
+        every = keras.ops.arange(self.num_slots, dtype="int32")
+        if self.runs is None:
+            slots = every if slots is None else slots
+            return self.predictor.predict_with_means(self.coordinates(slots))
+        computed = slots if slots is not None and by_run else every
+        rows = keras.ops.reshape(
+            self.predictor(self._places(computed)), (-1, self.blocks.block_length)
+        )
+        return (rows if slots is None or by_run else keras.ops.take(rows, slots, axis=0)), []
+
+    def in_block_order(self, rows: Tensor) -> Tensor:
+        """Sorts the predictions of all slots `(slots, B)` by block: `(blocks, B)`."""
+        if self.runs is None:
+            return rows
+        return keras.ops.take(rows, self._slot_of_blocks(), axis=0)
+
+    def _slot_of_blocks(self, first: int = 0, last: int | None = None) -> Tensor:
+        """The slots of the blocks `first` to `last - 1` of local predictors: int32 `(n,)`."""
+        assert self.runs is not None
+        slots = keras.ops.convert_to_tensor(self.runs.slots())
+        return keras.ops.take(slots, self._block_ranks()[first:last])
+
+    def predict_all(self) -> Tensor:
+        """Predicts all slots in chunks of bounded memory: float32 `(slots, B)`."""
+        return self._predict_units(0, self._num_units)
+
+    def _predict_layers(self, first: int, last: int) -> Tensor:
+        """Predicts the blocks of the kernels `first` to `last - 1`: float32 `(n, B)`."""
+        start, stop = (int(self.blocks.offsets[index]) for index in (first, last))
+        if self.runs is None:
+            return self._predict_units(start, stop)
+        # The blocks of a layer have successive ranks, so their runs are neighbors.
+        run, final = np.searchsorted(self.runs.starts, [start, stop - 1], side="right") - 1
+        rows = self._predict_units(int(run), int(final) + 1)
+        slots = self._slot_of_blocks(start, stop) - int(run) * self.runs.length
+        return keras.ops.take(rows, slots, axis=0)
+
+    # What is predicted at once: blocks of a single predictor, whole runs of local ones.
+
+    @property
+    def _num_units(self) -> int:
+        return self.blocks.num_blocks if self.runs is None else self.runs.experts
+
+    @property
+    def _unit_length(self) -> int:
+        return 1 if self.runs is None else self.runs.length
+
+    def _predict_units(self, start: int, stop: int) -> Tensor:
+        chunk_size = min(self._chunk_size, stop - start)
 
         def chunk(first: Any, size: int = chunk_size) -> Tensor:
-            indices = keras.ops.minimum(first + keras.ops.arange(size, dtype="int32"), stop - 1)
-            return self.predict(indices)
+            if self.runs is None:
+                units = first + keras.ops.arange(size, dtype="int32")
+                return self.predictor(self.coordinates(units))
+            places = np.tile(np.arange(self.runs.length, dtype="int32"), (size, 1))
+            rows = self.predictor(places, first=first)
+            return keras.ops.reshape(rows, (size * self.runs.length, rows.shape[-1]))
 
         starts = range(start, stop, chunk_size)
         if len(starts) == 1 or tf.executing_eagerly():
             chunks = [chunk(i, min(chunk_size, stop - i)) for i in starts]
             return keras.ops.concatenate(chunks)
-        # A loop, because TensorFlow would hold all independent chunks in memory at once.
-        rows = tf.map_fn(
+        # A loop, because TensorFlow would hold all independent chunks in memory at once. The last
+        # chunk overlaps the one before.
+        whole = tf.map_fn(
             chunk,
-            tf.range(start, stop, chunk_size),
+            tf.range(start, starts[-1], chunk_size),
             parallel_iterations=1,
             fn_output_signature=tf.float32,
         )
-        return keras.ops.reshape(rows, (-1, rows.shape[-1]))[: stop - start]
+        whole = keras.ops.reshape(whole, (-1, whole.shape[-1]))
+        rest = stop - starts[-1]
+        tail = chunk(stop - chunk_size)[(chunk_size - rest) * self._unit_length :]
+        return keras.ops.concatenate([whole, tail])
 
     @property
     def _chunk_size(self) -> int:
-        widest = max(max(layer.kernel.shape) for layer in self.predictor.layers)
-        return max(1, MAX_ACTIVATIONS // widest)
+        widest = max(max(layer.kernel.shape[-2:]) for layer in self.predictor.layers)
+        return max(1, MAX_ACTIVATIONS // (widest * self._unit_length))
 
     def assemble(self, blocks: Tensor) -> list[Tensor]:
         """Assembles all kernels from all predicted blocks and multiplies them by their scales.
@@ -139,15 +267,16 @@ class Representation:
 
     def kernel(self, index: int) -> Tensor:
         """Predicts one kernel: a tensor of the variable's shape, multiplied by its scale."""
-        start, stop = self.blocks.offsets[index : index + 2].tolist()
         scale = keras.ops.convert_to_tensor(self.scales)[index]
-        return self.blocks.kernel(index, self.predict_range(start, stop)) * scale
+        return self.blocks.kernel(index, self._predict_layers(index, index + 1)) * scale
 
     def kernels(self) -> list[Tensor]:
         """Predicts all kernels; see `kernel`."""
-        if self.blocks.num_blocks <= self._chunk_size:
-            return self.assemble(self.predict_range())
-        return [self.kernel(index) for index in range(len(self.blocks.kernels))]
+        if self._num_units <= self._chunk_size:
+            return self.assemble(self.in_block_order(self.predict_all()))
+        if self.runs is None:
+            return [self.kernel(index) for index in range(len(self.blocks.kernels))]
+        return self.assemble(self.in_block_order(self.predict_all()))
 
     def errors(
         self, originals: Sequence[np.ndarray], kernels: Sequence[Tensor] | None = None
@@ -188,6 +317,6 @@ class Representation:
             sums.append((np.sum(error**2), np.sum(original**2)))
         return np.array(sums).T
 
-    def with_predictor(self, predictor: KernelPredictor) -> "Representation":
+    def with_predictor(self, predictor: Predictor) -> "Representation":
         """Returns a representation with the same blocks, order and scales but another predictor."""
         return Representation(self.blocks, predictor, self.scales, self.positions, **self._found_by)

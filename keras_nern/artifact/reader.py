@@ -18,8 +18,10 @@ from keras_nern.artifact import codec, configs, container
 from keras_nern.network.blocks import VIEWS, Blocks, block_sides
 from keras_nern.network.kernels import finalize, kernels_of
 from keras_nern.permutations.orders import KINDS
-from keras_nern.predictor.predictor import KernelPredictor
+from keras_nern.predictor.local import LocalPredictor
+from keras_nern.predictor.predictor import KernelPredictor, Predictor
 from keras_nern.predictor.quantization import Quantized
+from keras_nern.predictor.runs import NUM_FREQUENCIES, Runs
 from keras_nern.representation import Representation
 from keras_nern.utils import checks
 from keras_nern.utils.types import Path
@@ -47,7 +49,7 @@ FIELDS = {
 }
 KERNEL_FIELDS = {"name": str, "weight": int, "shape": list, "grid": list}
 BLOCKS_FIELDS = {"view": str, "block_size": (int, type(None)), "include_dense": bool}
-PREDICTOR_FIELDS = {"precision": str, "block_length": int, "num_layers": int, "encoding": dict}
+PREDICTOR_FIELDS = {"precision": str, "block_length": int, "num_layers": int}
 
 
 def load(path: Path, custom_objects: dict | None = None, max_bytes: int = MAX_BYTES) -> keras.Model:
@@ -130,7 +132,10 @@ def read_config(parts: dict[str, bytes]) -> dict:
             raise ValueError(f"one of its kernels has no valid shape and grid: {kernel}")
     _check_fields("its architecture", config["architecture"], {"class_name": str, "config": dict})
     _check_names("its blocks", config["blocks"], BLOCKS_FIELDS)
-    arguments = set(inspect.signature(KernelPredictor).parameters) - {"bits", "pruned", "kwargs"}
+    is_local = "experts" in predictor
+    _check_fields("its predictor", predictor, {"experts": int} if is_local else {"encoding": dict})
+    kind = LocalPredictor if is_local else KernelPredictor
+    arguments = set(inspect.signature(kind).parameters) - {"bits", "pruned", "kwargs"}
     _check_names("its predictor", predictor, {"precision", *arguments})
     if predictor["num_layers"] > MAX_LAYERS:
         raise ValueError(f"its predictor has more than {MAX_LAYERS} layers")
@@ -233,7 +238,7 @@ class _Reader:
         for kernel, count in zip(kernels, counts, strict=True):
             self._check_bytes(f"the kernel {kernel['name']!r} in blocks", 4 * count * length)
 
-    def _representation(self, model: keras.Model, predictor: KernelPredictor) -> Representation:
+    def _representation(self, model: keras.Model, predictor: Predictor) -> Representation:
         config, weights = self._config, model.weights
         chosen = [weights[kernel["weight"]] for kernel in config["kernels"]]
         ids = {id(variable) for variable in chosen}
@@ -259,10 +264,40 @@ class _Reader:
             positions = orders.positions()
         return Representation(blocks, predictor, scales, positions, kind)
 
-    def _predictor(self) -> KernelPredictor:
+    def _predictor(self) -> Predictor:
         """Builds the predictor with float weights, also from quantized kernels."""
         config = dict(self._config["predictor"])
-        precision, encoding_config = config.pop("precision"), config.pop("encoding")
+        precision = config.pop("precision")
+        predictor = self._local(config) if "experts" in config else self._single(config)
+        kernels = self._kernels(precision, predictor.layers)
+        for layer, kernel in zip(predictor.layers, kernels, strict=True):
+            layer.kernel.assign(kernel)
+        biased = [layer for layer in predictor.layers if layer.bias is not None]
+        if biased:
+            sizes = [tuple(layer.bias.shape) for layer in biased]
+            biases = self._floats("predictor.biases", sizes, codec.bias_type(precision))
+            for layer, bias in zip(biased, biases, strict=True):
+                layer.bias.assign(bias)
+        return predictor
+
+    def _local(self, config: dict[str, Any]) -> LocalPredictor:
+        """Builds local predictors, after their bytes and those of their runs are checked."""
+        experts, length = config["experts"], config["run_length"]
+        width = max(2 * NUM_FREQUENCIES, config["hidden_size"], config["block_length"])
+        weights = experts * width * width * config["num_layers"]
+        self._check_bytes("its predictor", 4 * weights)
+        blocks = sum(math.prod(kernel["grid"]) for kernel in self._config["kernels"])
+        if experts > blocks or length != Runs(blocks, experts).length:
+            raise ValueError(
+                f"it has {blocks:,} blocks, not those of {experts} runs of {length} places"
+            )
+        predictor = LocalPredictor(**config)
+        predictor.build()
+        return predictor
+
+    def _single(self, config: dict[str, Any]) -> KernelPredictor:
+        config = dict(config)
+        encoding_config = config.pop("encoding")
 
         def make(encoding: Any) -> KernelPredictor:
             configs.check_encoding(encoding)
@@ -279,21 +314,16 @@ class _Reader:
         )
         for weight, value in zip(predictor.encoding.weights, encoding, strict=True):
             weight.assign(value)
-        kernels = self._kernels(precision, [tuple(one.kernel.shape) for one in predictor.layers])
-        sizes = [tuple(layer.bias.shape) for layer in predictor.layers]
-        biases = self._floats("predictor.biases", sizes, codec.bias_type(precision))
-        for layer, kernel, bias in zip(predictor.layers, kernels, biases, strict=True):
-            layer.kernel.assign(kernel)
-            layer.bias.assign(bias)
         return predictor
 
-    def _kernels(self, precision: str, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+    def _kernels(self, precision: str, layers: list[Any]) -> list[np.ndarray]:
+        shapes = [tuple(layer.kernel.shape) for layer in layers]
         if precision in codec.FLOATS:
             return self._floats("predictor.kernels", shapes, precision)
         bits = int(precision.removeprefix("int"))
         levels = codec.decode_levels(self._part("predictor.levels"), shapes, bits)
-        units = [shape[-1:] for shape in shapes]
-        step_sizes = self._floats("predictor.step_sizes", units, "float16")
+        steps = [layer.step_shape for layer in layers]
+        step_sizes = self._floats("predictor.step_sizes", steps, "float16")
         return [Quantized(*pair).values() for pair in zip(levels, step_sizes, strict=True)]
 
     def _floats(self, name: str, shapes: list[tuple[int, ...]], dtype: str) -> list[np.ndarray]:

@@ -26,7 +26,7 @@ from keras_nern.network.copying import save_alike, transfer_seeds, twins
 from keras_nern.network.kernels import finalize, walk_layers
 from keras_nern.network.original import OriginalNetwork
 from keras_nern.predictor.gptq import compress_into
-from keras_nern.predictor.predictor import KernelPredictor
+from keras_nern.predictor.predictor import Predictor
 from keras_nern.representation import Representation
 from keras_nern.utils import checks
 from keras_nern.utils.files import check_writable
@@ -104,13 +104,14 @@ def write(
         "predictor": {"precision": precision, **_predictor_config(predictor)},
         "architecture": configs.serialize(original.base),
     }
-    parts = {"config": _config_part(config, original.base, predictor.encoding)}
+    encoding = predictor.encoding if predictor.experts == 1 else None
+    parts = {"config": _config_part(config, original.base, encoding)}
     _check_rebuilds(original, config["architecture"])
     if permutation.kind is not None:
         parts["permutation"] = codec.encode_orders(permutation)
     if stores_scales:
         parts["scales"] = codec.pack_floats(_numpy(representation.scales), "float32")
-    parts |= _predictor_parts(predictor, precision, representation.sample_coordinates)
+    parts |= _predictor_parts(representation, precision)
     represented = {id(kernel.variable) for kernel in kernels}
     kept = [weight for weight in original.base.weights if id(weight) not in represented]
     parts |= _weights_parts("kept", kept, kept_precision)
@@ -157,27 +158,31 @@ def _precision(precision: str, bits: int | None) -> str:
     return precision
 
 
-def _predictor_config(predictor: KernelPredictor) -> dict[str, Any]:
+def _predictor_config(predictor: Predictor) -> dict[str, Any]:
     config = {k: v for k, v in predictor.get_config().items() if k not in OMITTED}
-    return {**config, "encoding": configs.serialize(predictor.encoding)}
+    if predictor.experts == 1:
+        config["encoding"] = configs.serialize(predictor.encoding)
+    return config
 
 
-def _config_part(config: dict[str, Any], base: keras.Model, encoding: keras.layers.Layer) -> bytes:
+def _config_part(
+    config: dict[str, Any], base: keras.Model, encoding: keras.layers.Layer | None
+) -> bytes:
     """Encodes the config, and checks that a reader builds the same weights from it."""
     try:
         text = json.dumps(config, separators=(",", ":"), ensure_ascii=False)
         part = codec.pack(text.encode())
         read = read_config({"config": part})
-        classes = _classes(base, encoding)
-        configs.check_encoding(encoding)
-        for own_config, own in (
-            (read["architecture"], base),
-            (read["predictor"]["encoding"], encoding),
-        ):
+        pairs = [(read["architecture"], base)]
+        if encoding is not None:
+            configs.check_encoding(encoding)
+            pairs.append((read["predictor"]["encoding"], encoding))
+        classes = _classes(*(own for _, own in pairs))
+        for own_config, own in pairs:
             built, specs = configs.weight_specs(own_config, classes), configs.specs_of(own)
             if built != specs:
-                pairs = zip(specs, built, strict=False)
-                same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+                both = zip(specs, built, strict=False)
+                same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], both)))
                 path = [*(weight.path for weight in own.weights), "the last one"][same]
                 raise ValueError(
                     f"the config of {own.name!r} builds other weights than it has, from {path!r} on"
@@ -190,33 +195,36 @@ def _config_part(config: dict[str, Any], base: keras.Model, encoding: keras.laye
     return part
 
 
-def _predictor_parts(
-    predictor: KernelPredictor, precision: str, sample_coordinates: Any
-) -> dict[str, bytes]:
-    parts = _weights_parts("predictor.encoding", predictor.encoding.weights, "float32")
+def _predictor_parts(representation: Representation, precision: str) -> dict[str, bytes]:
+    predictor = representation.predictor
+    parts = {}
+    if predictor.experts == 1:
+        parts = _weights_parts("predictor.encoding", predictor.encoding.weights, "float32")
     if precision in codec.FLOATS:
         kernels = [_numpy(layer.effective_kernel) for layer in predictor.layers]
         parts["predictor.kernels"] = _pack(kernels, precision)
     else:
         bits = int(precision.removeprefix("int"))
         if predictor.bits is None:
-            predictor = quantize_predictor(predictor, bits, sample_coordinates())
+            predictor = quantize_predictor(representation, bits)
         quantized = predictor.quantized()
         parts["predictor.levels"] = codec.encode_levels([one.levels for one in quantized], bits)
         parts["predictor.step_sizes"] = _pack([one.step_sizes for one in quantized], "float16")
-    biases = [_numpy(layer.bias) for layer in predictor.layers]
-    parts["predictor.biases"] = _pack(biases, codec.bias_type(precision))
+    biases = [_numpy(layer.bias) for layer in predictor.layers if layer.bias is not None]
+    if biases:
+        parts["predictor.biases"] = _pack(biases, codec.bias_type(precision))
     return parts
 
 
-def quantize_predictor(
-    predictor: KernelPredictor, bits: int, coordinates: Tensor
-) -> KernelPredictor:
+def quantize_predictor(representation: Representation, bits: int) -> Predictor:
     """Copies a predictor and quantizes the kernels of the copy; see `predictor.gptq`."""
-    copy = KernelPredictor.from_config({**predictor.get_config(), "bits": bits})
+    predictor = representation.predictor
+    copy = type(predictor).from_config({**predictor.get_config(), "bits": bits})
     copy.build((None, 3))
-    copy.encoding.set_weights(predictor.encoding.get_weights())
-    compress_into(copy, predictor, coordinates)
+    if predictor.experts == 1:
+        copy.encoding.set_weights(predictor.encoding.get_weights())
+    inputs = representation.sample_inputs()
+    compress_into(copy, predictor, inputs, representation.input_layers(inputs))
     return copy
 
 

@@ -1,4 +1,4 @@
-"""The predictor's Dense layer, whose kernel can be pruned and quantized.
+"""Layers of a predictor, whose kernels can be pruned and quantized.
 
     y = W~^T x + b,    W~ = quantize(M * W)
 
@@ -27,28 +27,34 @@ from keras_nern.utils.backend import register
 from keras_nern.utils.types import Shape, Tensor
 
 
-@register
-class CompressedDense(keras.layers.Dense):
-    """A `keras.layers.Dense` whose kernel can be pruned, quantized, or both.
+class Compressible(keras.layers.Layer):
+    """The mask and the step sizes of a layer with a `kernel`; a base class of layers.
+
+    A subclass calls `add_compression` in `build`.
 
     Args:
-        units: number of outputs.
+        *args: arguments of the layer.
         bits: bits per weight of the kernel, from 2 to 8; `None` for floats. Defaults to `None`.
         pruned: whether the kernel has a mask. Defaults to `False`.
-        **kwargs: `keras.layers.Dense` arguments.
+        **kwargs: arguments of the layer.
 
     Attributes:
-        mask: float32 variable `(inputs, units)` of zeros and ones, or `None`.
-        step_sizes: float32 variable `(units,)` with float16 values, or `None`.
+        mask: float32 variable of zeros and ones, of the kernel's shape, or `None`.
+        step_sizes: float32 variable with float16 values, which broadcasts with the kernel, or
+            `None`.
 
     Raises:
         ValueError: if `bits` is neither `None` nor an integer from 2 to 8.
     """
 
+    kernel: keras.Variable
+    bias: keras.Variable | None
+    units: int
+
     def __init__(
-        self, units: int, bits: int | None = None, pruned: bool = False, **kwargs: Any
+        self, *args: Any, bits: int | None = None, pruned: bool = False, **kwargs: Any
     ) -> None:
-        super().__init__(units, **kwargs)
+        super().__init__(*args, **kwargs)
         if bits is not None:
             largest_level(bits)
         self.bits = bits
@@ -56,12 +62,17 @@ class CompressedDense(keras.layers.Dense):
         self.mask: keras.Variable | None = None
         self.step_sizes: keras.Variable | None = None
 
-    def build(self, input_shape: Shape) -> None:
-        super().build(input_shape)
+    @property
+    def step_shape(self) -> tuple[int, ...]:
+        """The shape of the step sizes: one for each unit."""
+        return (self.units,)
+
+    def add_compression(self) -> None:
+        """Creates the mask and the step sizes."""
         if self.pruned:
             self.mask = self._constant("mask", self.kernel.shape)
         if self.bits is not None:
-            self.step_sizes = self._constant("step_sizes", (self.units,))
+            self.step_sizes = self._constant("step_sizes", self.step_shape)
 
     def _constant(self, name: str, shape: Shape) -> keras.Variable:
         return self.add_weight(name=name, shape=shape, initializer="ones", trainable=False)
@@ -83,11 +94,12 @@ class CompressedDense(keras.layers.Dense):
             self.mask.assign(mask)
             kernel = kernel * mask
         if self.bits is not None and self.step_sizes is not None:
-            self.step_sizes.assign(choose_step_sizes(kernel, self.bits).astype("float32"))
+            step_sizes = choose_step_sizes(kernel, self.bits, self.step_shape)
+            self.step_sizes.assign(step_sizes.astype("float32"))
 
     @property
     def effective_kernel(self) -> Tensor:
-        """W~, the kernel that the forward pass uses: a float32 tensor `(inputs, units)`."""
+        """W~, the kernel that the forward pass uses: a float32 tensor of the kernel's shape."""
         kernel = ops.convert_to_tensor(self.kernel)
         if self.pruned:
             kernel = kernel * self.mask
@@ -112,14 +124,6 @@ class CompressedDense(keras.layers.Dense):
         step_sizes = ops.convert_to_numpy(self.step_sizes).astype("float16")
         return quantize(ops.convert_to_numpy(kernel), self.bits, step_sizes)
 
-    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        if self.bits is None and not self.pruned:
-            return super().call(inputs, training)
-        outputs = ops.matmul(inputs, self.effective_kernel)
-        if self.bias is not None:
-            outputs = outputs + self.bias
-        return self.activation(outputs)
-
     # keras.layers.Dense saves only its kernel and bias.
 
     def save_own_variables(self, store: Any) -> None:
@@ -138,3 +142,33 @@ class CompressedDense(keras.layers.Dense):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "bits": self.bits, "pruned": self.pruned}
+
+
+@register
+class CompressedDense(Compressible, keras.layers.Dense):
+    """A `keras.layers.Dense` whose kernel can be pruned, quantized, or both.
+
+    Args:
+        units: number of outputs.
+        bits, pruned: as for `Compressible`.
+        **kwargs: `keras.layers.Dense` arguments.
+
+    Attributes:
+        mask: float32 variable `(inputs, units)` of zeros and ones, or `None`.
+        step_sizes: float32 variable `(units,)` with float16 values, or `None`.
+
+    Raises:
+        ValueError: if `bits` is neither `None` nor an integer from 2 to 8.
+    """
+
+    def build(self, input_shape: Shape) -> None:
+        super().build(input_shape)
+        self.add_compression()
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        if self.bits is None and not self.pruned:
+            return super().call(inputs, training)
+        outputs = ops.matmul(inputs, self.effective_kernel)
+        if self.bias is not None:
+            outputs = outputs + self.bias
+        return self.activation(outputs)

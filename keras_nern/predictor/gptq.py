@@ -20,12 +20,13 @@ chosen by magnitude before the first row is rounded.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from keras_nern.predictor.compressed_dense import CompressedDense
-from keras_nern.predictor.predictor import KernelPredictor
+from keras_nern.predictor.compressed_dense import Compressible
+from keras_nern.predictor.predictor import Predictor
 from keras_nern.predictor.quantization import quantize
 from keras_nern.utils.types import Tensor
 
@@ -35,7 +36,11 @@ CHUNK = 8_192  # coordinates that are converted to float64 at once
 
 
 def compress_into(
-    copy: KernelPredictor, predictor: KernelPredictor, coordinates: Tensor, sparsity: float = 0.0
+    copy: Predictor,
+    predictor: Predictor,
+    inputs: Tensor,
+    input_layers: np.ndarray,
+    sparsity: float = 0.0,
 ) -> None:
     """Compresses the weights of a predictor into a copy.
 
@@ -49,16 +54,18 @@ def compress_into(
     3. The kernel is pruned by magnitude, and GPTQ rounds it.
     4. The bias restores the mean output: b~ = mean(W^T x + b) - mean(W~^T x~).
 
-    Means and covariances weight each coordinate by 1 / (sum of squared weights of its layer in
+    The experts of local predictors are compressed one by one. They have no biases, so their second
+    moments take the place of covariances, and step 4 is left out.
+
+    Means and covariances weight each input by 1 / (sum of squared weights of its layer in
     the represented network), so that the relative errors of all layers count equally.
 
     Args:
-        copy: a built `KernelPredictor` with `bits` or `pruned`, otherwise like `predictor`. If
+        copy: a built predictor with `bits` or `pruned`, otherwise like `predictor`. If
             `predictor` is pruned, `copy` must be as well; its masks then become equal to those of
             `predictor`.
-        predictor: a built `KernelPredictor`, which is not changed.
-        coordinates: `(n, 3)`, integers (layer, filter, column); all coordinates or a large
-            sample.
+        predictor: a built `KernelPredictor` or `LocalPredictor`, which is not changed.
+        inputs, input_layers: see `Representation.sample_inputs` and `input_layers`.
         sparsity: fraction of the weights to prune in each layer, in [0, 1); ignored if
             `predictor` is pruned. Defaults to `0.0`.
 
@@ -75,42 +82,83 @@ def compress_into(
             "The predictor must have finite weights to be compressed. "
             f"Received: {not_finite[0]!r} with infinite or NaN entries"
         )
-    weights = _coordinate_weights(predictor, coordinates)
-    x = keras.ops.cast(predictor.encoding(coordinates), "float32")
-    y = keras.ops.cast(copy.encoding(coordinates), "float32")
+    weights = _input_weights(predictor, inputs, input_layers)
+    x, y = (keras.ops.cast(one.features(inputs), "float32") for one in (predictor, copy))
     for layer, other in zip(predictor.layers, copy.layers, strict=True):
-        kernel = keras.ops.convert_to_numpy(layer.effective_kernel)
-        x_mean, y_mean, xx, yy, yx = _statistics(x, y, weights)
-        prior = np.linalg.solve(damped(xx, RIDGE), xx @ kernel)
-        yy_damped = damped(yy, DAMPING)
-        refitted = prior + np.linalg.solve(yy_damped, yx @ kernel - yy @ prior)
+        kernels = _stacked(layer.effective_kernel, 2)
+        masks: Any = [None] * len(kernels)
         if layer.mask is not None:
-            mask = keras.ops.convert_to_numpy(layer.mask)
-            refitted, sparsity = refitted * mask, float(np.mean(mask == 0))
-        other.kernel.assign(refitted)
+            masks = _stacked(layer.mask, 2)
+        found = [
+            _refit(*pair, mean_free=layer.bias is not None)
+            for pair in zip(kernels, masks, _stacked(x, 2), _stacked(y, 2), weights, strict=True)
+        ]
+        other.kernel.assign(np.reshape([one.kernel for one in found], layer.kernel.shape))
+        if layer.mask is not None:
+            sparsity = float(np.mean(np.equal(masks, 0)))
         other.compress(sparsity)
-        compressed = gptq_quantize(refitted, yy_damped, _row_compressor(other))
-        other.kernel.assign(compressed)
-        bias = keras.ops.convert_to_numpy(layer.bias)
-        other.bias.assign(bias + x_mean @ kernel - y_mean @ compressed)
+        compressed = [
+            gptq_quantize(one.kernel, one.covariance, _row_compressor(other, index))
+            for index, one in enumerate(found)
+        ]
+        other.kernel.assign(np.reshape(compressed, layer.kernel.shape))
+        if layer.bias is not None:
+            bias = keras.ops.convert_to_numpy(layer.bias)
+            shift = found[0].x_mean @ kernels[0] - found[0].y_mean @ compressed[0]
+            other.bias.assign(bias + shift)
         x, y = layer(x), other(y)
 
 
-def _coordinate_weights(predictor: KernelPredictor, coordinates: Tensor) -> np.ndarray:
-    """Weights of the coordinates that sum to 1, float64 `(n,)`; see `compress_into`."""
-    layers = keras.ops.convert_to_numpy(coordinates)[:, 0]
-    blocks = keras.ops.convert_to_numpy(predictor(coordinates)).astype("float64")
-    energies = np.bincount(layers, (blocks**2).sum(axis=1))  # (layers,)
+class _Refitted(NamedTuple):
+    """A kernel after steps 1 and 2, the damped covariance of its inputs, and their means."""
+
+    kernel: np.ndarray
+    covariance: np.ndarray
+    x_mean: np.ndarray
+    y_mean: np.ndarray
+
+
+def _refit(
+    kernel: np.ndarray,
+    mask: np.ndarray | None,
+    x: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray,
+    mean_free: bool,
+) -> _Refitted:
+    """Steps 1 and 2 of `compress_into` for one MLP: `x` and `y` are `(n, inputs)`."""
+    x_mean, y_mean, xx, yy, yx = _statistics(x, y, weights, mean_free)
+    prior = np.linalg.solve(damped(xx, RIDGE), xx @ kernel)
+    covariance = damped(yy, DAMPING)
+    refitted = prior + np.linalg.solve(covariance, yx @ kernel - yy @ prior)
+    if mask is not None:
+        refitted = refitted * mask
+    return _Refitted(refitted, covariance, x_mean, y_mean)
+
+
+def _stacked(value: Tensor, rank: int) -> np.ndarray:
+    """An array with a leading axis of experts, of length 1 for a single predictor."""
+    array = keras.ops.convert_to_numpy(value)
+    return array if array.ndim > rank else array[None]
+
+
+def _input_weights(predictor: Predictor, inputs: Tensor, layers: np.ndarray) -> np.ndarray:
+    """Weights of the inputs that sum to 1 for each expert, float64 `(experts, n)`."""
+    blocks = keras.ops.convert_to_numpy(predictor(inputs)).astype("float64")
+    energies = np.bincount(layers.ravel(), (blocks**2).sum(axis=-1).ravel())  # (layers,)
     weights = 1 / np.where(energies > 0, energies, 1.0)[layers]
-    return weights / weights.sum()
+    return _stacked(weights / weights.sum(axis=-1, keepdims=True), 1)
 
 
-def _statistics(x: Tensor, y: Tensor, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+def _statistics(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray, mean_free: bool
+) -> tuple[np.ndarray, ...]:
     """Computes weighted means and covariances.
 
     Args:
-        x, y: float32 tensors `(n, inputs)`.
+        x, y: float32 arrays `(n, inputs)`.
         weights: weights of the rows that sum to 1, float64 `(n,)`.
+        mean_free: whether to subtract the means; otherwise they are 0.
 
     Returns:
         The means of x and y, float64 `(inputs,)`, followed by E[x x^T], E[y y^T] and E[y x^T] of
@@ -119,10 +167,12 @@ def _statistics(x: Tensor, y: Tensor, weights: np.ndarray) -> tuple[np.ndarray, 
     count, width = x.shape
     chunks = [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
 
-    def rows(tensor: Tensor, chunk: slice) -> np.ndarray:
-        return keras.ops.convert_to_numpy(tensor[chunk]).astype("float64")
+    def rows(array: np.ndarray, chunk: slice) -> np.ndarray:
+        return array[chunk].astype("float64")
 
-    x_mean, y_mean = (sum(weights[chunk] @ rows(t, chunk) for chunk in chunks) for t in (x, y))
+    x_mean, y_mean = np.zeros((2, width))
+    if mean_free:
+        x_mean, y_mean = (sum(weights[chunk] @ rows(t, chunk) for chunk in chunks) for t in (x, y))
     xx, yy, yx = np.zeros((3, width, width))
     for chunk in chunks:
         a, b = rows(x, chunk) - x_mean, rows(y, chunk) - y_mean
@@ -177,10 +227,10 @@ def gptq_quantize(
     return compressed
 
 
-def _row_compressor(layer: CompressedDense) -> Callable[[int, np.ndarray], np.ndarray]:
-    """A function for `gptq_quantize` that applies a layer's mask and step sizes."""
-    mask = None if layer.mask is None else keras.ops.convert_to_numpy(layer.mask)
-    step_sizes = None if layer.step_sizes is None else keras.ops.convert_to_numpy(layer.step_sizes)
+def _row_compressor(layer: Compressible, expert: int) -> Callable[[int, np.ndarray], np.ndarray]:
+    """A function for `gptq_quantize` that applies an expert's mask and step sizes."""
+    mask = None if layer.mask is None else _stacked(layer.mask, 2)[expert]
+    step_sizes = None if layer.step_sizes is None else _stacked(layer.step_sizes, 1)[expert].ravel()
 
     def compress_row(index: int, row: np.ndarray) -> np.ndarray:
         if mask is not None:

@@ -4,10 +4,12 @@ A kernel W `(inputs, units)` is stored as integers q and one step size s_j per u
 
     W^[i, j] = s_j q[i, j],    q = clip(round(W[i, j] / s_j), -Q, Q),    Q = 2^(bits - 1) - 1.
 
+The kernels of local predictors `(experts, inputs, units)` have one step size per expert instead.
+
 The levels are symmetric about 0, so that a pruned weight stays 0. Step sizes are float16, two
-bytes per unit. The step size of a unit is the candidate with the least squared error. Candidates
-place level Q at 30 to 100 percent of the unit's largest weight, because clipping a few large
-weights allows finer levels for all others.
+bytes each. A step size is the candidate with the least squared error. Candidates place level Q at
+30 to 100 percent of the largest weight of the unit or expert, because clipping a few large weights
+allows finer levels for all others.
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
-from keras_nern.utils.types import Tensor
+from keras_nern.utils.types import Shape, Tensor
 
 BITS = tuple(range(2, 9))
 CLIPPING = np.linspace(1.0, 0.3, 29)  # candidates for s_j Q, as fractions of the largest weight
@@ -29,15 +31,15 @@ class Quantized:
     """A quantized kernel.
 
     Attributes:
-        levels: int8 array `(inputs, units)`, q.
-        step_sizes: float16 array `(units,)`, s.
+        levels: int8 array of the kernel's shape, q.
+        step_sizes: float16 array `(units,)` or `(experts, 1, 1)`, s.
     """
 
     levels: np.ndarray
     step_sizes: np.ndarray
 
     def values(self) -> np.ndarray:
-        """The dequantized kernel W^, float32 `(inputs, units)`."""
+        """The dequantized kernel W^: a float32 array of the kernel's shape."""
         return self.levels.astype("float32") * self.step_sizes.astype("float32")
 
 
@@ -60,38 +62,45 @@ def largest_level(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def choose_step_sizes(kernel: ArrayLike, bits: int) -> np.ndarray:
-    """Chooses the step size of each unit that minimizes the squared error.
+def choose_step_sizes(kernel: ArrayLike, bits: int, shape: Shape | None = None) -> np.ndarray:
+    """Chooses step sizes that minimize the squared error.
 
     Args:
-        kernel: array `(inputs, units)`.
+        kernel: array `(inputs, units)` or `(experts, inputs, units)`.
         bits: bits per weight, from 2 to 8.
+        shape: shape of the result, which broadcasts with the kernel; `None` for `(units,)`.
+            Defaults to `None`.
 
     Returns:
-        float16 array `(units,)`, all positive.
+        float16 array of that shape, all positive.
 
     Raises:
         ValueError: if `bits` is not an integer from 2 to 8.
     """
     top = largest_level(bits)
     kernel = np.asarray(kernel, "float64")
-    largest = np.abs(kernel).max(axis=0)
-    candidates = np.maximum(CLIPPING[:, None] * largest / top, SMALLEST_STEP).astype("float16")
-    errors = []  # (candidates, units)
+    shape = kernel.shape[-1:] if shape is None else shape
+    aligned = (1,) * (kernel.ndim - len(shape)) + tuple(shape)
+    axes = tuple(axis for axis, length in enumerate(aligned) if length == 1)
+    largest = np.abs(kernel).max(axis=axes).reshape(shape)
+    steps = CLIPPING.reshape(-1, *(1,) * len(shape))
+    candidates = np.maximum(steps * largest / top, SMALLEST_STEP).astype("float16")
+    errors = []  # (candidates, *shape)
     for step_sizes in candidates.astype("float64"):
         levels = np.clip(np.rint(kernel / step_sizes), -top, top)
-        errors.append(((kernel - levels * step_sizes) ** 2).sum(axis=0))
-    return candidates[np.argmin(errors, axis=0), np.arange(len(largest))]
+        errors.append(((kernel - levels * step_sizes) ** 2).sum(axis=axes).reshape(shape))
+    best = np.argmin(errors, axis=0)[None]
+    return np.take_along_axis(candidates, best, axis=0)[0]
 
 
 def quantize(kernel: ArrayLike, bits: int, step_sizes: ArrayLike | None = None) -> Quantized:
     """Quantizes a kernel.
 
     Args:
-        kernel: array `(inputs, units)`.
+        kernel: array `(inputs, units)` or `(experts, inputs, units)`.
         bits: bits per weight, from 2 to 8.
-        step_sizes: float16 array `(units,)`; `None` to call `choose_step_sizes`. Defaults to
-            `None`.
+        step_sizes: float16 array that broadcasts with the kernel; `None` to call
+            `choose_step_sizes`. Defaults to `None`.
 
     Returns:
         A `Quantized`.
@@ -117,12 +126,12 @@ def fake_quantize(kernel: Tensor, step_sizes: Tensor, bits: int) -> Tensor:
     """Quantizes a kernel in the forward pass only, with the straight-through estimator.
 
     Args:
-        kernel: float32 tensor `(inputs, units)`.
-        step_sizes: float32 tensor `(units,)` with float16 values.
+        kernel: float32 tensor.
+        step_sizes: float32 tensor with float16 values, which broadcasts with the kernel.
         bits: bits per weight, from 2 to 8.
 
     Returns:
-        float32 tensor `(inputs, units)` with the values of `quantize(...).values()` and the
+        float32 tensor of the kernel's shape with the values of `quantize(...).values()` and the
         gradient of the identity.
 
     Source: Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons for

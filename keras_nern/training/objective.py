@@ -56,7 +56,7 @@ class Objective:
             )
         self._causes: dict[str, list[str]] = {}
         self._targets: keras.Variable | None = None  # (weights,), see Blocks.weights
-        self._cumulative: keras.Variable | None = None  # (blocks,), see cumulative_magnitude
+        self._cumulative: keras.Variable | None = None  # (slots,), see cumulative_magnitude
         self._moments: list[keras.Variable | None] = []  # per kernel, None if it has none
         self._output_scales: list[keras.Variable | None] = []
 
@@ -78,7 +78,9 @@ class Objective:
         with self.scope():
             self._targets = assign_or_create(self._targets, blocks.weights())
             if any(getattr(one, "by_magnitude", True) for one in samplings):
-                cumulative = sampling.cumulative_magnitude(blocks.norms())
+                slots = np.arange(self._representation.num_slots, dtype="int32")
+                order = keras.ops.convert_to_numpy(self._representation.block_of_slots(slots))
+                cumulative = sampling.cumulative_magnitude(blocks.norms()[order])
                 self._cumulative = assign_or_create(self._cumulative, cumulative)
 
     def scale(self, multipliers: Mapping[str, float]) -> None:
@@ -117,13 +119,18 @@ class Objective:
             from possible causes of a non-finite loss to scalars; the scalar of the actual cause
             is not finite.
         """
+        representation = self._representation
         distills = teacher is not None
-        drawn = self._draw(settings.distillation_sampling if distills else settings.kernel_sampling)
-        indices = drawn
-        if drawn is None:
-            indices = keras.ops.arange(self._original.blocks.num_blocks, dtype="int32")
-        coordinates = self._representation.coordinates(indices)
-        predicted, means = self._representation.predictor.predict_with_means(coordinates)
+        drawn, by_run = representation.draw(
+            settings.distillation_sampling if distills else settings.kernel_sampling,
+            self._seed,
+            None if self._cumulative is None else keras.ops.convert_to_tensor(self._cumulative),
+        )
+        predicted, means = representation.predict(drawn, by_run)
+        slots = drawn
+        if slots is None:
+            slots = keras.ops.arange(representation.num_slots, dtype="int32")
+        indices = representation.block_of_slots(slots)
         terms = self._weight_errors(indices, predicted)
         parts = {"the predictor": terms["reconstruction_loss"]}
         if teacher is not None:
@@ -202,13 +209,6 @@ class Objective:
             if name in terms
         )
 
-    def _draw(self, kernel_sampling: Any) -> Tensor | None:
-        """Draws the indices of the blocks that get gradients in a step; `None` for all."""
-        cumulative = self._cumulative
-        if cumulative is not None:
-            cumulative = keras.ops.convert_to_tensor(cumulative)
-        return kernel_sampling.sample(self._original.blocks.num_blocks, self._seed, cumulative)
-
     def _weight_errors(self, indices: Tensor, predicted: Tensor) -> dict[str, Tensor]:
         """The errors of drawn blocks `(n, B)`."""
         blocks = self._original.blocks
@@ -222,18 +222,20 @@ class Objective:
         }
 
     def _all_blocks(self, drawn: Tensor | None, predicted: Tensor) -> Tensor:
-        """Predicts all blocks `(blocks, B)`; only the drawn ones get gradients."""
+        """Predicts all blocks `(blocks, B)`; only those of the drawn slots get gradients."""
+        representation = self._representation
         if drawn is None:
-            return predicted
-        rest = keras.ops.stop_gradient(self._representation.predict_range())
-        # A block drawn n times has n rows; each gets 1 / n of the block's gradient.
+            return representation.in_block_order(predicted)
+        rest = keras.ops.stop_gradient(representation.predict_all())
+        # A slot drawn n times has n rows; each gets 1 / n of the slot's gradient.
         times = keras.ops.segment_sum(
-            keras.ops.ones_like(drawn, "float32"), drawn, self._original.blocks.num_blocks
+            keras.ops.ones_like(drawn, "float32"), drawn, representation.num_slots
         )
         share = 1.0 / keras.ops.take(times, drawn, axis=0)[:, None]
         fixed = keras.ops.stop_gradient(predicted)
         rows = fixed + share * (predicted - fixed)
-        return keras.ops.scatter_update(rest, drawn[:, None], rows)
+        rows = keras.ops.scatter_update(rest, drawn[:, None], rows)
+        return representation.in_block_order(rows)
 
 
 def _parts_of(inputs: Any, teacher: ForwardOutputs, student: ForwardOutputs) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ those of the first, so AdamW's moving averages from the first phase would cause 
 """
 
 import math
+import re
 from typing import Any
 
 import keras
@@ -20,7 +21,8 @@ from keras_nern.predictor.predictor import OUTPUT_LAYER
 from keras_nern.utils.backend import register, to_int
 from keras_nern.utils.types import Tensor
 
-ADAMW_SHARE = 0.2  # learning rate of AdamW over that of Muon
+# Learning rate of AdamW over that of Muon, for one predictor and for local ones.
+ADAMW_SHARE = {False: 0.2, True: 0.5}
 
 
 @register
@@ -76,24 +78,32 @@ class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
 
 @register
 class Muon(keras.optimizers.Muon):
-    """A `keras.optimizers.Muon` whose variables may have any dtype.
+    """A `keras.optimizers.Muon` for stacks of matrices, such as the kernels of local predictors.
 
-    Keras (3.15) computes the adjustment of the learning rate in `keras.config.floatx()`, and
-    TensorFlow does not multiply tensors of different dtypes. See `keras.optimizers.Muon` for the
-    arguments.
+    Each matrix of a variable `(experts, inputs, units)` is updated for itself. `keras.optimizers`
+    (3.15) optimizes such variables by AdamW. It also computes the adjustment of the learning rate
+    in `keras.config.floatx()`, which TensorFlow does not multiply with variables of another dtype.
+    See `keras.optimizers.Muon` for the arguments.
     """
 
+    def _should_use_adamw(self, variable: keras.Variable) -> bool:  # private in Keras 3.15
+        if len(variable.shape) != 3:
+            return super()._should_use_adamw(variable)
+        return any(re.search(name, variable.path) for name in self.exclude_layers)
+
     def lr_adjust(self, x: Tensor) -> Tensor:
-        return x if self.rms_rate is None else x * (math.sqrt(max(x.shape)) * self.rms_rate)
+        if self.rms_rate is None:
+            return x
+        return x * (math.sqrt(max(x.shape[-2:])) * self.rms_rate)
 
 
-def default_optimizer(schedule: PlannedCosineDecay) -> keras.optimizers.Optimizer:
+def default_optimizer(schedule: PlannedCosineDecay, experts: int = 1) -> keras.optimizers.Optimizer:
     """Creates the optimizer that `"auto"` stands for."""
     return Muon(
         schedule,
         weight_decay=None,
         adam_weight_decay=None,
-        adam_lr_ratio=ADAMW_SHARE,
+        adam_lr_ratio=ADAMW_SHARE[experts > 1],
         exclude_layers=[OUTPUT_LAYER],
     )
 

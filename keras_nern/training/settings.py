@@ -1,6 +1,7 @@
 """The settings of `NeRNModel.compile`, validated once."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,21 @@ from keras_nern.utils import checks
 PHASES = ("reconstruction", "distillation")
 DISTILLATION_LOSSES = ("logits_loss", "feature_map_loss")
 LOSSES = ("reconstruction_loss", *DISTILLATION_LOSSES, "layer_output_loss")
+
+# Defaults for one predictor and for local ones. The rates of experts are higher, because each has
+# few parameters and sees many kernels per step.
+AUTO = {
+    False: {"reconstruction_learning_rate": 1e-2, "distillation_learning_rate": 2.5e-4},
+    True: {"reconstruction_learning_rate": 3e-2, "distillation_learning_rate": 1.5e-3},
+}
+EPOCHS = {False: 800, True: 400}  # of reconstruction, over all kernels
+SINGLE_BATCH = 4096  # kernels per step of a single predictor
+RUN_BATCH = 512  # kernels per step of each expert ...
+MAX_BATCH = 2**18  # ... and of all experts, which bounds the memory
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +53,40 @@ class Settings:
     temperature: float
     gradient_centering: bool
     keras_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def resolve(
+        cls, num_slots: int, experts: int, is_default_optimizer: bool, **given: Any
+    ) -> "Settings":
+        """Creates settings, with values in place of each `"auto"`.
+
+        Args:
+            num_slots: number of kernels in an epoch, see `representation`.
+            experts: number of experts.
+            is_default_optimizer: whether the optimizer is the default one.
+            **given: the attributes, or `"auto"` for those in `AUTO`.
+        """
+        auto = AUTO[experts > 1]
+        for name, value in auto.items():
+            if _is_auto(given[name]):
+                given[name] = value
+        if _is_auto(given["kernel_sampling"]):
+            given["kernel_sampling"] = sampling.UniformSampling(
+                SINGLE_BATCH if experts == 1 else experts * min(RUN_BATCH, MAX_BATCH // experts)
+            )
+        given["kernel_sampling"] = sampling.get(given["kernel_sampling"], "kernel_sampling")
+        if _is_auto(given["reconstruction_steps"]):
+            batch_size = getattr(given["kernel_sampling"], "batch_size", num_slots)
+            epoch = max(1, num_slots / batch_size)
+            given["reconstruction_steps"] = math.ceil(EPOCHS[experts > 1] * epoch)
+        if _is_auto(given["gradient_centering"]):
+            given["gradient_centering"] = is_default_optimizer and experts == 1
+        elif given["gradient_centering"] is True and experts > 1:
+            raise ValueError(
+                'gradient_centering must be False or "auto" for local predictors, whose layers '
+                "have no biases. Received: gradient_centering=True"
+            )
+        return cls(**given)
 
     def __post_init__(self) -> None:
         def convert(name: str, value: Any) -> None:
