@@ -48,7 +48,6 @@ from keras_nern.utils.backend import is_multi_worker, register, require_tensorfl
 from keras_nern.utils.files import atomic_write
 from keras_nern.utils.types import Path, Tensor
 
-SHAPE = ("experts", "hidden_size", "num_layers", "bits", "pruned")  # of a predictor
 NORMALIZATIONS = ("auto", None, "layer")
 
 
@@ -223,13 +222,14 @@ class NeRNModel(keras.Model):
             blocks.num_blocks,
             blocks.num_weights,
             blocks.block_length,
-            **checks.accepted(build_predictor, given),
             other_bytes=permutation.bits / 8 + scale_bytes,
+            **given,
         )
-        given |= {name: getattr(self.predictor, name) for name in SHAPE}
+        given["experts"] = self.predictor.experts
+        own = checks.accepted(type(self.predictor), given)
+        given |= {name: getattr(self.predictor, name) for name in own}
         if normalize == "auto":
             normalize = given["normalize"] = "layer" if self.predictor.experts > 1 else None
-        given["encoding"] = getattr(self.predictor, "encoding", None)
         given["permutation_method"], given["metric"] = permutation.method, permutation.metric
         given["permutation"] = permutation.kind
         # In a namespace, because Keras would track layers in `include` and `exclude`.
@@ -338,7 +338,9 @@ class NeRNModel(keras.Model):
         if layers is None:
             return self._by_name(map(keras.ops.convert_to_numpy, self._representation.kernels()))
         names = [kernel.name for kernel in self._original.blocks.kernels]
-        layers = [layers] if isinstance(layers, str) else list(layers)
+        if isinstance(layers, str) or not isinstance(layers, Iterable):
+            layers = [layers]
+        layers = list(layers)
         for name in layers:
             checks.one_of("layers", name, names)
         found = {name: self._representation.kernel(names.index(name)) for name in layers}

@@ -20,7 +20,7 @@ from typing import Any
 
 from keras_nern.network.original import OriginalNetwork
 from keras_nern.network.selection import SkippedLayer
-from keras_nern.predictor.predictor import KernelPredictor
+from keras_nern.predictor.predictor import Predictor
 from keras_nern.utils.tables import Printable, Table
 
 
@@ -42,6 +42,7 @@ class SummaryTable(Printable):
     Attributes:
         layers: list of `LayerRow`.
         skipped: list of `selection.SkippedLayer`: layers that are not represented, and why.
+        experts, num_layers, hidden_size: shape of the predictor, see `NeRNModel`.
         predictor_parameters: number of weights of the predictor.
         predictor_bytes: size of the predictor, see `KernelPredictor.num_bytes`.
         scales: number of layer scales that are stored.
@@ -53,6 +54,9 @@ class SummaryTable(Printable):
 
     layers: list[LayerRow]
     skipped: list[SkippedLayer]
+    experts: int
+    num_layers: int
+    hidden_size: int
     predictor_parameters: int
     predictor_bytes: float
     scales: int
@@ -92,7 +96,15 @@ class SummaryTable(Printable):
 
     def to_dict(self) -> dict[str, Any]:
         """All attributes and totals as JSON-serializable values."""
-        counts = ("predictor_parameters", "predictor_bytes", "scales", "kept_weights")
+        counts = (
+            "experts",
+            "num_layers",
+            "hidden_size",
+            "predictor_parameters",
+            "predictor_bytes",
+            "scales",
+            "kept_weights",
+        )
         totals = ("blocks", "weights", "permutation_bits", "representation_bytes")
         ratios = ("kernel_ratio", "network_ratio")
         return {
@@ -125,6 +137,7 @@ class SummaryTable(Printable):
             ),
             Table(
                 [
+                    ("predictors", f"{self.experts} of {self.num_layers} x {self.hidden_size}"),
                     ("predictor parameters", f"{self.predictor_parameters:,}"),
                     ("predictor bytes", f"{self.predictor_bytes:,.0f}"),
                     ("layer scales", f"{self.scales:,}"),
@@ -159,7 +172,7 @@ class SummaryTable(Printable):
 
 def summary_table(
     original: OriginalNetwork,
-    predictor: KernelPredictor,
+    predictor: Predictor,
     permutation_bits: Sequence[float],
     scales: int,
 ) -> SummaryTable:
@@ -167,7 +180,7 @@ def summary_table(
 
     Args:
         original: the base.
-        predictor: a built `KernelPredictor`.
+        predictor: a built predictor.
         permutation_bits: bits of each kernel's permutation.
         scales: number of layer scales that are stored.
 
@@ -183,6 +196,9 @@ def summary_table(
     return SummaryTable(
         layers=layers,
         skipped=original.blocks.skipped,
+        experts=predictor.experts,
+        num_layers=predictor.num_layers,
+        hidden_size=predictor.hidden_size,
         predictor_parameters=predictor.num_parameters,
         predictor_bytes=predictor.num_bytes,
         scales=scales,

@@ -116,14 +116,12 @@ class Representation:
         """The number of slots."""
         return self.blocks.num_blocks if self.runs is None else self.runs.num_slots
 
-    def block_of_slots(self, slots: Tensor) -> Tensor:
-        """The number of the block in each slot: int32 `(n,)`."""
+    def block_of_slots(self) -> np.ndarray:
+        """The number of the block in each slot: int32 `(slots,)`."""
         if self.runs is None:
-            return slots
-        ranks = keras.ops.take(keras.ops.convert_to_tensor(self.runs.ranks()), slots)
-        if self.positions is None:
-            return ranks
-        return keras.ops.take(self._blocks_by_rank(), ranks)
+            return np.arange(self.blocks.num_blocks, dtype="int32")
+        blocks = np.argsort(keras.ops.convert_to_numpy(self._block_ranks()))
+        return blocks.astype("int32")[self.runs.ranks()]
 
     def _block_ranks(self) -> Tensor:
         """The rank of every block: int32 `(blocks,)`."""
@@ -131,11 +129,6 @@ class Representation:
         if self.positions is None:
             return keras.ops.arange(self.blocks.num_blocks, dtype="int32")
         return keras.ops.cast(keras.ops.convert_to_tensor(self.positions), "int32") + starts
-
-    def _blocks_by_rank(self) -> Tensor:
-        """The number of the block at every rank: int32 `(blocks,)`, the inverse of the ranks."""
-        numbers = keras.ops.arange(self.blocks.num_blocks, dtype="int32")
-        return keras.ops.scatter(self._block_ranks()[:, None], numbers, numbers.shape)
 
     def _places(self, slots: Tensor) -> Tensor:
         """Converts slots, equally many of each run and sorted by run, to places of the runs."""

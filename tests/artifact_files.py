@@ -34,15 +34,21 @@ def assembled(parts):
     return data + hashlib.sha256(data).digest()
 
 
-def with_config(config, **parts):
-    """The bytes of the file `PARTS` with another config, and with other parts if any are given."""
+def with_config(config, held=None, **parts):
+    """The bytes of a file with another config, and with other parts if any are given.
+
+    The file has the parts `held`, by default `PARTS`.
+    """
     part = plain_frame(json.dumps(config).encode())
-    return assembled({**PARTS, **parts, "config": part})
+    return assembled({**(PARTS if held is None else held), **parts, "config": part})
 
 
-def changed(*changes):
-    """A copy of `CONFIG` with other values; a change is a tuple of keys and the new value."""
-    config = copy.deepcopy(CONFIG)
+def changed(*changes, config=None):
+    """A copy of a config, by default `CONFIG`, with other values.
+
+    A change is a tuple of keys and the new value.
+    """
+    config = copy.deepcopy(CONFIG if config is None else config)
     for *keys, last, value in changes:
         place = config
         for key in keys:
@@ -112,6 +118,7 @@ CONFIG = {
         },
     },
 }
+HIDDEN = {"hidden_size": 2, "num_layers": 2}
 W1, B1 = np.arange(12).reshape(6, 2) / 8 - 0.5, np.array([0.25, -0.25])
 W2, B2 = np.arange(8).reshape(2, 4) / 4, np.array([1.0, 2.0, 3.0, 4.0])
 PARTS = {
@@ -121,6 +128,18 @@ PARTS = {
     "predictor.biases": planes([*B1, *B2]),
     "predictor.kernels": planes([*W1.ravel(), *W2.ravel()]),
     "scales": planes([2.0]),
+}
+
+# The same classifier with two local predictors, each for a run of one block.
+LOCAL_CONFIG = changed(
+    ("predictor", {"precision": "float32", "experts": 2, **HIDDEN, "block_length": 4})
+)
+W1_LOCAL = np.arange(64).reshape(2, 16, 2) / 32 - 1  # (experts, features, units)
+W2_LOCAL = np.arange(16).reshape(2, 2, 4) / 4
+LOCAL_PARTS = {
+    "config": plain_frame(json.dumps(LOCAL_CONFIG).encode()),
+    **{name: PARTS[name] for name in ("kept.float32", "permutation", "scales")},
+    "predictor.kernels": planes([*W1_LOCAL.ravel(), *W2_LOCAL.ravel()]),
 }
 
 

@@ -2,8 +2,9 @@
 
     python other_backend.py FOLDER
 
-Reads FOLDER/nern.keras, the compressed FOLDER/small.keras and FOLDER/images.npy. Writes the results
-to FOLDER/{backend}.npz, and the errors of unsupported methods to FOLDER/{backend}.json.
+Reads nern.keras, the compressed small.keras, local.keras with local predictors, its compact file
+local.nern, and images.npy from FOLDER. Writes the results to FOLDER/{backend}.npz, and the errors
+of unsupported methods to FOLDER/{backend}.json.
 """
 
 import json
@@ -46,6 +47,19 @@ def results(nern, small, images):
     return {name: ops.convert_to_numpy(array) for name, array in arrays.items()}
 
 
+def local_results(local, path, images):
+    """The arrays, by name, of local predictors and of the classifier in their compact file."""
+    rebuilt = keras_nern.load(path)
+    arrays = {
+        "local called": local(images),
+        "local loaded": rebuilt(images),
+        "local relative error": local.relative_error(),
+        **{f"local kernel {name}": kernel for name, kernel in local.predict_kernels().items()},
+        **{f"loaded {i}": weight for i, weight in enumerate(rebuilt.weights)},
+    }
+    return {name: keras.ops.convert_to_numpy(array) for name, array in arrays.items()}
+
+
 def errors(nern, images):
     """The error messages of the methods that need TensorFlow."""
     messages = {}
@@ -61,11 +75,14 @@ def main(folder):
     """Computes and writes the results."""
     nern = keras.models.load_model(folder / "nern.keras")
     small = keras.models.load_model(folder / "small.keras")
+    local = keras.models.load_model(folder / "local.keras")
     images = np.load(folder / "images.npy")
     backend = keras.backend.backend()
-    np.savez(folder / f"{backend}.npz", **results(nern, small, images))
+    arrays = results(nern, small, images) | local_results(local, folder / "local.nern", images)
+    np.savez(folder / f"{backend}.npz", **arrays)
     # Levels may differ between backends: a level that is rounded differently changes later ones.
-    assert keras_nern.compress(nern, bits=8).relative_error() < nern.relative_error() + 0.01
+    for one in (nern, local):
+        assert keras_nern.compress(one, bits=8).relative_error() < one.relative_error() + 0.01
     (folder / f"{backend}.json").write_text(json.dumps(errors(nern, images)))
 
 

@@ -68,8 +68,8 @@ class RangeReader:
             starts = [0]
             for share in shares:
                 starts.append(starts[-1] + share + 1)
-            run = min(max(64, len(levels) // 8), size - len(levels))
-            symbols = [self.symbol(starts) for _ in range(run)]
+            chunk = min(max(64, len(levels) // 8), size - len(levels))
+            symbols = [self.symbol(starts) for _ in range(chunk)]
             for symbol in symbols:
                 counts[symbol] += 2
             levels += [symbol - top for symbol in symbols]

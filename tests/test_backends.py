@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from other_backend import results
+from other_backend import local_results, results
 from processes import ROOT
 
 import keras_nern
@@ -27,10 +27,16 @@ def test_another_backend_gives_the_results_of_tensorflow(backend, base, images, 
     nern.save(tmp_path / "nern.keras")
     small = keras_nern.compress(nern, bits=4)
     small.save(tmp_path / "small.keras")
+    local = keras_nern.NeRNModel(
+        base, 12, num_layers=3, permutation="cross_filter", view="block", experts=4
+    )
+    local.save(tmp_path / "local.keras")
+    local.export(tmp_path / "local.nern", precision="int7")
     np.save(tmp_path / "images.npy", images)
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, SCRIPT, tmp_path], check=True, env=environment)
     expected = results(nern, small, images)
+    expected |= local_results(local, tmp_path / "local.nern", images)
     with np.load(tmp_path / f"{backend}.npz") as received:
         assert set(received.files) == set(expected)
         for name, value in expected.items():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import keras_nern
-from keras_nern.predictor.gptq import _coordinate_weights
+from keras_nern.predictor.gptq import _input_weights
 
 
 @pytest.fixture
@@ -15,11 +15,32 @@ def nern(base):
     return nern
 
 
+@pytest.fixture
+def local(base):
+    """A representation by three local predictors."""
+    keras.utils.set_random_seed(1)
+    nern = keras_nern.NeRNModel(base, 12, 4, permutation="cross_filter", experts=3)
+    nern.compile(reconstruction_steps=60, run_eagerly=True)
+    nern.fit(steps_per_epoch=60, verbose=0)
+    return nern
+
+
 @pytest.mark.parametrize(
-    "arguments", [{"bits": 8}, {"sparsity": 0.3}, {"bits": 4, "sparsity": 0.2}]
+    ("kind", "arguments"),
+    [
+        ("nern", {"bits": 8}),
+        ("nern", {"sparsity": 0.3}),
+        ("nern", {"bits": 4, "sparsity": 0.2}),
+        ("local", {"bits": 6}),
+        ("local", {"bits": 4, "sparsity": 0.2}),
+    ],
 )
-def test_a_compressed_representation_saves_loads_and_rebuilds(nern, images, arguments, tmp_path):
+def test_a_compressed_representation_saves_loads_and_rebuilds(
+    request, images, kind, arguments, tmp_path
+):
+    nern = request.getfixturevalue(kind)
     small = keras_nern.compress(nern, **arguments)
+    assert (small.experts, small.hidden_size) == (nern.experts, nern.hidden_size)
     for kernel in small.predictor.layers:
         used = kernel.effective_kernel.numpy()
         if "sparsity" in arguments:
@@ -39,13 +60,28 @@ def test_the_error_decreases_with_the_number_of_bits(nern):
     assert errors[2] == pytest.approx(nern.relative_error(), rel=0.02)
 
 
+def test_the_error_of_local_predictors_decreases_with_the_number_of_bits(local):
+    small = [keras_nern.compress(local, bits) for bits in (3, 5, 8)]
+    errors = [one.relative_error() for one in small]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] == pytest.approx(local.relative_error(), rel=0.05)
+    # 16 x 12 + 2 x 12 x 12 + 12 x 9 weights and 4 step sizes of each expert
+    for bits, one in zip((3, 5, 8), small, strict=True):
+        assert one.summary_table().predictor_bytes == 3 * (588 * bits / 8 + 2 * 4)
+        assert one.summary_table().predictor_parameters == 3 * 588
+    before = small[0].relative_error()
+    small[0].compile(reconstruction_learning_rate=2e-2, run_eagerly=True)
+    small[0].fit(steps_per_epoch=60, verbose=0)
+    assert small[0].relative_error() < before
+
+
 def test_the_mean_output_does_not_change(nern):
     coordinates = nern.coordinates()
     before = nern.predictor(coordinates).numpy()
     small = keras_nern.compress(nern, bits=2)
     after = small.predictor(coordinates).numpy()
     assert np.abs(after - before).max() > 0.01
-    shares = _coordinate_weights(nern.predictor, coordinates)
+    (shares,) = _input_weights(nern.predictor, coordinates, coordinates[:, 0])
     np.testing.assert_allclose(shares @ after, shares @ before, atol=1e-4)
 
 

@@ -12,17 +12,18 @@ from processes import classifier, start
 import keras_nern
 
 
-def _fit(images, policy="float32", **compile_arguments):
+def _fit(images, policy="float32", experts=1, **compile_arguments):
     keras.mixed_precision.set_global_policy(policy)
     try:
         keras.utils.set_random_seed(4)
-        nern = keras_nern.NeRNModel(classifier(), 16, permutation="cross_filter")
+        nern = keras_nern.NeRNModel(classifier(), 16, permutation="cross_filter", experts=experts)
     finally:
         keras.mixed_precision.set_global_policy("float32")
     nern.compile(
         **{
             "reconstruction_steps": 6,
-            "kernel_sampling": keras_nern.UniformSampling(20),
+            # keras.random.uniform, which draws from runs, gives other numbers in XLA
+            "kernel_sampling": keras_nern.UniformSampling(20) if experts == 1 else "all",
             "distillation_learning_rate": 1e-2,
             **compile_arguments,
         }
@@ -33,23 +34,27 @@ def _fit(images, policy="float32", **compile_arguments):
 
 @pytest.fixture(scope="module")
 def plain():
-    """The fit that others are compared with, its history, and its images."""
+    """The fit that others are compared with, its history, and its images, by experts."""
     images = np.random.default_rng(2).normal(size=(12, 8, 8, 1)).astype("float32")
-    return *_fit(images, jit_compile=False), images
+    return functools.cache(
+        lambda experts: (*_fit(images, experts=experts, jit_compile=False), images)
+    )
 
 
 @pytest.mark.parametrize(
-    ("policy", "jit_compile"),
+    ("policy", "jit_compile", "experts"),
     [
-        ("mixed_float16", True),
-        ("mixed_bfloat16", False),
-        pytest.param("mixed_float16", False, marks=pytest.mark.slow),
-        pytest.param("mixed_bfloat16", True, marks=pytest.mark.slow),
+        ("mixed_float16", True, 3),
+        ("mixed_bfloat16", False, 1),
+        pytest.param("mixed_float16", True, 1, marks=pytest.mark.slow),
+        pytest.param("mixed_float16", False, 1, marks=pytest.mark.slow),
+        pytest.param("mixed_bfloat16", True, 1, marks=pytest.mark.slow),
+        pytest.param("mixed_bfloat16", False, 3, marks=pytest.mark.slow),
     ],
 )
-def test_a_base_in_mixed_precision_is_fitted_in_float32(plain, policy, jit_compile):
-    full, expected, images = plain
-    nern, history = _fit(images, policy, jit_compile=jit_compile)
+def test_a_base_in_mixed_precision_is_fitted_in_float32(plain, policy, jit_compile, experts):
+    full, expected, images = plain(experts)
+    nern, history = _fit(images, policy, experts, jit_compile=jit_compile)
     assert {weight.dtype for weight in nern.trainable_variables} == {"float32"}
     assert all(layer.compute_dtype == "float32" for layer in nern.predictor.hidden)
     assert nern.base.layers[0].compute_dtype == policy.removeprefix("mixed_")
@@ -81,11 +86,20 @@ def test_the_loss_scale_can_be_disabled_and_is_kept_between_phases(images):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 4}],
-    ids=["compiled by XLA", "eager", "four steps at once"],
+    [
+        {"jit_compile": True},
+        {"run_eagerly": True},
+        {"steps_per_execution": 4},
+        {"experts": 3, "jit_compile": True},
+        {"experts": 3, "run_eagerly": True},
+    ],
+    ids=[
+        *("compiled by XLA", "eager", "four steps at once"),
+        *("local, compiled by XLA", "local, eager"),
+    ],
 )
 def test_kernels_do_not_depend_on_how_steps_are_executed(plain, arguments):
-    full, _, images = plain
+    full, _, images = plain(arguments.get("experts", 1))
     other, _ = _fit(images, **arguments)
     kernels = full.predict_kernels().values(), other.predict_kernels().values()
     for a, b in zip(*kernels, strict=True):
@@ -132,7 +146,7 @@ FIT = """
 import json, sys
 import keras, numpy as np, tensorflow as tf
 
-kind, out, optimizer = sys.argv[1:]
+kind, out, optimizer, experts = sys.argv[1:]
 if kind == "mirrored":
     cpu, = tf.config.list_physical_devices("CPU")
     two = [tf.config.LogicalDeviceConfiguration()] * 2
@@ -149,7 +163,9 @@ keras.utils.set_random_seed(0)
 images = np.random.default_rng(2).normal(size=(24, 8, 8, 1)).astype("float32")
 labels = np.arange(24) % 3
 with strategy.scope():
-    nern = keras_nern.NeRNModel(classifier(), 16, permutation="cross_filter")
+    nern = keras_nern.NeRNModel(
+        classifier(), 16, permutation="cross_filter", experts=int(experts)
+    )
     nern.compile(
         optimizer=optimizer,
         reconstruction_steps=20,
@@ -190,9 +206,10 @@ def on_one_device(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
 
     @functools.cache
-    def result(optimizer="auto"):
-        assert start(FIT, "one", folder / optimizer, optimizer).wait() == 0
-        return json.loads((folder / optimizer).read_text())
+    def result(optimizer="auto", experts=1):
+        out = folder / f"{optimizer} {experts}"
+        assert start(FIT, "one", out, optimizer, experts).wait() == 0
+        return json.loads(out.read_text())
 
     return result
 
@@ -211,10 +228,14 @@ def _assert_same(result, expected):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["auto", pytest.param("adam", marks=pytest.mark.slow)])
-def test_two_replicas_fit_like_one_device(on_one_device, tmp_path, optimizer):
-    assert start(FIT, "mirrored", tmp_path / "out.json", optimizer).wait() == 0
-    result, expected = json.loads((tmp_path / "out.json").read_text()), on_one_device(optimizer)
+@pytest.mark.parametrize(
+    ("optimizer", "experts"),
+    [("auto", 3), *(pytest.param(o, 1, marks=pytest.mark.slow) for o in ("auto", "adam"))],
+)
+def test_two_replicas_fit_like_one_device(on_one_device, tmp_path, optimizer, experts):
+    assert start(FIT, "mirrored", tmp_path / "out.json", optimizer, experts).wait() == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    expected = on_one_device(optimizer, experts)
     _assert_same(result, expected)
     assert set(result["logs"]) == set(expected["logs"]) > {"val_top2", "val_accuracy", "watched"}
 
@@ -265,7 +286,7 @@ def test_two_workers_fit_like_one_device(on_one_device, tmp_path):
     for index in range(2):
         task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         out = tmp_path / f"{index}.json"
-        processes.append(start(FIT, "workers", out, "auto", TF_CONFIG=json.dumps(task)))
+        processes.append(start(FIT, "workers", out, "auto", 1, TF_CONFIG=json.dumps(task)))
     try:
         assert [process.wait(timeout=300) for process in processes] == [0, 0]
     finally:

@@ -139,7 +139,7 @@ def test_public_names_are_as_listed():
         *("NeRNModel", "compress", "load", "Permutation", "PositionalEncoding", "KernelPredictor"),
         *("SmoothnessRegularizer", "add_regularizer", "smoothness_report", "kernel_importance"),
         *("prune", "NoiseDataset", "AllKernels", "UniformSampling", "MagnitudeSampling"),
-        *("KernelSummaries", "callbacks", "losses", "models", "plots"),
+        *("LocalPredictor", "KernelSummaries", "callbacks", "losses", "models", "plots"),
     }
     with pytest.raises(AttributeError, match="has no attribute 'compres'"):
         keras_nern.compres  # noqa: B018

@@ -21,29 +21,42 @@ def _slow_kernels(nern):
         original = nern.base.get_layer(name).kernel.numpy()
         kh, kw, cin, cout = original.shape
         scale = np.std(original) if nern.normalize == "layer" else 1.0
+        offset = (0, 4, 28)[index]  # of 52 blocks
         blocks = original.transpose(3, 2, 0, 1).reshape(cout, cin, kh * kw)
         order = list(block_order(blocks, nern.permutation, nern.permutation_method, nern.metric))
         kernels[name] = np.zeros(original.shape)
         for f in range(cout):
             for c in range(cin):
                 position = order.index(f * cin + c)
-                coordinate = np.array([[index, position // cin, position % cin]])
-                block = nern.predictor(coordinate).numpy().reshape(3, 3)
+                if nern.experts == 1:
+                    coordinate = np.array([[index, position // cin, position % cin]])
+                    block = nern.predictor(coordinate).numpy()
+                else:
+                    starts = [expert * 52 // nern.experts for expert in range(nern.experts)]
+                    expert = max(e for e in range(nern.experts) if starts[e] <= offset + position)
+                    place = offset + position - starts[expert]
+                    block = nern.predictor(np.full((nern.experts, 1), place))[expert].numpy()
+                block = block.reshape(3, 3)
                 top, left = (3 - kh) // 2, (3 - kw) // 2
                 crop = block[top : top + kh, left : left + kw]
                 kernels[name][:, :, c, f] = scale * crop
     return kernels
 
 
+@pytest.mark.parametrize("experts", [1, 5])
 @pytest.mark.parametrize("permutation", [None, "in_filter", "cross_filter"])
 @pytest.mark.parametrize(
     ("normalize", "metric", "method"),
     [(None, "cosine", "greedy"), ("layer", "euclidean", "two_opt")],
 )
-def test_predicts_each_kernel_from_its_coordinate(base, permutation, normalize, metric, method):
+def test_predicts_each_kernel_from_its_coordinate(
+    base, permutation, normalize, metric, method, experts
+):
     nern = keras_nern.NeRNModel(
         base,
         8,
+        num_layers=3,
+        experts=experts,
         permutation=permutation,
         normalize=normalize,
         metric=metric,
@@ -112,6 +125,81 @@ def test_the_base_does_not_change(base, images, labels, tmp_path):
     assert [layer.trainable for layer in base.layers] == trainable
 
 
+@pytest.mark.parametrize("permutation", [None, "in_filter", "cross_filter"])
+def test_a_kernel_alone_is_predicted_by_its_experts_only(base, permutation):
+    """Ranks 0 to 3, 4 to 27 and 28 to 51; seven runs start at 0, 7, 14, 22, 29, 37 and 44."""
+    nern = keras_nern.NeRNModel(base, 4, 3, permutation=permutation, experts=7)
+    assert nern._representation.runs.starts.tolist() == [0, 7, 14, 22, 29, 37, 44]
+    expected = nern.predict_kernels()
+    assert list(expected) == ["stem", "conv", "shortcut"]
+    needed = {"stem": [0], "conv": [0, 1, 2, 3], "shortcut": [3, 4, 5, 6]}
+    weights = nern.predictor.get_weights()
+    for name, experts in needed.items():
+        others = [expert for expert in range(7) if expert not in experts]
+        for layer, value in zip(nern.predictor.layers, weights, strict=True):
+            value = value.copy()
+            value[others] = np.nan
+            layer.kernel.assign(value)
+        found = nern.predict_kernels(name)
+        assert list(found) == [name]
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+        for expert in experts:  # and all of them are needed
+            broken = [value.copy() for value in weights]
+            broken[0][expert] = np.nan
+            nern.predictor.set_weights(broken)
+            assert np.isnan(nern.predict_kernels(name)[name]).any()
+        nern.predictor.set_weights(weights)
+
+
+def test_some_kernels_are_predicted_by_name(nern):
+    expected = nern.predict_kernels()
+    for names in ("conv", ["conv"], ("shortcut", "stem"), []):
+        found = nern.predict_kernels(names)
+        assert list(found) == ([names] if isinstance(names, str) else list(names))
+        for name, value in found.items():
+            assert type(value) is np.ndarray
+            np.testing.assert_allclose(value, expected[name], atol=1e-6)
+    with pytest.raises(ValueError, match=r"layers must be one of .*'stem'.*layers='convolution'"):
+        nern.predict_kernels(["conv", "convolution"])
+
+
+def test_one_predictor_by_default_and_local_ones_for_a_larger_size(base):
+    nern = keras_nern.NeRNModel(base)
+    assert (nern.experts, nern.hidden_size, nern.num_layers) == (1, 8, 5)
+    assert (nern.normalize, type(nern.encoding)) == (None, keras_nern.PositionalEncoding)
+    nern = keras_nern.NeRNModel(base, size="80 kB")
+    assert 1 < nern.experts < 5
+    assert 28 <= nern.hidden_size <= 36
+    assert (nern.num_layers, nern.normalize, nern.encoding) == (9, "layer", None)
+    assert 0.9 * 80_000 < nern.summary_table().representation_bytes <= 80_000
+    nern = keras_nern.NeRNModel(base, size=3, experts=2, permutation="cross_filter", bits=5)
+    weights = 4 * 9 + 24 * 9 + 24
+    assert 0.75 < nern.predictor.num_bytes / (3 * weights * 5 / 8) <= 1
+    with pytest.raises(ValueError, match=r"Expected hidden_size or size\. Received: hidden_size=4"):
+        keras_nern.NeRNModel(base, hidden_size=4, size=0.4)
+    with pytest.raises(ValueError, match="experts must be at most 52, the number of blocks"):
+        keras_nern.NeRNModel(base, hidden_size=4, experts=53)
+
+
+@pytest.mark.parametrize("permutation", [None, "cross_filter"])
+@pytest.mark.parametrize("normalize", ["auto", None])
+def test_the_size_in_bytes_is_that_of_the_representation(base, permutation, normalize):
+    for experts in (1, 2, 5):
+        nern = keras_nern.NeRNModel(
+            base, permutation=permutation, normalize=normalize, experts=experts, size="30 kB"
+        )
+        found = nern.summary_table().representation_bytes
+        assert found <= 30_000
+        wider = keras_nern.NeRNModel(
+            base,
+            nern.hidden_size + 1,
+            permutation=permutation,
+            normalize=normalize,
+            experts=experts,
+        )
+        assert wider.summary_table().representation_bytes > 30_000
+
+
 def test_only_the_predictor_is_trainable(nern):
     paths = {id(weight) for weight in nern.predictor.weights}
     assert {id(weight) for weight in nern.trainable_variables} == paths
@@ -176,7 +264,7 @@ def test_reconstructs_unregistered_and_lambda_layers():
         ({"permutation_method": "exact"}, "permutation_method must be one of .*'exact'"),
         (
             {"normalize": "kernel"},
-            r"normalize must be one of \(None, 'layer'\).*normalize='kernel'",
+            r"normalize must be one of \('auto', None, 'layer'\).*normalize='kernel'",
         ),
     ],
 )
@@ -184,6 +272,21 @@ def test_raises_for_invalid_arguments(base, arguments, message):
     with pytest.raises(ValueError, match=message):
         keras_nern.NeRNModel(base, **arguments)
 
+
+def _assert_close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def _counted(call, calls):
+    def counted(self, inputs, **arguments):
+        calls.append(int(np.prod(inputs.shape if self.experts > 1 else inputs.shape[:1])))
+        return call(self, inputs, **arguments)
+
+    return counted
+
+
+SLOW_CHUNKS = [(1, True), (5, False)]
 
 SHAPES_THAT_WRAP = {
     "even and oblong kernels, groups, dilation": lambda: [
@@ -208,18 +311,27 @@ SHAPES_THAT_WRAP = {
 }
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_blocks_of_a_large_network_are_predicted_in_chunks(base, images, monkeypatch, jit_compile):
-    nern = keras_nern.NeRNModel(base, hidden_size=8, permutation="cross_filter")
-    predict = nern._representation.predict_range
-    whole = predict().numpy()
-    widest = 240  # of the predictor's layers
-    chunk = len(whole) // 3
-    assert len(whole) % 3 > 0  # the last chunk is smaller
+@pytest.mark.parametrize(
+    ("experts", "jit_compile"),
+    [(1, False), (5, True), *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW_CHUNKS)],
+)
+def test_blocks_of_a_large_network_are_predicted_in_chunks(
+    base, images, monkeypatch, experts, jit_compile
+):
+    nern = keras_nern.NeRNModel(base, 8, 3, permutation="cross_filter", experts=experts)
+    kernels = list(nern.predict_kernels().values())
+    # 17 of 52 blocks at once; or two of five runs of 11 places. The last chunk is smaller.
+    widest, chunk = (240, 17) if experts == 1 else (16, 2 * 11)
     monkeypatch.setattr("keras_nern.representation.MAX_ACTIVATIONS", widest * chunk)
-    in_turn = tf.function(predict, jit_compile=jit_compile)
-    np.testing.assert_allclose(in_turn(), whole, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(in_turn(2, len(whole) - 1), whole[2:-1], rtol=1e-5, atol=1e-6)
+    calls = []
+    monkeypatch.setattr(type(nern.predictor), "call", _counted(type(nern.predictor).call, calls))
+    _assert_close(nern._representation.kernels(), kernels)
+    assert len(calls) >= 3
+    assert max(calls) == chunk
+    _assert_close(tf.function(nern._representation.kernels, jit_compile=jit_compile)(), kernels)
+    assert max(calls) == chunk
+    one = tf.function(lambda: nern._representation.kernel(1), jit_compile=jit_compile)
+    _assert_close([one(), nern._representation.kernel(1)], [kernels[1]] * 2)
     # a step that draws kernels predicts the others in chunks
     nern.compile(
         reconstruction_steps=0,
@@ -281,20 +393,23 @@ def _sequential_base():
     [
         ("reconstruction", "sequential"),
         ("distillation", "functional"),
+        ("reconstruction", "local predictors"),
+        pytest.param("distillation", "local predictors", marks=pytest.mark.slow),
         pytest.param("reconstruction", "functional", marks=pytest.mark.slow),
         pytest.param("distillation", "sequential", marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_fit_continues_in_a_new_process(base, images, tmp_path, phase, kind):
     """A fit that is stopped, saved, loaded and continued ends with the weights of a whole fit."""
-    base = base if kind == "functional" else _sequential_base()
+    base = _sequential_base() if kind == "sequential" else base
+    experts = 3 if kind == "local predictors" else 1
     keras.utils.set_random_seed(4)
-    whole = _a_model_for_stopping(base)
+    whole = _a_model_for_stopping(base, experts)
     start = whole.get_weights()
     whole.fit(images, epochs=4, shuffle=False, verbose=0)
 
     keras.utils.set_random_seed(4)
-    stopped = _a_model_for_stopping(base)
+    stopped = _a_model_for_stopping(base, experts)
     for a, b in zip(start, stopped.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     if phase == "reconstruction":
@@ -315,8 +430,8 @@ def test_a_stopped_fit_continues_in_a_new_process(base, images, tmp_path, phase,
         np.testing.assert_allclose(there["after"], whole.predict(images, verbose=0), atol=1e-5)
 
 
-def _a_model_for_stopping(base):
-    nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter")
+def _a_model_for_stopping(base, experts):
+    nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter", experts=experts)
     nern.compile(
         reconstruction_steps=9,
         kernel_sampling=keras_nern.MagnitudeSampling(20),
@@ -347,11 +462,17 @@ def _stop(nern, at, images):
     del nern.make_train_function
 
 
-def test_loading_keeps_order_scales_and_settings(base, images, tmp_path):
-    nern = keras_nern.NeRNModel(base, 8, permutation="in_filter", normalize="layer")
+@pytest.mark.parametrize("experts", [1, 3])
+def test_loading_keeps_order_scales_and_settings(base, tmp_path, experts):
+    nern = keras_nern.NeRNModel(
+        base, 8, 3, permutation="in_filter", normalize="layer", experts=experts
+    )
     nern.compile(reconstruction_steps=7, temperature=3.0, kernel_sampling="magnitude")
     nern.save(tmp_path / "nern.keras")
     loaded = keras.models.load_model(tmp_path / "nern.keras")
+    assert (loaded.experts, loaded.hidden_size, loaded.num_layers) == (experts, 8, 3)
+    assert loaded.normalize == "layer"
+    _assert_same(loaded.predict_kernels().values(), nern.predict_kernels().values())
     np.testing.assert_array_equal(loaded.coordinates(), nern.coordinates())
     np.testing.assert_array_equal(loaded.scales, nern.scales)
     _assert_same(loaded.base.get_weights(), base.get_weights())

@@ -4,10 +4,10 @@
 on. The last plane holds signs and exponents and is repetitive, so zstandard compresses it well.
 
 *Levels*, the integers of quantized kernels, are written by a range coder, which spends -log2(p)
-bits on a symbol of probability p. The probabilities are adaptive: levels are coded in runs, and the
-levels of all earlier runs of the kernel are counted to predict the next run, so no table is stored
-(Cleary and Witten, "Data Compression Using Adaptive Coding and Partial String Matching", IEEE
-Transactions on Communications, 1984).
+bits on a symbol of probability p. The probabilities are adaptive: levels are coded in chunks, and
+the levels of all earlier chunks of the layer are counted to predict the next one, so no table is
+stored (Cleary and Witten, "Data Compression Using Adaptive Coding and Partial String Matching",
+IEEE Transactions on Communications, 1984).
 
 *Orders* of n blocks are written as the n - 1 swaps that turn the identity into the order. The i-th
 swap has i + 1 possible values. Sequences of swaps and orders correspond one to one (Knuth, *The Art
@@ -34,7 +34,7 @@ FLOATS = ("float32", "float16")
 PRECISIONS = (*FLOATS, *(f"int{bits}" for bits in BITS))
 WINDOW = 2**27  # largest window of a zstandard frame, in bytes
 PRECISION = 24  # bits of a probability in the range coder
-FIRST_RUN = 64  # levels in the first runs; later runs have 1/8 of the number of levels before them
+FIRST_CHUNK = 64  # levels in the first chunks; later ones have 1/8 of the number of levels before
 LARGEST_DIGIT = 2**20  # larger digits are coded in two parts
 LOW = 2**10  # number of values of the lower part
 
@@ -163,10 +163,10 @@ def encode_levels(kernels: Sequence[np.ndarray], bits: int) -> bytes:
         if symbols.size and not 0 <= symbols.min() <= symbols.max() <= 2 * top:
             raise ValueError(f"Levels must be in [{-top}, {top}]. Received: {levels!r}")
         counts = _Counts(2 * top + 1)
-        for start, stop in _runs(symbols.size):
-            run = symbols[start:stop]
-            encoder.encode(run, counts.model(stream))
-            counts.add(run)
+        for start, stop in _chunks(symbols.size):
+            chunk = symbols[start:stop]
+            encoder.encode(chunk, counts.model(stream))
+            counts.add(chunk)
     return _bytes(encoder)
 
 
@@ -192,10 +192,10 @@ def decode_levels(data: bytes, shapes: Sequence[Shape], bits: int) -> list[np.nd
     for shape in shapes:
         symbols = np.empty(int(np.prod(shape)), "int32")
         counts = _Counts(2 * top + 1)
-        for start, stop in _runs(symbols.size):
-            run = _decoded(decoder, counts.model(stream), stop - start)
-            symbols[start:stop] = run
-            counts.add(run)
+        for start, stop in _chunks(symbols.size):
+            chunk = _decoded(decoder, counts.model(stream), stop - start)
+            symbols[start:stop] = chunk
+            counts.add(chunk)
         kernels.append((symbols - top).reshape(shape).astype("int8"))
     _check_end(decoder)
     return kernels
@@ -220,10 +220,10 @@ class _Counts:
         return stream.model.Categorical(shares.astype("float64"), perfect=False)
 
 
-def _runs(size: int) -> Iterator[tuple[int, int]]:
+def _chunks(size: int) -> Iterator[tuple[int, int]]:
     start = 0
     while start < size:
-        stop = min(size, start + max(FIRST_RUN, start // 8))
+        stop = min(size, start + max(FIRST_CHUNK, start // 8))
         yield start, stop
         start = stop
 

@@ -69,7 +69,7 @@ class ArtifactInfo(Printable):
         precision, kept_precision: precisions of the predictor's kernels and of the kept weights.
         permutation: kind of the permutation.
         blocks: dict of arguments of `Blocks`.
-        predictor: dict of arguments of `KernelPredictor`.
+        predictor: dict of arguments of `KernelPredictor` or `LocalPredictor`.
         layers: list of `(name, shape)` of the represented kernels.
         part_bytes: dict from part of the file to its bytes.
         sha256: SHA-256 of the file's content, in hexadecimal.

@@ -6,7 +6,6 @@ raises a `ValueError` that names it. `container` checks the file itself, `config
 docs/format.md specifies the parts.
 """
 
-import inspect
 import json
 import math
 from typing import Any
@@ -22,6 +21,7 @@ from keras_nern.predictor.local import LocalPredictor
 from keras_nern.predictor.predictor import KernelPredictor, Predictor
 from keras_nern.predictor.quantization import Quantized
 from keras_nern.predictor.runs import NUM_FREQUENCIES, Runs
+from keras_nern.predictor.size import predictor_bytes
 from keras_nern.representation import Representation
 from keras_nern.utils import checks
 from keras_nern.utils.types import Path
@@ -49,7 +49,7 @@ FIELDS = {
 }
 KERNEL_FIELDS = {"name": str, "weight": int, "shape": list, "grid": list}
 BLOCKS_FIELDS = {"view": str, "block_size": (int, type(None)), "include_dense": bool}
-PREDICTOR_FIELDS = {"precision": str, "block_length": int, "num_layers": int}
+PREDICTOR_FIELDS = {"precision": str, "hidden_size": int, "num_layers": int, "block_length": int}
 
 
 def load(path: Path, custom_objects: dict | None = None, max_bytes: int = MAX_BYTES) -> keras.Model:
@@ -59,9 +59,9 @@ def load(path: Path, custom_objects: dict | None = None, max_bytes: int = MAX_BY
         path: path of a file that `NeRNModel.export` wrote.
         custom_objects: dict from name to class or function, for layers that are neither part of
             Keras nor registered. Defaults to `None`.
-        max_bytes: limit in bytes for each of the classifier, the predictor and the order of the
-            blocks. A file that needs more, or is larger than the three limits together, is
-            rejected before memory is allocated. Defaults to 2 GiB.
+        max_bytes: limit in bytes for each of the classifier, the predictor, a run of local
+            predictors, and the order of the blocks. A file that needs more, or is larger than
+            three times the limit, is rejected before memory is allocated. Defaults to 2 GiB.
 
     Returns:
         An uncompiled Keras model of the original's class and config, with the predicted kernels
@@ -117,7 +117,8 @@ def read_config(parts: dict[str, bytes]) -> dict:
     _check_fields("its config", config, FIELDS)
     _check_fields("its blocks", config["blocks"], BLOCKS_FIELDS)
     predictor = config["predictor"]
-    _check_fields("its predictor", predictor, PREDICTOR_FIELDS)
+    fields = PREDICTOR_FIELDS | ({"experts": int} if "experts" in predictor else {"encoding": dict})
+    _check_fields("its predictor", predictor, fields)
     for name, value, choices in (
         ("kept_precision", config["kept_precision"], codec.FLOATS),
         ("permutation", config["permutation"], KINDS),
@@ -132,11 +133,7 @@ def read_config(parts: dict[str, bytes]) -> dict:
             raise ValueError(f"one of its kernels has no valid shape and grid: {kernel}")
     _check_fields("its architecture", config["architecture"], {"class_name": str, "config": dict})
     _check_names("its blocks", config["blocks"], BLOCKS_FIELDS)
-    is_local = "experts" in predictor
-    _check_fields("its predictor", predictor, {"experts": int} if is_local else {"encoding": dict})
-    kind = LocalPredictor if is_local else KernelPredictor
-    arguments = set(inspect.signature(kind).parameters) - {"bits", "pruned", "kwargs"}
-    _check_names("its predictor", predictor, {"precision", *arguments})
+    _check_names("its predictor", predictor, fields)
     if predictor["num_layers"] > MAX_LAYERS:
         raise ValueError(f"its predictor has more than {MAX_LAYERS} layers")
     configs.check(config["architecture"])
@@ -281,22 +278,18 @@ class _Reader:
         return predictor
 
     def _local(self, config: dict[str, Any]) -> LocalPredictor:
-        """Builds local predictors, after their bytes and those of their runs are checked."""
-        experts, length = config["experts"], config["run_length"]
-        width = max(2 * NUM_FREQUENCIES, config["hidden_size"], config["block_length"])
-        weights = experts * width * width * config["num_layers"]
-        self._check_bytes("its predictor", 4 * weights)
+        experts = checks.integer("its experts", config["experts"], minimum=2)
         blocks = sum(math.prod(kernel["grid"]) for kernel in self._config["kernels"])
-        if experts > blocks or length != Runs(blocks, experts).length:
-            raise ValueError(
-                f"it has {blocks:,} blocks, not those of {experts} runs of {length} places"
-            )
-        predictor = LocalPredictor(**config)
+        length = Runs(blocks, experts).length
+        features = 2 * NUM_FREQUENCIES
+        widest = max(features, config["hidden_size"], config["block_length"])
+        self._check_bytes("a run of its blocks", 4 * widest * length)  # which is predicted at once
+        predictor = LocalPredictor(**config, run_length=length)
+        self._check_bytes("its predictor", int(predictor_bytes(**config, features=features)))
         predictor.build()
         return predictor
 
     def _single(self, config: dict[str, Any]) -> KernelPredictor:
-        config = dict(config)
         encoding_config = config.pop("encoding")
 
         def make(encoding: Any) -> KernelPredictor:

@@ -1,5 +1,6 @@
-"""Checks of the files that a command line names, made before any work."""
+"""Checks of the arguments of a command line, made before any work."""
 
+import contextlib
 import json
 import math
 import os
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 
 import click
 
+from keras_nern.predictor.size import size_bytes
 from keras_nern.utils.files import DAMAGED, check_writable
 
 NERN, CLASSIFIER, HDF5, COMPACT = "a NeRN", "a Keras model", "an HDF5 file", "a compact file"
@@ -91,6 +93,44 @@ class OutputFile(click.ParamType):
         if not os.access(folder, os.W_OK | os.X_OK):
             self.fail(f"The folder {str(folder)!r} is not writable.", param, ctx)
         return path
+
+
+class AutoInteger(click.ParamType):
+    """An integer of at least 1, or `auto`."""
+
+    name = "auto or integer"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | int:
+        if value == "auto":
+            return value
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(
+                f"Expected auto or an integer of at least 1. Received: {value!r}.", param, ctx
+            )
+        return number
+
+
+class Size(click.ParamType):
+    """The argument `size` of `NeRNModel`: a share of the weights, or bytes with a unit."""
+
+    name = "size"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | float:
+        with contextlib.suppress(ValueError):
+            value = float(value)
+        try:
+            size_bytes(value, num_weights=1)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return value
 
 
 def kind_of(path: pathlib.Path) -> str | None:

@@ -26,8 +26,10 @@ from keras_nern.cli.arguments import (
     COMPACT,
     HDF5,
     NERN,
+    AutoInteger,
     ModelFile,
     OutputFile,
+    Size,
     check_backup,
     check_overwriting,
     data_source,
@@ -181,11 +183,32 @@ training_options = _all(
 @verb
 @click.argument("base", type=ModelFile(CLASSIFIER, HDF5))
 @click.argument("output", type=OutputFile(".keras"))
-@option(keras_nern.NeRNModel, "hidden_size", "Width of the predictor.", type=AT_LEAST_ONE)
+@option(
+    keras_nern.NeRNModel,
+    "size",
+    "Size of the predictor as a share of the represented weights, such as 0.4 (the default), or of "
+    "predictor and permutation in bytes, such as '200 kB'.",
+    type=Size(),
+    metavar="SHARE|BYTES",
+)
+@option(
+    keras_nern.NeRNModel,
+    "experts",
+    "Number of local predictors; 1 for a single one. auto chooses by the size, and is 1 with "
+    "--hidden-size.",
+    type=AutoInteger(),
+    metavar="auto|N",
+)
+@option(
+    keras_nern.NeRNModel,
+    "hidden_size",
+    "Width of the predictor, or of each local one, in place of --size.",
+    type=AT_LEAST_ONE,
+)
 @option(
     keras_nern.NeRNModel,
     "num_layers",
-    "Dense layers of the predictor.",
+    "Dense layers of a predictor. Default: 5, or 9 of each local one.",
     type=click.IntRange(min=2),
 )
 @option(
@@ -222,8 +245,9 @@ training_options = _all(
 @option(
     keras_nern.NeRNModel.compile,
     "reconstruction_steps",
-    "Steps of reconstruction, without images.",
-    type=AT_LEAST_ONE,
+    "Steps of reconstruction, without images. auto chooses by the number of kernels.",
+    type=AutoInteger(),
+    metavar="auto|N",
 )
 @training_options
 @click.pass_obj
@@ -238,9 +262,12 @@ def fit(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
     Examples:
       keras-nern fit classifier.keras nern.keras
       keras-nern fit classifier.keras nern.keras --data images.npz --epochs 5
-      keras-nern fit classifier.keras nern.keras --data cifar10 --data-dir ~/tfds --hidden-size 140
+      keras-nern fit classifier.keras nern.keras --data cifar10 --data-dir ~/tfds --size 0.3
+      keras-nern fit classifier.keras nern.keras --size "200 kB" --view block
       keras-nern fit classifier.h5 nern.keras --epochs 0 --exclude stem --json
     """
+    if options["size"] is not None and options["hidden_size"] is not None:
+        raise click.UsageError("Expected --size or --hidden-size. Received: both.")
     check_training(options, options["base"])
     return runners.fit(options, resume_command(arguments))
 

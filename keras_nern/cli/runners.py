@@ -52,8 +52,8 @@ def fit(options: dict, resume_command: str) -> tuple[dict, str]:
     table = nern.summary_table()
     text = (
         f"{options['output']}: {table.weights:,} weights of {len(table.layers)} kernels in "
-        f"{table.representation_bytes:,.0f} bytes, relative squared error "
-        f"{results['relative_error']:.4f}"
+        f"{table.representation_bytes:,.0f} bytes (experts={nern.experts}, "
+        f"hidden_size={nern.hidden_size}), relative squared error {results['relative_error']:.4f}"
     )
     return results, text
 
@@ -87,7 +87,8 @@ def _train(
     nern: keras_nern.NeRNModel, images: Any, options: dict, backup: "StoppableBackup"
 ) -> dict[str, Any]:
     """Fits, if there is something to train, and saves the result unless the fit diverged."""
-    output, steps = options["output"], options.get("reconstruction_steps")
+    output = options["output"]
+    steps = nern.reconstruction_steps if "reconstruction_steps" in options else None
     start = time.perf_counter()
     logs: dict[str, list] = {}
     backup.open(options)
@@ -115,6 +116,7 @@ def _train(
         "output": str(output),
         "seconds": time.perf_counter() - start,
         "relative_error": error,
+        **{name: getattr(nern, name) for name in ("experts", "hidden_size", "num_layers")},
         "last_epoch": {name: float(values[-1]) for name, values in logs.items()},
         "predictor_parameters": table.predictor_parameters,
         "representation_bytes": table.representation_bytes,

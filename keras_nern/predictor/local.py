@@ -186,7 +186,7 @@ class LocalPredictor(Predictor):
             x = layer(x, first=first)
         return x
 
-    def compute_output_shape(self, input_shape: Sequence, first: Any = None) -> Shape:
+    def compute_output_shape(self, input_shape: Sequence) -> Shape:
         return (*input_shape, self.block_length)
 
     def get_config(self) -> dict[str, Any]:

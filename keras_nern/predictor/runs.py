@@ -67,4 +67,7 @@ def place_features(run_length: int) -> np.ndarray:
     """
     frequencies = 0.5 * run_length ** (-np.arange(1, NUM_FREQUENCIES + 1) / NUM_FREQUENCIES)
     angles = 2 * np.pi * np.arange(run_length)[:, None] * frequencies
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype("float32")
+    features = np.empty((run_length, 2 * NUM_FREQUENCIES), "float32")
+    np.sin(angles, out=features[:, :NUM_FREQUENCIES])
+    np.cos(angles, out=features[:, NUM_FREQUENCIES:])
+    return features

@@ -14,6 +14,7 @@ import bisect
 import re
 from typing import NamedTuple
 
+from keras_nern.predictor.quantization import largest_level
 from keras_nern.predictor.runs import NUM_FREQUENCIES
 from keras_nern.utils import checks
 
@@ -157,6 +158,8 @@ def choose_shape(
     count = None
     if not (isinstance(experts, str) and experts == "auto"):
         count = checks.integer("experts", experts, minimum=1)
+    if bits is not None:
+        largest_level(bits)  # raises for other numbers of bits
     if num_layers is not None:
         num_layers = checks.integer("num_layers", num_layers, minimum=2)
     if hidden_size is not None:

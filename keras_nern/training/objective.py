@@ -56,6 +56,7 @@ class Objective:
             )
         self._causes: dict[str, list[str]] = {}
         self._targets: keras.Variable | None = None  # (weights,), see Blocks.weights
+        self._slot_blocks: keras.Variable | None = None  # (slots,), int32
         self._cumulative: keras.Variable | None = None  # (slots,), see cumulative_magnitude
         self._moments: list[keras.Variable | None] = []  # per kernel, None if it has none
         self._output_scales: list[keras.Variable | None] = []
@@ -77,9 +78,9 @@ class Objective:
         samplings = (settings.kernel_sampling, settings.distillation_sampling)
         with self.scope():
             self._targets = assign_or_create(self._targets, blocks.weights())
+            order = self._representation.block_of_slots()
+            self._slot_blocks = assign_or_create(self._slot_blocks, order, "int32")
             if any(getattr(one, "by_magnitude", True) for one in samplings):
-                slots = np.arange(self._representation.num_slots, dtype="int32")
-                order = keras.ops.convert_to_numpy(self._representation.block_of_slots(slots))
                 cumulative = sampling.cumulative_magnitude(blocks.norms()[order])
                 self._cumulative = assign_or_create(self._cumulative, cumulative)
 
@@ -130,7 +131,7 @@ class Objective:
         slots = drawn
         if slots is None:
             slots = keras.ops.arange(representation.num_slots, dtype="int32")
-        indices = representation.block_of_slots(slots)
+        indices = keras.ops.take(keras.ops.convert_to_tensor(self._slot_blocks), slots)
         terms = self._weight_errors(indices, predicted)
         parts = {"the predictor": terms["reconstruction_loss"]}
         if teacher is not None:

@@ -180,7 +180,7 @@ class MagnitudeSampling(UniformSampling):
             first, last = 0, count - 1
         else:
             length = count // runs
-            ends = keras.ops.concatenate([[0.0], cumulative[length - 1 :: length]])[:, None]
+            ends = keras.ops.pad(cumulative[length - 1 :: length], [[1, 0]])[:, None]
             draws = keras.random.uniform((runs, -(-self.batch_size // runs)), seed=seed)
             draws = keras.ops.reshape(ends[:-1] + draws * (ends[1:] - ends[:-1]), (-1,))
             first = uniform // length * length

@@ -1,7 +1,7 @@
 """The hypermodel of a search for the best representation within a budget, for keras-tuner.
 
-The search decides how to spend a given number of bytes: on the width or the depth of the
-predictor, on a permutation of the kernels, or on more bits per weight (`search_space`). Each trial
+The search decides how to spend a given number of bytes: on the width, the depth or the number of
+predictors, on a permutation of the kernels, or on more bits per weight (`search_space`). Each trial
 fits a `NeRNModel`, and validation images score the rebuilt classifier.
 
 The rounds of a Hyperband search continue each other's fits. The first round runs the
@@ -33,6 +33,7 @@ from keras_nern.permutations.orders import check_permutation_arguments
 from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.positional_encoding import PositionalEncoding
 from keras_nern.predictor.predictor import KernelPredictor
+from keras_nern.predictor.runs import Runs
 from keras_nern.training.fit_callbacks import DivergedError
 from keras_nern.training.settings import NAMES, Settings
 from keras_nern.tuner.search_space import MIN_WIDTH, SearchSpace
@@ -52,21 +53,29 @@ class NeRNHyperModel(keras_tuner.HyperModel):
     """The representations of a classifier that fit a budget of bytes.
 
     The search chooses among the values of a list or tuple in `hidden_size`, `permutation`, `bits`,
-    `num_layers`, `num_frequencies` and `encoding_base`; a single value is used in every trial.
+    `num_layers`, `experts`, `num_frequencies` and `encoding_base`; a single value is used in every
+    trial.
 
     Args:
         base: the classifier, as for `NeRNModel`.
         max_bytes: the budget.
-        hidden_size: widths to choose from; `None` to search every width that fits, by the
-            hyperparameter `width` in percent of the largest one. Defaults to `None`.
+        hidden_size: widths of the predictor, or of each local predictor, to choose from; `None`
+            to search every width that fits, by the hyperparameter `width` in percent of the
+            largest one. Defaults to `None`.
         permutation: permutations to choose from, as for `NeRNModel`; their bits count in the
             budget. Defaults to `None`.
         bits: bits of the predictor's kernels to choose from, as for `compress`, or `None` for
             floats. A trial with bits trains floats; after each epoch, `compress` makes a copy
             with that number of bits, which is scored. Defaults to `None`.
-        num_layers: numbers of Dense layers to choose from, as for `NeRNModel`. Defaults to `5`.
-        num_frequencies, encoding_base: arguments of `PositionalEncoding` to choose from. Default
-            to `40` and `0.76`.
+        num_layers: numbers of Dense layers of a predictor to choose from; `None` for 5, or 9 of
+            each local predictor. Defaults to `None`.
+        experts: numbers of local predictors to choose from, 1 for a single predictor. `"auto"`
+            chooses by `max_bytes`, as `NeRNModel` does by its size, and `width` then scales the
+            width of the experts; it is 1 if `hidden_size`, `num_frequencies` or `encoding_base`
+            is given. Defaults to `"auto"`.
+        num_frequencies, encoding_base: arguments of `PositionalEncoding` to choose from for a
+            single predictor; local predictors ignore them. `None` for 40 and 0.76. Default to
+            `None`.
         narrowest: smallest `width` to search, in percent. Defaults to `10`.
         compile_arguments: dict of arguments of `NeRNModel.compile`. Defaults to `None`.
         name, tunable: as for `keras_tuner.HyperModel`.
@@ -93,9 +102,10 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         hidden_size: int | Sequence[int] | None = None,
         permutation: str | Permutation | Sequence[str | Permutation | None] | None = None,
         bits: int | Sequence[int | None] | None = None,
-        num_layers: int | Sequence[int] = 5,
-        num_frequencies: int | Sequence[int] = 40,
-        encoding_base: float | Sequence[float] = 0.76,
+        num_layers: int | Sequence[int | None] | None = None,
+        experts: int | str | Sequence[int | str] = "auto",
+        num_frequencies: int | Sequence[int] | None = None,
+        encoding_base: float | Sequence[float] | None = None,
         narrowest: int = 10,
         compile_arguments: dict | None = None,
         name: str | None = None,
@@ -103,12 +113,12 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         **arguments: Any,
     ) -> None:
         super().__init__(name, tunable)
-        set_by_search = sorted({"encoding", "pruned"} & set(arguments))
+        set_by_search = sorted({"encoding", "pruned", "size"} & set(arguments))
         if set_by_search:
             raise ValueError(
-                "arguments must not contain encoding or pruned: the search counts the bytes of a "
-                "PositionalEncoding (num_frequencies, encoding_base) and of unpruned kernels. "
-                f"Received: {set_by_search}"
+                "arguments must not contain encoding, pruned or size: the search counts the bytes "
+                "of a PositionalEncoding (num_frequencies, encoding_base) and of unpruned kernels, "
+                f"and max_bytes is the size. Received: {set_by_search}"
             )
         known = set(inspect.signature(NeRNModel).parameters)
         unknown = sorted(set(arguments) - known)
@@ -119,7 +129,6 @@ class NeRNHyperModel(keras_tuner.HyperModel):
             )
         check_built("base", base)
         self.base = base
-        self.compile_arguments = _checked_compile_arguments(compile_arguments)
         self.arguments = arguments
         self._blocks = Blocks(base, **checks.accepted(Blocks, arguments))
         self._permutations: dict[str, Permutation] = {}  # each is searched for once
@@ -128,6 +137,7 @@ class NeRNHyperModel(keras_tuner.HyperModel):
             "permutation": permutation,
             "bits": bits,
             "num_layers": num_layers,
+            "experts": experts,
             "num_frequencies": num_frequencies,
             "encoding_base": encoding_base,
         }
@@ -137,6 +147,7 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         }
         self._check(choices)
         self.space = SearchSpace(self._blocks, max_bytes, narrowest, choices, arguments)
+        self.compile_arguments = _checked_compile_arguments(compile_arguments, self.space)
 
     def _check(self, choices: dict[str, list]) -> None:
         """Raises a ValueError for values that `NeRNModel` does not accept."""
@@ -144,12 +155,26 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         checked = {name: choices[name] for name in ("hidden_size", "num_layers", "bits")}
         if checked["hidden_size"] == [None]:  # every width that fits
             del checked["hidden_size"]
+        checked["num_layers"] = [value for value in checked["num_layers"] if value is not None]
         for name, values in checked.items():
             for value in values:
                 KernelPredictor(**{**fixed, name: value})
-        for frequencies in choices["num_frequencies"]:
+        experts = choices["experts"]
+        for value in experts:
+            if not (isinstance(value, str) and value == "auto"):
+                count = checks.integer("experts", value, minimum=1)
+                Runs(self._blocks.num_blocks, count)  # raises if there are more than blocks
+        of_encoding = {name: choices[name] for name in ("num_frequencies", "encoding_base")}
+        given = {name: values for name, values in of_encoding.items() if values != [None]}
+        if given and not any(value in ("auto", 1) for value in experts):
+            raise ValueError(
+                'experts must include 1 or "auto" with num_frequencies or encoding_base, because '
+                "local predictors have no PositionalEncoding. "
+                f"Received: experts={experts!r}, {given!r}"
+            )
+        for frequencies in given.get("num_frequencies", []):
             PositionalEncoding(frequencies)
-        for base in choices["encoding_base"]:
+        for base in given.get("encoding_base", []):
             try:
                 PositionalEncoding(base=base)
             except ValueError as error:
@@ -190,8 +215,9 @@ class NeRNHyperModel(keras_tuner.HyperModel):
             hp: hyperparameters of a trial, or new ones for the defaults; they are not changed.
 
         Returns:
-            A dict of `hidden_size`, `permutation`, `bits`, `num_layers`, `num_frequencies` and
-            `encoding_base`.
+            A dict of `hidden_size`, `permutation`, `bits`, `num_layers`, `experts`,
+            `num_frequencies` and `encoding_base`. `experts` is the number of experts of the
+            trial. With several, `num_frequencies` and `encoding_base` are `None`.
 
         Raises:
             keras_tuner.errors.FatalValueError: if `hp` belongs to another search space.
@@ -240,12 +266,16 @@ class NeRNHyperModel(keras_tuner.HyperModel):
                 f"Expected at most {self.space.max_bytes:,} bytes. "
                 f"Received: {size:,.0f} bytes with {values}"
             )
+        encoding = None
+        if values["experts"] == 1:
+            encoding = PositionalEncoding(values["num_frequencies"], values["encoding_base"])
         model = NeRNModel(
             self.base,
             hidden_size=values["hidden_size"],
             num_layers=values["num_layers"],
             permutation=self._permutation(values["permutation"]),
-            encoding=PositionalEncoding(values["num_frequencies"], values["encoding_base"]),
+            encoding=encoding,
+            experts=values["experts"],
             **self.arguments,
         )
         # A config gives each model an optimizer and metrics of its own.
@@ -362,8 +392,8 @@ class _EvaluateCompressed(keras.callbacks.Callback):
         return self.small
 
 
-def _checked_compile_arguments(arguments: Any) -> dict[str, Any]:
-    """Checks arguments of `NeRNModel.compile`; returns a copy."""
+def _checked_compile_arguments(arguments: Any, space: SearchSpace) -> dict[str, Any]:
+    """Checks arguments of `NeRNModel.compile` for all trials; returns a copy."""
     checks.instance("compile_arguments", arguments, (dict, type(None)), "a dict or None")
     arguments = dict(arguments or {})
     parameters = inspect.signature(NeRNModel.compile).parameters
@@ -376,12 +406,12 @@ def _checked_compile_arguments(arguments: Any) -> dict[str, Any]:
         )
     defaults = {name: parameters[name].default for name in NAMES}
     given = {**defaults, **checks.accepted(NeRNModel.compile, arguments)}
-    if given["gradient_centering"] == "auto":
-        given["gradient_centering"] = True
-    try:
-        Settings(**{name: given[name] for name in NAMES})
-    except ValueError as error:
-        raise ValueError(f"compile_arguments: {error}") from error
+    settings = {name: given[name] for name in NAMES}
+    for experts in space.experts:
+        try:
+            Settings.resolve(space.blocks.num_blocks, experts, True, **settings)
+        except ValueError as error:
+            raise ValueError(f"compile_arguments: {error}") from error
     return arguments
 
 

@@ -6,7 +6,12 @@ The size of a representation is known before it is built:
 
 Combinations of values that exceed the budget at every width are excluded. For every other
 combination, let H be the largest width within the budget. The search chooses the width as a
-percentage of H, h = H * width / 100, so every point of the space fits.
+percentage of H, h = H * width / 100, so every point of the space fits. `experts="auto"` stands for
+the number of experts that `predictor.size.auto_experts` chooses for the whole budget.
+
+Defaults (`"auto"`, `None`) are replaced by the values they stand for. Several experts have neither
+`num_frequencies` nor `encoding_base`. Of combinations that are equal after this, the search keeps
+the first.
 
 Failing trials over budget instead would not work with keras-tuner: three failures in a row end a
 search, failed trials count in `max_trials`, a Gaussian process learns nothing from them and
@@ -21,7 +26,9 @@ from typing import Any
 from keras_nern.network.blocks import Blocks
 from keras_nern.permutations.orders import permutation_bits
 from keras_nern.permutations.permutation import Permutation
-from keras_nern.predictor.size import max_width, predictor_bytes
+from keras_nern.predictor.positional_encoding import PositionalEncoding
+from keras_nern.predictor.runs import NUM_FREQUENCIES
+from keras_nern.predictor.size import NUM_LAYERS, auto_experts, max_width, predictor_bytes
 from keras_nern.utils import checks
 
 MIN_WIDTH = 4
@@ -34,9 +41,9 @@ class SearchSpace:
         blocks: the `Blocks` to represent.
         max_bytes: the budget.
         narrowest: smallest width to search, in percent of the largest one that fits.
-        choices: dict from `hidden_size`, `permutation`, `bits`, `num_layers`, `num_frequencies`
-            and `encoding_base` to a list of values. `hidden_size=[None]` stands for every width
-            that fits.
+        choices: dict from `hidden_size`, `permutation`, `bits`, `num_layers`, `experts`,
+            `num_frequencies` and `encoding_base` to a list of values, as for `NeRNHyperModel`.
+            `hidden_size=[None]` stands for every width that fits.
         arguments: dict of `NeRNModel` arguments that are the same in every trial. Those that
             change the size count in the bytes.
 
@@ -61,45 +68,78 @@ class SearchSpace:
             )
         self.blocks = blocks
         self.arguments = arguments
+        self._default_encoding = PositionalEncoding()
         # keras-tuner chooses labels, because it passes strings between processes unchanged.
         self.choices = {name: _labeled(name, values) for name, values in choices.items()}
-        combinations = list(itertools.product(*self.choices.values()))
-        sizes = [self._min_bytes(self._values(labels)) for labels in combinations]
-        if min(sizes) > self.max_bytes:
+        combinations: dict[tuple, tuple] = {}  # values -> the first labels for them
+        for labels in itertools.product(*self.choices.values()):
+            resolved = {**self._values(labels), "permutation": None}
+            permutation = dict(zip(self.choices, labels, strict=True))["permutation"]
+            combinations.setdefault((*resolved.values(), permutation), labels)
+        sizes = {one: self._min_bytes(self._values(one)) for one in combinations.values()}
+        smallest = min(sizes.values())
+        if smallest > self.max_bytes:
             raise ValueError(
-                f"max_bytes must be at least {math.ceil(min(sizes)):,}, the size of the smallest "
+                f"max_bytes must be at least {math.ceil(smallest):,}, the size of the smallest "
                 f"representation in the search space. Received: max_bytes={self.max_bytes:,}"
             )
-        self._fitting = [
-            labels
-            for labels, size in zip(combinations, sizes, strict=True)
-            if size <= self.max_bytes
-        ]
+        self._fitting = [labels for labels, size in sizes.items() if size <= self.max_bytes]
 
     def __str__(self) -> str:
         searched: dict[str, Any] = {"max_bytes": self.max_bytes, "narrowest": self.narrowest}
         searched |= {name: list(labels) for name, labels in self.choices.items()}
         return ", ".join(f"{name}={value}" for name, value in searched.items())
 
+    @property
+    def experts(self) -> list[int]:
+        """The numbers of experts that fit the budget."""
+        return sorted({self._values(labels)["experts"] for labels in self._fitting})
+
     def _values(self, labels: Sequence[str]) -> dict[str, Any]:
-        """The values of a combination of labels."""
-        return {
+        """The values of a combination of labels, with `"auto"` and defaults replaced."""
+        values = {
             name: values[label]
             for (name, values), label in zip(self.choices.items(), labels, strict=True)
         }
+        if values["experts"] == "auto":
+            values["experts"] = self._auto_experts(values)
+        several = values["experts"] > 1
+        values["num_layers"] = values["num_layers"] or NUM_LAYERS[several]
+        if several:  # whose places have features of their own
+            values["num_frequencies"] = values["encoding_base"] = None
+            return values
+        if values["num_frequencies"] is None:
+            values["num_frequencies"] = self._default_encoding.num_frequencies
+        if values["encoding_base"] is None:
+            values["encoding_base"] = self._default_encoding.base
+        return values
+
+    def _auto_experts(self, values: dict[str, Any]) -> int:
+        """The number of experts that `"auto"` stands for in a combination."""
+        of_one = ("hidden_size", "num_frequencies", "encoding_base")
+        if any(values[name] is not None for name in of_one):
+            return 1
+        available = self.max_bytes - self._bytes_beside_predictor({**values, "experts": 2})
+        config = {**self.arguments, **values, "block_length": self.blocks.block_length}
+        config |= {"num_bytes": available, "num_blocks": self.blocks.num_blocks}
+        return auto_experts(**checks.accepted(auto_experts, config))
 
     def _config(self, values: dict[str, Any]) -> dict[str, Any]:
         """All arguments that the functions of `predictor.size` take, and others."""
+        several = values["experts"] > 1
         return {
             **self.arguments,
             **values,
             "block_length": self.blocks.block_length,
-            "features": 3 * 2 * values["num_frequencies"],
+            "features": 2 * (NUM_FREQUENCIES if several else 3 * values["num_frequencies"]),
         }
 
     def _bytes_beside_predictor(self, values: dict[str, Any]) -> float:
         """The bytes of layer scales and permutation."""
-        scales = len(self.blocks.kernels) if self.arguments.get("normalize") else 0
+        normalize = self.arguments.get("normalize", "auto")
+        if normalize == "auto":
+            normalize = "layer" if values["experts"] > 1 else None
+        scales = 0 if normalize is None else len(self.blocks.kernels)
         permutation = values["permutation"]
         if isinstance(permutation, Permutation):
             bits = permutation.bits
@@ -127,7 +167,8 @@ class SearchSpace:
                 defaults.
 
         Returns:
-            A dict from the names in `choices` to values.
+            A dict from the names in `choices` to values: for `experts` the number of them, and
+            `None` for `num_frequencies` and `encoding_base` of several experts.
 
         Raises:
             ValueError: if `hp` belongs to another search space.

@@ -33,14 +33,16 @@ def to_int(variable: keras.Variable) -> int:
     return int(keras.ops.convert_to_numpy(variable))
 
 
-def constant(value: ArrayLike) -> keras.Variable:
-    """Creates a float32 variable that is not trained."""
-    return keras.Variable(np.asarray(value, "float32"), trainable=False, dtype="float32")
+def constant(value: ArrayLike, dtype: str = "float32") -> keras.Variable:
+    """Creates a variable that is not trained."""
+    return keras.Variable(np.asarray(value, dtype), trainable=False, dtype=dtype)
 
 
-def assign_or_create(variable: keras.Variable | None, value: ArrayLike) -> keras.Variable:
+def assign_or_create(
+    variable: keras.Variable | None, value: ArrayLike, dtype: str = "float32"
+) -> keras.Variable:
     """Assigns `value` to a variable, or creates one if there is none yet."""
     if variable is None:
-        return constant(value)
+        return constant(value, dtype)
     variable.assign(value)
     return variable

@@ -132,7 +132,7 @@ def test_levels_take_little_more_than_their_entropy(bits, excess):
 
 def test_zeros_take_almost_no_bytes():
     # A zero is encoded when at least 8/9 of the zeros before it have been counted. The sum over
-    # runs of log2((2 i + 15) / (2 i + 1)) bits is below 14 log2(100,000) + 64 * 4.
+    # chunks of log2((2 i + 15) / (2 i + 1)) bits is below 14 log2(100,000) + 64 * 4.
     levels = np.zeros((1000, 100), "int8")
     assert len(codec.encode_levels([levels], 4)) <= (14 * math.log2(100_000) + 256) / 8
 

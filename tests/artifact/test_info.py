@@ -3,7 +3,7 @@ import json
 
 import peaks
 import pytest
-from artifact_files import CONFIG, LAYER, PARTS, assembled, changed, with_config
+from artifact_files import CONFIG, LAYER, LOCAL_PARTS, PARTS, assembled, changed, with_config
 
 from keras_nern.artifact.info import inspect
 
@@ -46,6 +46,14 @@ def test_prints_as_tables(path):
     assert ["represented", "1 kernels, 4 weights"] in rows
     assert values.endswith(f" {path.stat().st_size:,}")
     assert kernels.splitlines()[-1].split() == ["c", "2x1x1x2"]
+
+
+def test_describes_local_predictors(path):
+    path.write_bytes(assembled(LOCAL_PARTS))
+    info = inspect(path)
+    assert info.to_dict()["predictor"]["experts"] == 2
+    shape = "experts=2, hidden_size=2, num_layers=2, block_length=4"
+    assert f"{shape}, precision=float32" in str(info)
 
 
 def test_control_characters_are_escaped(path):

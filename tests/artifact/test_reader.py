@@ -19,6 +19,8 @@ from artifact_files import (
     LAMBDA,
     LAYER,
     LAYERS,
+    LOCAL_CONFIG,
+    LOCAL_PARTS,
     PARTS,
     assembled,
     assert_same_weights,
@@ -55,6 +57,18 @@ def test_reads_a_file_assembled_by_hand(path):
         expected[:, 0, 0, filter] = 2 * block.reshape(2, 2)[:, 0]
     np.testing.assert_allclose(model.get_layer("c").kernel, expected, rtol=1e-5)
     np.testing.assert_array_equal(model.get_layer("c").bias, [0.5, -1.5])
+
+
+def test_reads_local_predictors_assembled_by_hand(path):
+    path.write_bytes(assembled(LOCAL_PARTS))
+    kernel = keras_nern.load(path).get_layer("c").kernel
+    features = [0.0] * 8 + [1.0] * 8  # of the only place of a run
+    for filter in range(2):
+        expert = 1 - filter  # of the filter's position in the order
+        hidden = np.sin(features @ artifact_files.W1_LOCAL[expert])
+        block = hidden @ artifact_files.W2_LOCAL[expert]
+        expected = 2 * block.reshape(2, 2)[:, 0]
+        np.testing.assert_allclose(kernel[:, 0, 0, filter], expected, rtol=1e-5)
 
 
 @keras.saving.register_keras_serializable(package="test_reader")
@@ -455,13 +469,71 @@ DAMAGE = {
         "one of its kernels has no valid shape and grid",
     ),
 }
-HOSTILE = CODE_AND_FILES | MEMORY | DAMAGE
+
+
+def local(*changes):
+    return changed(*changes, config=LOCAL_CONFIG)
+
+
+EXPERTS = ("predictor", "experts")
+LOCAL = {
+    "a negative number of experts": (local((*EXPERTS, -1)), "experts must be .* at least 2.*=-1"),
+    "no experts": (local((*EXPERTS, 0)), "experts must be an integer of at least 2.*=0"),
+    "one expert": (local((*EXPERTS, 1)), "experts must be an integer of at least 2.*=1"),
+    "true experts": (local((*EXPERTS, True)), "its predictor has the invalid field experts=True"),
+    "a fraction of an expert": (local((*EXPERTS, 2.0)), "the invalid field experts=2.0"),
+    "more experts than blocks": (
+        local((*EXPERTS, 3)),
+        "experts must be at most 2, the number of blocks. Received: experts=3",
+    ),
+    "a large number of experts": (local((*EXPERTS, 2**40)), "experts=1099511627776, more than 65,"),
+    "a run length": (
+        local(("predictor", "run_length", 2**30)),
+        r"its predictor has the unknown fields \['run_length'\]",
+    ),
+    "experts with an encoding": (
+        local((*ENCODING, CONFIG["predictor"]["encoding"])),
+        r"its predictor has the unknown fields \['encoding'\]",
+    ),
+    "experts of a negative width": (
+        local(("predictor", "hidden_size", -40)),
+        "hidden_size must be an integer of at least 1.*=-40",
+    ),
+    "experts of one layer": (
+        local(("predictor", "num_layers", 1)),
+        "num_layers must be an integer of at least 2.*=1",
+    ),
+    "experts without a width": (
+        local(("predictor", {"precision": "int8", "experts": 2, "num_layers": 2})),
+        "its predictor has the invalid field hidden_size=None",
+    ),
+    "wide experts": (
+        local(("predictor", "hidden_size", 2**16), ("predictor", "num_layers", 3)),
+        r"its predictor takes 34,370,\d{3},.* bytes, more than max_bytes=536,870,912",
+    ),
+    "a long run": (
+        local(
+            ("kernels", [{**KERNEL, "shape": [1, 1, 1, 2**23], "grid": [2**23, 1]}]),
+            (*LAYERS, 1, "config", {"name": "c", "filters": 2**23, "kernel_size": [1, 1]}),
+            (*LAYERS, 1, "config", "use_bias", False),
+            ("predictor", "block_length", 1),
+            ("predictor", "hidden_size", 64),
+            ("permutation", None),
+        ),
+        "a run of its blocks takes 1,073,741,824 bytes, more than max_bytes=536,870,912",
+    ),
+    "levels without step sizes": (
+        local(("predictor", "precision", "int4")),
+        "it has no part 'predictor.levels'",
+    ),
+}
+HOSTILE = CODE_AND_FILES | MEMORY | DAMAGE | LOCAL
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_raises_for_a_hostile_config(name, path):
     config, message = HOSTILE[name]
-    path.write_bytes(with_config(config))
+    path.write_bytes(with_config(config, LOCAL_PARTS if name in LOCAL else PARTS))
     with peaks.grows_by_at_most(256), pytest.raises(ValueError, match=message) as caught:
         keras_nern.load(path, max_bytes=MAX_BYTES)
     assert str(caught.value).startswith("Expected a file that NeRNModel.export wrote. Received: ")
@@ -497,6 +569,29 @@ def test_raises_for_a_hostile_config(name, path):
 def test_raises_for_damaged_parts(parts, message, path):
     parts = {**PARTS, **parts}
     path.write_bytes(assembled({name: part for name, part in parts.items() if part is not None}))
+    with pytest.raises(ValueError, match=message):
+        keras_nern.load(path)
+
+
+@pytest.mark.parametrize(
+    ("precision", "parts", "message"),
+    [
+        (
+            "float32",
+            {"predictor.kernels": planes([0.5] * 79)},
+            "it unpacks to 316 bytes instead of 320",
+        ),
+        ("float16", {}, "it unpacks to 320 bytes instead of 160"),
+        (
+            "int8",
+            {"predictor.levels": b"", "predictor.step_sizes": planes([1.0], "<f2")},
+            "it unpacks to 2 bytes instead of 8",
+        ),
+    ],
+)
+def test_raises_for_damaged_parts_of_local_predictors(precision, parts, message, path):
+    config = local(("predictor", "precision", precision))
+    path.write_bytes(with_config(config, LOCAL_PARTS, **parts))
     with pytest.raises(ValueError, match=message):
         keras_nern.load(path)
 
@@ -569,9 +664,9 @@ def test_reads_or_rejects_mutations_with_the_right_hash(trials, path):
     outcomes = {"read": 0, "refused": 0}
     with peaks.grows_by_at_most(512):
         for trial in range(trials):
-            parts = dict(PARTS)
+            config, parts = (CONFIG, PARTS) if trial % 2 else (LOCAL_CONFIG, LOCAL_PARTS)
+            parts = dict(parts)
             if trial % 3:
-                config = CONFIG
                 for _ in range(rng.randint(1, 2)):
                     config = mutated(config, rng)
                 parts["config"] = plain_frame(json.dumps(config).encode())

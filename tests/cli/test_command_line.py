@@ -48,10 +48,12 @@ def test_examples_in_the_help_use_options_that_exist(verb, monkeypatch):
 def test_options_have_the_defaults_of_the_api(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     _, out, _ = run("fit", "--help")
-    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  --")}
-    assert "[default: 160;" in lines["--hidden-size"]
-    assert "[default: crop]" in lines["--view"]
-    assert "default" not in lines["--include-dense"] + lines["--exclude"]
+    texts = {one.split()[0]: " ".join(one.split()) for one in out.split("\n  --")[1:]}
+    assert "[default: crop]" in texts["view"]
+    for name in ("experts", "reconstruction-steps"):
+        assert "[default: auto]" in texts[name]
+    for name in ("hidden-size", "num-layers", "include-dense", "exclude", "size"):
+        assert "[default" not in texts[name]
 
 
 @pytest.mark.parametrize(

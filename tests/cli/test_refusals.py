@@ -60,6 +60,40 @@ REFUSED = {
         "include must name layers that can be represented",
     ),
     "a width of zero": ("fit base.keras other.keras --hidden-size 0", "0 is not in the range"),
+    "no experts": (
+        "fit base.keras other.keras --experts 0",
+        "Expected auto or an integer of at least 1. Received: '0'",
+    ),
+    "a fraction of an expert": (
+        "fit base.keras other.keras --experts 1.5",
+        "Expected auto or an integer of at least 1. Received: '1.5'",
+    ),
+    "more experts than kernels": (
+        "fit base.keras other.keras --experts 37 --epochs 0",
+        "experts must be at most 36, the number of blocks. Received: experts=37",
+    ),
+    "no steps": (
+        "fit base.keras other.keras --reconstruction-steps 0",
+        "Expected auto or an integer of at least 1. Received: '0'",
+    ),
+    "a size in an unknown unit": (
+        "fit base.keras other.keras --size '3 bits'",
+        "such as '200 kB'. Received: size='3 bits'",
+    ),
+    "a negative size": (
+        "fit base.keras other.keras --size -0.4",
+        "size must be a finite number above 0. Received: size=-0.4",
+    ),
+    "a size of NaN": ("fit base.keras other.keras --size nan", "Received: size=nan"),
+    "a size that is too small": (
+        "fit base.keras other.keras --size '100 B' --epochs 0",
+        "bytes for the predictor. Received: size='100 B'",
+    ),
+    "a size and a width": (
+        "fit base.keras other.keras --size 0.4 --hidden-size 8",
+        "Expected --size or --hidden-size. Received: both",
+    ),
+    "one layer": ("fit base.keras other.keras --num-layers 1", "1 is not in the range x>=2"),
     "a negative seed": ("fit base.keras other.keras --seed -1", "-1 is not in the range 0<=x<="),
     "a scale of NaN": (
         "fit base.keras other.keras --data images.npy --scale nan",

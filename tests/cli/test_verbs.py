@@ -12,6 +12,7 @@ from processes import ROOT
 import keras_nern
 from keras_nern.artifact import info
 from keras_nern.cli import data, runners
+from keras_nern.training import settings
 
 
 def test_fit_matches_the_api(folder):
@@ -41,6 +42,40 @@ def test_fit_passes_its_options_to_the_api_and_reports_the_result(folder, tmp_pa
     assert list(nern.predict_kernels()) == [nern.base.layers[index].name for index in (3, 5)]
     assert found["relative_error"] == pytest.approx(nern.relative_error(), rel=1e-5)
     assert found["predictor_parameters"] == nern.predictor.count_params()
+    assert (found["experts"], found["hidden_size"], found["num_layers"]) == (1, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        (("--size", 2), {"size": 2.0}),
+        (("--size", "5 kB", "--experts", 1), {"size": "5 kB", "experts": 1}),
+        (("--size", 1.5, "--experts", 3), {"size": 1.5, "experts": 3}),
+        (("--hidden-size", 4, "--experts", "auto"), {"hidden_size": 4}),
+    ],
+)
+def test_fit_chooses_the_shape_as_the_api_does(folder, tmp_path, options, arguments):
+    output = tmp_path / "chosen.keras"
+    few = ("--reconstruction-steps", 1, "--epochs", 0, "--quiet")
+    found = results("fit", folder / "base.keras", output, *options, *few)
+    base = keras.models.load_model(folder / "base.keras")
+    same = keras_nern.NeRNModel(base, permutation="cross_filter", **arguments)
+    for name in ("experts", "hidden_size", "num_layers"):
+        assert found[name] == getattr(same, name)
+    assert found["predictor_parameters"] == same.predictor.num_parameters
+
+
+def test_fit_runs_the_automatic_number_of_steps(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "EPOCHS", {False: 5, True: 7})
+    command = ("fit", folder / "base.keras", tmp_path / "auto.keras", "--epochs", 0)
+    local = ("--experts", 3, "--hidden-size", 4, "--num-layers", 3)
+    for options, steps in ((("--hidden-size", 4), 5), (local, 7)):
+        code, out, err = run(*command, *options, "--force")
+        assert code == 0, err
+        assert f"{steps}/{steps}" in err  # Keras's progress
+        nern = keras.models.load_model(tmp_path / "auto.keras")
+        assert int(nern.reconstruction_iterations) == nern.reconstruction_steps == steps
+        assert f"(experts={nern.experts}, hidden_size=4)" in out
 
 
 def test_compress_matches_the_api(folder, tmp_path):

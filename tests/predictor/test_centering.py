@@ -75,7 +75,7 @@ def test_center_biases_makes_the_mean_before_each_relu_zero(predictor):
 def test_a_new_model_is_centered_on_a_sample_of_its_coordinates(base, monkeypatch):
     monkeypatch.setattr("keras_nern.representation.SAMPLE_SIZE", 20)  # of 52
     nern = keras_nern.NeRNModel(base, hidden_size=8, permutation="cross_filter")
-    sample = nern._representation.sample_coordinates().numpy()
+    sample = nern._representation.sample_inputs().numpy()
     assert len(np.unique(sample, axis=0)) == 20
     assert {tuple(row) for row in sample} <= {tuple(row) for row in nern.coordinates()}
     assert len(set(sample[:, 2] % 2)) == len(set(sample[:, 1] % 2)) == 2  # even and odd ones

@@ -64,16 +64,18 @@ def test_only_reconstructs_without_images(nern):
 
 
 @pytest.mark.traced
-def test_reconstruction_reduces_the_error(base):
-    nern = keras_nern.NeRNModel(base, hidden_size=64)
+@pytest.mark.parametrize("shape", [{"hidden_size": 64}, {"hidden_size": 30, "experts": 3}])
+def test_reconstruction_reduces_the_error(base, shape):
+    nern = keras_nern.NeRNModel(base, **shape)
     history = nern.fit(steps_per_epoch=150, epochs=2, verbose=0)
     assert nern.fit(steps_per_epoch=1, verbose=0).history["relative_error"][0] < 0.05
     assert history.history["relative_error"][1] < history.history["relative_error"][0]
 
 
 @pytest.mark.traced
-def test_distillation_reduces_its_losses(base, images, labels):
-    nern = keras_nern.NeRNModel(base, hidden_size=32)
+@pytest.mark.parametrize("experts", [1, 3])
+def test_distillation_reduces_its_losses(base, images, experts):
+    nern = keras_nern.NeRNModel(base, hidden_size=32, experts=experts)
     nern.compile(
         reconstruction_steps=20,
         distillation_learning_rate=2e-3,
@@ -334,13 +336,15 @@ def test_the_history_contains_validation_and_compiled_metrics(nern, images, labe
 @pytest.mark.parametrize(
     "sampling", ["all", keras_nern.UniformSampling(16), keras_nern.MagnitudeSampling(16, 0.5)]
 )
-def test_sampled_gradients_reach_the_predictor_in_both_phases(base, images, sampling):
-    nern = keras_nern.NeRNModel(base, hidden_size=8)
+@pytest.mark.parametrize("experts", [1, 3])
+def test_sampled_gradients_reach_the_predictor_in_both_phases(base, images, sampling, experts):
+    nern = keras_nern.NeRNModel(base, hidden_size=8, experts=experts)
     nern.compile(kernel_sampling=sampling, distillation_sampling=sampling, reconstruction_steps=2)
     before = [weight.numpy() for weight in nern.trainable_variables]
     nern.fit(images, epochs=1, verbose=0)
     for a, b in zip(before, nern.trainable_variables, strict=True):
-        assert np.abs(a - b.numpy()).max() > 0
+        axes = None if experts == 1 else (1, 2)
+        assert (np.abs(a - b.numpy()).max(axis=axes) > 0).all()  # of every expert
 
 
 class _Drawn(keras_nern.AllKernels):
@@ -352,10 +356,11 @@ class _Drawn(keras_nern.AllKernels):
         return keras.ops.convert_to_tensor(self.indices)
 
 
-def test_a_kernel_drawn_twice_has_the_gradient_of_one_draw(base, images):
+@pytest.mark.parametrize("experts", [1, 3])
+def test_a_kernel_drawn_twice_has_the_gradient_of_one_draw(base, images, experts):
     def change(sampling):
         keras.utils.set_random_seed(2)
-        nern = keras_nern.NeRNModel(base, hidden_size=8)
+        nern = keras_nern.NeRNModel(base, hidden_size=8, experts=experts)
         nern.compile(
             optimizer=keras.optimizers.SGD(1.0),
             reconstruction_steps=0,
@@ -373,9 +378,12 @@ def test_a_kernel_drawn_twice_has_the_gradient_of_one_draw(base, images):
 
 
 @pytest.mark.traced
-def test_a_distillation_step_follows_the_gradient_of_the_formula(base, images):
+@pytest.mark.parametrize(("experts", "normalize"), [(1, None), (4, "layer")])
+def test_a_distillation_step_follows_the_gradient_of_the_formula(base, images, experts, normalize):
     """Compares a step of SGD with the gradient of the formula."""
-    nern = keras_nern.NeRNModel(base, hidden_size=8, permutation="cross_filter")
+    nern = keras_nern.NeRNModel(
+        base, 8, permutation="cross_filter", experts=experts, normalize=normalize
+    )
     nern.compile(
         optimizer=keras.optimizers.SGD(1.0),
         reconstruction_steps=0,
@@ -385,11 +393,22 @@ def test_a_distillation_step_follows_the_gradient_of_the_formula(base, images):
     )
     original = nern._original
     with tf.GradientTape() as tape:
-        kernels = original.blocks.split(nern.predictor(nern.coordinates()))
+        if experts == 1:
+            blocks = nern.predictor(nern.coordinates())
+        else:  # 52 blocks in four runs of 13, in the order of their coordinates
+            layers, filters, columns = nern.coordinates().T
+            ranks = np.array([0, 4, 28])[layers] + filters * np.array([1, 4, 4])[layers] + columns
+            places = np.tile(np.arange(13), (4, 1))
+            blocks = tf.gather(tf.reshape(nern.predictor(places), (52, 9)), ranks)
+        scales = [np.std(own.values()) if normalize else 1.0 for own in original.blocks.kernels]
+        kernels = [
+            scale * kernel
+            for scale, kernel in zip(scales, original.blocks.split(blocks), strict=True)
+        ]
         teacher, student = original.forward(images), original.forward(images, kernels)
         error = [
-            tf.reduce_sum((kernel - own.variable) ** 2)
-            for kernel, own in zip(kernels, original.blocks.kernels, strict=True)
+            tf.reduce_sum((kernel - own.variable) ** 2) / scale**2
+            for kernel, own, scale in zip(kernels, original.blocks.kernels, scales, strict=True)
         ]
         loss = (
             tf.sqrt(tf.add_n(error) / 276)
@@ -405,10 +424,11 @@ def test_a_distillation_step_follows_the_gradient_of_the_formula(base, images):
         np.testing.assert_allclose(a, b.numpy(), atol=2e-5)
 
 
-def test_the_seed_determines_the_result(base, images):
+@pytest.mark.parametrize("experts", [1, 3])
+def test_the_seed_determines_the_result(base, images, experts):
     def kernels():
         keras.utils.set_random_seed(3)
-        nern = keras_nern.NeRNModel(base, hidden_size=8)
+        nern = keras_nern.NeRNModel(base, hidden_size=8, experts=experts)
         nern.compile(reconstruction_steps=4, kernel_sampling=keras_nern.MagnitudeSampling(16))
         nern.fit(images, epochs=2, batch_size=4, verbose=0)
         return nern.predict_kernels()

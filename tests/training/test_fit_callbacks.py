@@ -218,9 +218,9 @@ class _Kill(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def _model(base, optimizer=None, **compile_arguments):
+def _model(base, optimizer=None, experts=1, **compile_arguments):
     keras.utils.set_random_seed(4)
-    nern = keras_nern.NeRNModel(base, hidden_size=8)
+    nern = keras_nern.NeRNModel(base, hidden_size=8, experts=experts)
     if optimizer:
         compile_arguments["optimizer"] = keras.optimizers.deserialize(optimizer)
     nern.compile(
@@ -261,6 +261,15 @@ RESTORED = {
         {"optimizer": _optimizer("Adam", learning_rate=1e-2)},
     ),
     "two steps at once": (2, ("distillation", 7), {"steps_per_execution": 2, "run_eagerly": False}),
+    "with local predictors": (
+        2,
+        ("distillation", 7),
+        {
+            "experts": 3,
+            "kernel_sampling": keras_nern.MagnitudeSampling(20),
+            "distillation_sampling": keras_nern.UniformSampling(9),
+        },
+    ),
     "after the last batch of an epoch": (1, ("distillation", 10), {}),
     "after the last batch of the fit": (1, ("distillation", 15), {}),
 }

@@ -53,16 +53,18 @@ def test_the_reconstruction_loss_trains_layers_without_moments(images):
     assert all(error < 1 for error in nern.layer_errors().values())
 
 
-def test_sampled_kernels_have_the_gradients_of_all_kernels(base, images):
+@pytest.mark.parametrize("experts", [1, 3])
+def test_sampled_kernels_have_the_gradients_of_all_kernels(base, images, experts):
     class Every(keras_nern.AllKernels):
         """A batch in which every kernel is drawn once."""
 
         def sample(self, count, seed, cumulative=None):
-            return keras.ops.arange(52)
+            assert count == (52 if experts == 1 else 54)
+            return keras.ops.arange(count, dtype="int32")
 
     def change(sampling):
         keras.utils.set_random_seed(2)
-        nern = keras_nern.NeRNModel(base, hidden_size=8)
+        nern = keras_nern.NeRNModel(base, hidden_size=8, experts=experts)
         nern.gather_second_moments(images)
         nern.compile(
             optimizer=keras.optimizers.SGD(1.0), layer_output_weight=1.0, kernel_sampling=sampling
@@ -73,6 +75,20 @@ def test_sampled_kernels_have_the_gradients_of_all_kernels(base, images):
 
     for a, b in zip(change(Every()), change("all"), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("permutation", [None, "cross_filter"])
+def test_kernels_are_drawn_by_their_own_norms(base, permutation):
+    """With local predictors as well, which number kernels by slots."""
+    for experts in (1, 3):
+        nern = keras_nern.NeRNModel(base, 4, 3, permutation=permutation, experts=experts)
+        nern.kernel_sampling = keras_nern.MagnitudeSampling(20)
+        nern._objective.refresh_targets(nern._settings)
+        representation, blocks = nern._representation, nern._original.blocks
+        values, _ = blocks.take(blocks.weights(), representation.block_of_slots())
+        norms = np.linalg.norm(values, axis=1)
+        drawn = np.diff(nern._objective._cumulative.numpy(), prepend=0)
+        np.testing.assert_allclose(drawn, norms / norms.sum(), atol=1e-6)
 
 
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("pair", "dataset", "generator")]

@@ -6,7 +6,7 @@ import pytest
 
 import keras_nern
 from keras_nern.model import ARGUMENTS
-from keras_nern.training.settings import NAMES
+from keras_nern.training.settings import NAMES, Settings
 
 
 def test_every_setting_is_an_attribute_that_is_saved(nern):
@@ -38,6 +38,90 @@ def test_every_setting_is_an_attribute_that_is_saved(nern):
         assert found == value
     nern.gradient_centering = "auto"
     assert nern.gradient_centering is True  # of the default optimizer
+
+
+def _resolved(num_slots, experts, is_default_optimizer=True, **given):
+    names = ("reconstruction", "logits", "feature_map", "layer_output")
+    arguments = {f"{name}_weight": 1.0 for name in names}
+    auto = ("reconstruction_steps", "reconstruction_learning_rate", "distillation_learning_rate")
+    arguments |= dict.fromkeys((*auto, "kernel_sampling", "gradient_centering"), "auto")
+    arguments |= {"distillation_sampling": "all", "temperature": 1.0, **given}
+    return Settings.resolve(num_slots, experts, is_default_optimizer, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("num_slots", "experts", "batch_size", "steps"),
+    [
+        (52, 1, 4096, 800),  # all kernels in every step
+        (4096, 1, 4096, 800),
+        (30_063, 1, 4096, 5872),  # 800 x 30,063 / 4,096 = 5,871.7
+        (54, 3, 3 * 512, 400),
+        (30_064, 16, 16 * 512, 1468),  # 400 x 30,064 / 8,192 = 1,467.97
+        # 2^18 kernels per step at most: 2^18 / 1,000 = 262.1 for each expert
+        (3_000_000, 1000, 262_000, 4581),  # 400 x 3,000,000 / 262,000 = 4,580.2
+    ],
+)
+def test_default_batches_and_steps_follow_the_number_of_kernels(
+    num_slots, experts, batch_size, steps
+):
+    settings = _resolved(num_slots, experts)
+    assert type(settings.kernel_sampling) is keras_nern.UniformSampling
+    assert settings.kernel_sampling.batch_size == batch_size
+    assert settings.reconstruction_steps == steps
+
+
+@pytest.mark.parametrize(("experts", "epochs"), [(1, 800), (5, 400)])
+def test_default_steps_follow_the_batch_of_a_given_sampling(experts, epochs):
+    class Own:
+        def sample(self, count, seed, cumulative=None):
+            return None
+
+    for sampling, steps_per_epoch in (
+        ("all", 1),
+        (Own(), 1),
+        ("magnitude", 100_000 / 4096),
+        (keras_nern.UniformSampling(1000), 100),
+        (keras_nern.UniformSampling(10**6), 1),
+    ):
+        settings = _resolved(100_000, experts, kernel_sampling=sampling)
+        assert settings.reconstruction_steps == np.ceil(epochs * steps_per_epoch)
+    assert _resolved(100_000, experts, reconstruction_steps=7).reconstruction_steps == 7
+
+
+def test_default_rates_and_centering():
+    def found(*arguments, **given):
+        settings = _resolved(100, *arguments, **given)
+        rates = settings.reconstruction_learning_rate, settings.distillation_learning_rate
+        return (*rates, settings.gradient_centering)
+
+    assert found(1) == (1e-2, 2.5e-4, True)
+    assert found(3) == (3e-2, 1.5e-3, False)
+    assert found(1, False) == (1e-2, 2.5e-4, False)
+    assert found(1, False, gradient_centering=True)[2] is True
+    assert found(3, reconstruction_learning_rate=1, distillation_learning_rate=2)[:2] == (1, 2)
+
+
+def test_local_predictors_have_no_biases_to_center(base):
+    nern = keras_nern.NeRNModel(base, experts=3, hidden_size=4)
+    message = r'must be False or "auto" for local predictors.*Received: gradient_centering=True'
+    with pytest.raises(ValueError, match=message):
+        nern.compile(gradient_centering=True)
+    nern.compile(gradient_centering=False)
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+def test_defaults_of_a_model(base, experts):
+    nern = keras_nern.NeRNModel(base, experts=experts, hidden_size=4)
+    assert nern.reconstruction_steps == (800 if experts == 1 else 400)
+    assert nern.kernel_sampling.batch_size == (4096 if experts == 1 else 3 * 512)
+    nern.kernel_sampling = "auto"
+    nern.reconstruction_steps = "auto"  # by the sampling
+    nern.reconstruction_learning_rate = "auto"
+    assert nern.reconstruction_learning_rate == (1e-2 if experts == 1 else 3e-2)
+    nern.kernel_sampling = keras_nern.UniformSampling(13)
+    nern.reconstruction_steps = "auto"
+    # 52 kernels, and 54 places of 3 runs
+    assert nern.reconstruction_steps == (3200 if experts == 1 else np.ceil(400 * 54 / 13))
 
 
 @pytest.mark.traced

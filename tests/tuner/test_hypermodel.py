@@ -106,7 +106,7 @@ def _check_trials(tuner, images, labels):
     trials = pareto_front(tuner).trials
     for trial in trials:
         model = tuner.load_model(tuner.oracle.get_trial(trial.trial_id))
-        for name in ("hidden_size", "num_layers", "permutation"):
+        for name in ("experts", "hidden_size", "num_layers", "permutation"):
             assert trial.hyperparameters[name] == getattr(model, name)
         bits = trial.hyperparameters["bits"]
         scored = model if bits is None else keras_nern.compress(model, bits=bits)
@@ -138,6 +138,46 @@ def test_random_search_keeps_to_the_budget_and_resumes_only_the_same_space(
             resume()
 
 
+def test_searches_the_number_of_experts(base, images, labels, tmp_path):
+    """A trial of one predictor with floats and one of three with bits."""
+    choices = {"experts": [1, 3], "bits": [None, 2]}
+
+    def tuner():
+        hypermodel = _hypermodel(base, **choices)
+        return _tuner("RandomSearch", hypermodel, tmp_path, seed=11, max_trials=2)
+
+    first = tuner()
+    first.search(**_data(images, labels))
+    assert [trial.status for trial in first.oracle.trials.values()] == ["COMPLETED"] * 2
+    trials = _check_trials(first, images, labels)
+    # as the trials of this seed
+    bits = {t.hyperparameters["experts"]: t.hyperparameters["bits"] for t in trials}
+    assert bits == {1: None, 3: 2}
+    frequencies = {
+        t.hyperparameters["experts"]: t.hyperparameters["num_frequencies"] for t in trials
+    }
+    assert frequencies == {1: 4, 3: None}
+    again = tuner()
+    again.reload()
+    assert pareto_front(again) == pareto_front(first)
+
+
+def test_builds_the_experts_that_the_budget_determines(base):
+    hypermodel = NeRNHyperModel(base, 80_000, compile_arguments=QUICK)
+    hp = keras_tuner.HyperParameters()
+    model = hypermodel.build(hp)
+    whole = keras_nern.NeRNModel(base, size="80 kB")
+    values = hypermodel.configuration(hp)
+    assert values["experts"] == model.experts == whole.experts > 1
+    assert values["hidden_size"] == model.hidden_size == whole.hidden_size
+    assert hypermodel.num_bytes(hp) == model.summary_table().representation_bytes
+    hp.values["width"] = 25
+    narrow = hypermodel.build(hp)
+    assert narrow.experts == whole.experts
+    assert narrow.hidden_size == whole.hidden_size * 25 // 100
+    assert hypermodel.num_bytes(hp) == narrow.summary_table().representation_bytes
+
+
 @pytest.mark.slow
 # Two points are too few for the length scale of scikit-learn's Gaussian process.
 @pytest.mark.filterwarnings("ignore:The optimal value found for dimension")
@@ -150,8 +190,11 @@ def test_bayesian_optimization_keeps_to_the_budget(base, images, labels, tmp_pat
     assert len(_check_trials(tuner, images, labels)) == 3
 
 
-def test_rounds_of_hyperband_continue_each_other(base, images, labels, tmp_path):
+@pytest.mark.parametrize("experts", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_rounds_of_hyperband_continue_each_other(base, images, labels, tmp_path, experts):
     arguments = {"compile_arguments": {"reconstruction_steps": 2, "run_eagerly": True}}
+    if experts > 1:
+        arguments |= {"experts": experts, "num_frequencies": None}
     hypermodel = _hypermodel(base, cls=_Recorded, num_layers=2, **arguments)
     tuner = _tuner("Hyperband", hypermodel, tmp_path, "val_accuracy", max_epochs=3, factor=3)
     tuner.search(epochs=9, **_data(images, labels))
@@ -294,13 +337,22 @@ def test_a_trial_over_budget_fails_before_it_is_built(base, images, labels, tmp_
         # the smallest: width 4, 2 layers: 4 ((24 + 10) * 4 + 9) = 580 bytes
         ({"max_bytes": 579}, r"must be at least 580, .*max_bytes=579"),
         ({"num_layers": [3, 1]}, "num_layers must be an integer of at least 2.*=1"),
-        ({"num_layers": None}, "num_layers must be an integer of at least 2.*=None"),
+        ({"num_layers": [None, 2.5]}, "num_layers must be an integer of at least 2.*=2.5"),
+        ({"experts": "many"}, "experts must be an integer of at least 1.*='many'"),
+        ({"experts": [1, 0]}, "experts must be an integer of at least 1.*=0"),
+        ({"experts": [1, 29]}, "experts must be at most 28, the number of blocks.*=29"),
+        ({"experts": [3, 5]}, r"must include 1 or .*local predictors.*\[3, 5\].*_frequencies'"),
+        ({"size": "3 kB"}, r"max_bytes is the size.*\['size'\]"),
+        (
+            {"experts": [1, 3], "compile_arguments": {"gradient_centering": True}},
+            "compile_arguments: gradient_centering must be False.*local predictors",
+        ),
         ({"hidden_size": [16, None]}, "hidden_size must be an integer.*=None"),
         ({"bits": [None, 9]}, "bits must be an integer from 2 to 8.*=9"),
         ({"permutation": [None, "random"]}, "permutation must be one of.*'random'"),
         ({"num_frequencies": [8, 0]}, "num_frequencies must be an integer of at least 1.*=0"),
         ({"encoding_base": [0.7, 3]}, "base must be .*=3"),
-        ({"encoding": keras.layers.Identity()}, r"must not contain encoding .*\['encoding'\]"),
+        ({"encoding": keras.layers.Identity()}, r"must not contain encoding,.*\['encoding'\]"),
         ({"view": "slice"}, "view must be one of.*'slice'"),
     ],
 )

@@ -31,9 +31,10 @@ def _space(base, max_bytes, narrowest=10, arguments=None, **choices):
         "hidden_size": [None],
         "permutation": [None],
         "bits": [None],
-        "num_layers": [5],
-        "num_frequencies": [40],
-        "encoding_base": [0.76],
+        "num_layers": [None],
+        "experts": [1],
+        "num_frequencies": [None],
+        "encoding_base": [None],
     }
     arguments = arguments or {}
     selection = {name: value for name, value in arguments.items() if name != "normalize"}
@@ -61,24 +62,37 @@ def _drawn(space, count, tmp_path, oracle=keras_tuner.oracles.RandomSearchOracle
     return drawn
 
 
+def _only(space):
+    """The values of a space of one combination."""
+    hp = keras_tuner.HyperParameters()
+    values = space.declare(hp)
+    assert [one.name for one in hp.space] == ["space"]
+    return values
+
+
+@pytest.mark.parametrize("bits", [None, 7])
+@pytest.mark.parametrize("experts", [1, 3])
 @pytest.mark.parametrize(
-    "arguments", [{"normalize": "layer"}, {"view": "block", "block_size": 2, "include_dense": True}]
+    "arguments",
+    [
+        {},
+        {"normalize": "auto"},
+        {"normalize": "layer"},
+        {"normalize": None},
+        {"view": "block", "block_size": 2, "include_dense": True},
+    ],
 )
-def test_bytes_match_the_summary_table(base, arguments):
-    space = _space(base, 10**6, arguments=arguments, permutation=["in_filter", "cross_filter"])
-    for permutation, bits in itertools.product((None, "in_filter", "cross_filter"), (None, 5)):
-        values = {"hidden_size": 11, "num_layers": 3, "num_frequencies": 4, "encoding_base": 0.9}
-        nern = keras_nern.NeRNModel(
-            base,
-            hidden_size=11,
-            num_layers=3,
-            permutation=permutation,
-            encoding=keras_nern.PositionalEncoding(4, 0.9),
-            **arguments,
-        )
-        nern = keras_nern.compress(nern, bits=bits) if bits else nern
-        size = space.num_bytes({**values, "permutation": permutation, "bits": bits})
-        assert size == nern.summary_table().representation_bytes
+def test_bytes_match_the_summary_table(base, arguments, experts, bits):
+    permutation = "in_filter" if bits else "cross_filter"
+    of_one = {"num_frequencies": 4, "encoding_base": 0.9} if experts == 1 else {}
+    common = {"hidden_size": 11, "num_layers": 3, "permutation": permutation, "bits": bits}
+    choices = {**common, "experts": experts, **of_one}
+    space = _space(
+        base, 10**6, arguments=arguments, **{name: [value] for name, value in choices.items()}
+    )
+    encoding = keras_nern.PositionalEncoding(4, 0.9) if experts == 1 else None
+    nern = keras_nern.NeRNModel(base, experts=experts, encoding=encoding, **common, **arguments)
+    assert space.num_bytes(_only(space)) == nern.summary_table().representation_bytes
 
 
 def test_width_is_a_percentage_of_the_largest_that_fits(base):
@@ -91,6 +105,88 @@ def test_width_is_a_percentage_of_the_largest_that_fits(base):
     for width, hidden_size in ((50, 37), (10, 7), (1, MIN_WIDTH)):
         hp.values["width"] = width
         assert space.declare(hp)["hidden_size"] == hidden_size
+
+
+def test_the_budget_determines_the_number_of_experts(base):
+    # With 9 layers, 4 h (16 + 7 h + 9) bytes per expert, and 12 for the scales. Of the widths
+    # 28 to 36, four experts of 28 use most of the budget: 99,008; three of 32 use 95,616.
+    space = _space(base, 100_000, experts=["auto"])
+    assert space.experts == [4]
+    hp = keras_tuner.HyperParameters()
+    values = space.declare(hp)
+    nern = keras_nern.NeRNModel(base, size="100000 B")
+    for name, expected in (("experts", 4), ("hidden_size", 28), ("num_layers", 9)):
+        assert values[name] == getattr(nern, name) == expected
+    assert values["num_frequencies"] is values["encoding_base"] is None
+    hp.values["width"] = 50
+    assert space.declare(hp) == {**values, "hidden_size": 14}
+    # with 4 bits, h (16 + 7 h + 9) / 2 + 18: 30 of width 29 use 99,720
+    assert _space(base, 100_000, experts=["auto"], bits=[4]).experts == [30]
+    # a permutation counts in the budget
+    assert _space(base, 99_008 + 12, experts=["auto"]).experts == [4]
+    assert _space(base, 99_008 + 12, experts=["auto"], permutation=["in_filter"]).experts == [3]
+
+
+@pytest.mark.parametrize(
+    "choice", [{"hidden_size": [8]}, {"num_frequencies": [4]}, {"encoding_base": [0.9]}]
+)
+def test_auto_experts_are_one_with_arguments_of_one_predictor(base, choice):
+    assert _space(base, 100_000, experts=["auto"], **choice).experts == [1]
+    assert _space(base, 49_000, experts=["auto"]).experts == [1]  # less than two experts
+
+
+def test_defaults_of_a_single_predictor(base):
+    values = _only(_space(base, 10**6, hidden_size=[8]))
+    assert (values["experts"], values["num_layers"]) == (1, 5)
+    assert (values["num_frequencies"], values["encoding_base"]) == (40, 0.76)
+
+
+def test_equal_combinations_are_drawn_once(base, tmp_path):
+    # one predictor has 5 layers by default, several have 9; "auto" is 4
+    choices = {"experts": ["auto", 1, 4], "num_layers": [None, 5, 9]}
+    space = _space(base, 100_000, hidden_size=[4], **choices)
+    drawn = _drawn(space, 20, tmp_path, max_trials=20)
+    assert len(drawn) == 4
+    assert {(values["experts"], values["num_layers"]) for values in drawn} == {
+        *itertools.product((1, 4), (5, 9))
+    }
+
+
+def test_searches_the_encoding_of_single_predictors_only(base, tmp_path):
+    choices = {"experts": [1, 3], "num_frequencies": [4, 8], "encoding_base": [0.7, 0.9]}
+    space = _space(base, 20_000, **choices)
+    hp = keras_tuner.HyperParameters()
+    space.declare(hp)
+    conditions = {one.name: [(c.name, c.values) for c in one.conditions] for one in hp.space}
+    of_one = [("experts", ["1"])]
+    assert conditions == {
+        "space": [],
+        "experts": [],
+        "num_frequencies, experts=1": of_one,
+        "encoding_base, experts=1": of_one,
+        "width": [],
+    }
+    drawn = _drawn(space, 60, tmp_path, max_trials=60)
+    assert {tuple(values[name] for name in choices) for values in drawn} == {
+        (3, None, None),
+        *itertools.product((1,), (4, 8), (0.7, 0.9)),
+    }
+    assert len({values["hidden_size"] for values in drawn if values["experts"] == 3}) > 3
+    assert all(space.num_bytes(values) <= 20_000 for values in drawn)
+
+
+def test_leaves_out_numbers_of_experts_that_exceed_the_budget(base, tmp_path):
+    # At width 4, an expert of 9 layers takes 4 x 4 (16 + 7 x 4 + 9) = 848 bytes, and the layers'
+    # scales take 12; one predictor of 9 layers 4 (7 x 16 + (240 + 8 + 9) 4 + 9) = 4,596.
+    choices = {"experts": [3, 1, 5, 6], "num_layers": [9]}
+    space = _space(base, 5 * 848 + 12, **choices)
+    assert space.experts == [3, 5]
+    drawn = _drawn(space, 20, tmp_path, max_trials=20)
+    assert {values["experts"] for values in drawn} == {3, 5}
+    assert _space(base, 4596, **choices).experts == [1, 3, 5]
+    _space(base, 3 * 848 + 12, **choices)
+    with pytest.raises(ValueError, match=r"must be at least 2,556, the size.*max_bytes=2,555"):
+        _space(base, 3 * 848 + 11, **choices)
 
 
 def test_choices_are_independent_if_all_combinations_fit(base):
@@ -140,7 +236,7 @@ def test_draws_all_combinations_that_fit_and_no_others(base, tmp_path, oracle):
     seen = {tuple(values[name] for name in choices) for values in drawn}
     fitting = set()
     for one in itertools.product(*choices.values()):
-        values = dict(zip(choices, one, strict=True), hidden_size=MIN_WIDTH)
+        values = dict(zip(choices, one, strict=True), hidden_size=MIN_WIDTH, experts=1)
         if space.num_bytes(values) <= 975:
             fitting.add(one)
     assert 0 < len(fitting) < 24
@@ -192,7 +288,7 @@ def test_raises_for_hyperparameters_of_another_space(base):
     _space(base, 50_000).declare(hp)
     with pytest.raises(ValueError, match=r"Expected: max_bytes=50000, .*Received: max_bytes=60000"):
         _space(base, 60_000).declare(hp)
-    with pytest.raises(ValueError, match=r"num_layers=\['5'\].*num_layers=\['4', '5'\]"):
+    with pytest.raises(ValueError, match=r"num_layers=\['None'\].*num_layers=\['4', '5'\]"):
         _space(base, 50_000, num_layers=[4, 5]).declare(hp)
     hp = keras_tuner.HyperParameters()
     hp.Fixed("num_layers", "7")
