@@ -41,6 +41,7 @@ from keras_nern.network.blocks import Blocks
 
 NETWORKS = ("ResNet20", "ResNet56", "EfficientNet-lite0", "ResNet50")
 SHARE = 0.4
+MIN_STEPS = 300  # of a measurement, because a fit takes some time to start
 COLUMNS = {
     "cost": (
         *("network", "weights", "blocks", "experts", "kernels per step"),
@@ -68,10 +69,12 @@ class Fit:
 
 FITS = {
     "ResNet20": Fit("ResNet20", 117_289, "two_opt"),
-    "ResNet20, long": Fit("ResNet20", 117_289, "two_opt", steps=9000),
+    "ResNet20, longer": Fit("ResNet20", 117_289, "two_opt", steps=4_200),
+    "ResNet20, longest": Fit("ResNet20", 117_289, "two_opt", steps=13_000),
     "ResNet20, one predictor": Fit("ResNet20", 117_289, "two_opt", experts=1),
     "ResNet56": Fit("ResNet56", 306_049, "greedy"),
-    "ResNet56, one predictor": Fit("ResNet56", 306_049, "greedy", experts=1, steps=6000),
+    "ResNet56, longer": Fit("ResNet56", 306_049, "greedy", steps=2_800),
+    "ResNet56, one predictor": Fit("ResNet56", 306_049, "greedy", experts=1, steps=1_000),
     "EfficientNet-lite0": Fit("EfficientNet-lite0", 1_331_597, "greedy"),
     "EfficientNet-lite0, one predictor": Fit(
         "EfficientNet-lite0", 1_331_597, "greedy", experts=1, steps=500
@@ -104,7 +107,7 @@ def _cell(values):
     if isinstance(values[0], float):
         digits = 4 if statistics.mean(values) < 1 else 1
         return tables.spread(values, digits)
-    return values[0]
+    return values[0] if len(set(values)) == 1 else str(values)
 
 
 def network(options, name):
@@ -128,8 +131,9 @@ def cost(options, name, seed):
     nern.compile(reconstruction_steps=10**6)
     nern.fit(steps_per_epoch=3, verbose=0)  # traces
     start = time.process_time()
-    nern.fit(steps_per_epoch=epoch, epochs=3, verbose=0)
-    seconds = (time.process_time() - start) / 3
+    epochs = max(3, MIN_STEPS // epoch)
+    nern.fit(steps_per_epoch=epoch, epochs=epochs, verbose=0)
+    seconds = (time.process_time() - start) / epochs
     peak = measure.peak_mb() - before
     nern._representation.kernels()
     start = time.process_time()

@@ -433,10 +433,10 @@ class NeRNModel(keras.Model):
                 between reconstruction and distillation. Defaults to `"auto"`.
             loss, loss_weights: must be `None`, because the model has its own losses.
             reconstruction_steps: number of steps of the reconstruction phase, which `fit` runs
-                before distillation; `"auto"` for 800 epochs over all kernels, or 400 with local
+                before distillation; `"auto"` for 800 epochs over all kernels, or 300 with local
                 predictors. Defaults to `"auto"`.
             reconstruction_learning_rate: peak learning rate of the default optimizer in the
-                reconstruction phase; `"auto"` for 1e-2, or 3e-2 with local predictors. Defaults
+                reconstruction phase; `"auto"` for 1e-2, or 4e-2 with local predictors. Defaults
                 to `"auto"`.
             distillation_learning_rate: peak learning rate of the default optimizer in the
                 distillation phase; `"auto"` for 2.5e-4, or 1.5e-3 with local predictors. Defaults

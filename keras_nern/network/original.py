@@ -201,6 +201,12 @@ class OriginalNetwork:
         Returns:
             A `ForwardOutputs`.
         """
+        return self.record(inputs, kernels)[0]
+
+    def record(
+        self, inputs: Any, kernels: Sequence[Tensor] | None = None
+    ) -> tuple[ForwardOutputs, list[Call]]:
+        """Runs the network as `forward` does; also returns the calls of all layers."""
         with capture_calls(self.base) as calls:
             outputs = self.functional_call(inputs, kernels)
         logits = [
@@ -209,7 +215,8 @@ class OriginalNetwork:
         ]
         mapped = self._mapped_calls(calls)
         names = [call.operation.name for call in mapped]
-        return ForwardOutputs([call.output for call in mapped], outputs, logits, names)
+        maps = [call.output for call in mapped]
+        return ForwardOutputs(maps, outputs, logits, names), calls
 
     def functional_call(self, inputs: Any, kernels: Sequence[Tensor] | None = None) -> Any:
         """Runs the network, as `forward` does, and returns its outputs only.

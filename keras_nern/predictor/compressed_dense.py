@@ -47,6 +47,7 @@ class Compressible(keras.layers.Layer):
         ValueError: if `bits` is neither `None` nor an integer from 2 to 8.
     """
 
+    loading = 0.0  # argument of `choose_step_sizes`
     kernel: keras.Variable
     bias: keras.Variable | None
     units: int
@@ -94,7 +95,7 @@ class Compressible(keras.layers.Layer):
             self.mask.assign(mask)
             kernel = kernel * mask
         if self.bits is not None and self.step_sizes is not None:
-            step_sizes = choose_step_sizes(kernel, self.bits, self.step_shape)
+            step_sizes = choose_step_sizes(kernel, self.bits, self.step_shape, self.loading)
             self.step_sizes.assign(step_sizes.astype("float32"))
 
     @property

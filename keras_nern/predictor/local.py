@@ -49,6 +49,8 @@ class LocalDense(Compressible, keras.layers.Layer):
         `(experts, n, units)`.
     """
 
+    loading = 4.0
+
     def __init__(
         self,
         experts: int,

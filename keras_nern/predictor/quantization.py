@@ -5,6 +5,8 @@ A kernel W `(inputs, units)` is stored as integers q and one step size s_j per u
     W^[i, j] = s_j q[i, j],    q = clip(round(W[i, j] / s_j), -Q, Q),    Q = 2^(bits - 1) - 1.
 
 The kernels of local predictors `(experts, inputs, units)` have one step size per expert instead.
+Their weights have no large outliers, so level Q is at least 4 standard deviations there (the
+*4-sigma loading* of Jayant and Noll, "Digital Coding of Waveforms", 1984).
 
 The levels are symmetric about 0, so that a pruned weight stays 0. Step sizes are float16, two
 bytes each. A step size is the candidate with the least squared error. Candidates place level Q at
@@ -62,7 +64,9 @@ def largest_level(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def choose_step_sizes(kernel: ArrayLike, bits: int, shape: Shape | None = None) -> np.ndarray:
+def choose_step_sizes(
+    kernel: ArrayLike, bits: int, shape: Shape | None = None, loading: float = 0.0
+) -> np.ndarray:
     """Chooses step sizes that minimize the squared error.
 
     Args:
@@ -70,6 +74,8 @@ def choose_step_sizes(kernel: ArrayLike, bits: int, shape: Shape | None = None) 
         bits: bits per weight, from 2 to 8.
         shape: shape of the result, which broadcasts with the kernel; `None` for `(units,)`.
             Defaults to `None`.
+        loading: level Q is at least this many root mean squares of the weights. Defaults to
+            `0.0`.
 
     Returns:
         float16 array of that shape, all positive.
@@ -83,8 +89,9 @@ def choose_step_sizes(kernel: ArrayLike, bits: int, shape: Shape | None = None) 
     aligned = (1,) * (kernel.ndim - len(shape)) + tuple(shape)
     axes = tuple(axis for axis, length in enumerate(aligned) if length == 1)
     largest = np.abs(kernel).max(axis=axes).reshape(shape)
-    steps = CLIPPING.reshape(-1, *(1,) * len(shape))
-    candidates = np.maximum(steps * largest / top, SMALLEST_STEP).astype("float16")
+    smallest = loading * np.sqrt((kernel**2).mean(axis=axes)).reshape(shape) / top
+    steps = CLIPPING.reshape(-1, *(1,) * len(shape)) * largest / top
+    candidates = np.maximum(np.maximum(steps, smallest), SMALLEST_STEP).astype("float16")
     errors = []  # (candidates, *shape)
     for step_sizes in candidates.astype("float64"):
         levels = np.clip(np.rint(kernel / step_sizes), -top, top)

@@ -18,9 +18,9 @@ LOSSES = ("reconstruction_loss", *DISTILLATION_LOSSES, "layer_output_loss")
 # few parameters and sees many kernels per step.
 AUTO = {
     False: {"reconstruction_learning_rate": 1e-2, "distillation_learning_rate": 2.5e-4},
-    True: {"reconstruction_learning_rate": 3e-2, "distillation_learning_rate": 1.5e-3},
+    True: {"reconstruction_learning_rate": 4e-2, "distillation_learning_rate": 1.5e-3},
 }
-EPOCHS = {False: 800, True: 400}  # of reconstruction, over all kernels
+EPOCHS = {False: 800, True: 300}  # of reconstruction, over all kernels
 SINGLE_BATCH = 4096  # kernels per step of a single predictor
 RUN_BATCH = 512  # kernels per step of each expert ...
 MAX_BATCH = 2**18  # ... and of all experts, which bounds the memory

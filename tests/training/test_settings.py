@@ -55,10 +55,10 @@ def _resolved(num_slots, experts, is_default_optimizer=True, **given):
         (52, 1, 4096, 800),  # all kernels in every step
         (4096, 1, 4096, 800),
         (30_063, 1, 4096, 5872),  # 800 x 30,063 / 4,096 = 5,871.7
-        (54, 3, 3 * 512, 400),
-        (30_064, 16, 16 * 512, 1468),  # 400 x 30,064 / 8,192 = 1,467.97
+        (54, 3, 3 * 512, 300),
+        (30_064, 16, 16 * 512, 1101),  # 300 x 30,064 / 8,192 = 1,100.98
         # 2^18 kernels per step at most: 2^18 / 1,000 = 262.1 for each expert
-        (3_000_000, 1000, 262_000, 4581),  # 400 x 3,000,000 / 262,000 = 4,580.2
+        (3_000_000, 1000, 262_000, 3436),  # 300 x 3,000,000 / 262,000 = 3,435.1
     ],
 )
 def test_default_batches_and_steps_follow_the_number_of_kernels(
@@ -70,7 +70,7 @@ def test_default_batches_and_steps_follow_the_number_of_kernels(
     assert settings.reconstruction_steps == steps
 
 
-@pytest.mark.parametrize(("experts", "epochs"), [(1, 800), (5, 400)])
+@pytest.mark.parametrize(("experts", "epochs"), [(1, 800), (5, 300)])
 def test_default_steps_follow_the_batch_of_a_given_sampling(experts, epochs):
     class Own:
         def sample(self, count, seed, cumulative=None):
@@ -95,7 +95,7 @@ def test_default_rates_and_centering():
         return (*rates, settings.gradient_centering)
 
     assert found(1) == (1e-2, 2.5e-4, True)
-    assert found(3) == (3e-2, 1.5e-3, False)
+    assert found(3) == (4e-2, 1.5e-3, False)
     assert found(1, False) == (1e-2, 2.5e-4, False)
     assert found(1, False, gradient_centering=True)[2] is True
     assert found(3, reconstruction_learning_rate=1, distillation_learning_rate=2)[:2] == (1, 2)
@@ -112,16 +112,16 @@ def test_local_predictors_have_no_biases_to_center(base):
 @pytest.mark.parametrize("experts", [1, 3])
 def test_defaults_of_a_model(base, experts):
     nern = keras_nern.NeRNModel(base, experts=experts, hidden_size=4)
-    assert nern.reconstruction_steps == (800 if experts == 1 else 400)
+    assert nern.reconstruction_steps == (800 if experts == 1 else 300)
     assert nern.kernel_sampling.batch_size == (4096 if experts == 1 else 3 * 512)
     nern.kernel_sampling = "auto"
     nern.reconstruction_steps = "auto"  # by the sampling
     nern.reconstruction_learning_rate = "auto"
-    assert nern.reconstruction_learning_rate == (1e-2 if experts == 1 else 3e-2)
+    assert nern.reconstruction_learning_rate == (1e-2 if experts == 1 else 4e-2)
     nern.kernel_sampling = keras_nern.UniformSampling(13)
     nern.reconstruction_steps = "auto"
     # 52 kernels, and 54 places of 3 runs
-    assert nern.reconstruction_steps == (3200 if experts == 1 else np.ceil(400 * 54 / 13))
+    assert nern.reconstruction_steps == (3200 if experts == 1 else np.ceil(300 * 54 / 13))
 
 
 @pytest.mark.traced

@@ -1,0 +1,288 @@
+"""The curvature of the distillation loss: what an error of the kernels costs, to second order.
+
+Near the original weights, the distillation loss is a quadratic form of the error. Its matrix is the
+Gauss-Newton matrix. For each layer it is approximated by a Kronecker product of two small matrices
+(Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature",
+ICML 2015, arXiv 1503.05671; for convolutions Grosse and Martens, ICML 2016, arXiv 1602.01407).
+Let D be the error of a kernel as a matrix (patch, filters), A = E x x^T the second moment of the
+patches x of the layer's input, and G = sum over positions of E g g^T the second moment of the
+gradients g at its output. Then
+
+    loss  ~  Q = sum over layers of 1/2 tr(G D^T A D).
+
+The gradients g are those of random probes whose second moment is the Gauss-Newton matrix:
+
+* For the divergence of the logits z at temperature T, the probe is softmax(z / T) - e_c, for a
+  class c drawn from softmax(z / T).
+* For a feature map a, which distillation divides by its norm, the probe is
+  sqrt(2) (v - u u^T v) / |a|, with u = a / |a| and a standard normal v.
+
+Probes are multiplied by the square roots of the losses' weights and summed, so one backward pass
+serves for all of them. They are independent and have mean 0, so that products of different probes
+cancel on average.
+
+Layers whose patches are not known (transposed and separable convolutions) get the diagonal of the
+Gauss-Newton matrix: mean squares of the probes' gradients with respect to the kernel.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nern.network.kernels import Kernel
+from keras_nern.network.original import ForwardOutputs, OriginalNetwork
+from keras_nern.network.recording import Call
+from keras_nern.utils.types import Tensor
+
+PIXELS_AT_ONCE = 2**16  # 64 images of 32 x 32, one of 224 x 224
+ROWS_PER_INPUT = 24  # patches per entry of a patch that A and G use, of all images together
+MIN_ROWS = 8_192  # ... and at least
+MAX_PATCH = 6_144  # entries of a patch for which A is a full matrix
+
+_PLAIN = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.Dense)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+
+
+class Factors(NamedTuple):
+    """The curvature of one kernel: A and G, or a diagonal.
+
+    Attributes:
+        inputs: A, float32 `(groups, patch, patch)`, or `None`.
+        outputs: G, float32 `(groups, filters, filters)`, with the filters of one group; or `None`.
+        diagonal: float32 array of the kernel's shape, or `None`.
+    """
+
+    inputs: np.ndarray | None = None
+    outputs: np.ndarray | None = None
+    diagonal: np.ndarray | None = None
+
+
+def gather_factors(
+    original: OriginalNetwork,
+    batches: Iterable,
+    images: int,
+    logits_weight: float,
+    feature_map_weight: float,
+    temperature: float,
+    seed: int = 0,
+) -> list[Factors]:
+    """Gathers the curvature of all kernels.
+
+    Args:
+        original: the network.
+        batches: an iterable of inputs.
+        images: number of images in all batches, to choose how many patches of each are used.
+        logits_weight, feature_map_weight, temperature: of the distillation loss.
+        seed: seed of the probes. Defaults to `0`.
+
+    Returns:
+        A list with one `Factors` per kernel.
+
+    Raises:
+        ValueError: if `batches` is empty.
+    """
+    kernels = original.blocks.kernels
+    indices = {
+        id(kernel.layer): index
+        for index, kernel in enumerate(kernels)
+        if isinstance(kernel.layer, (*_PLAIN, *_DEPTHWISE)) and _patch_size(kernel) <= MAX_PATCH
+    }
+    sums = [_Sums() for _ in kernels]
+    random = np.random.default_rng(seed)
+    generator = keras.random.SeedGenerator(seed)
+    count = 0
+    for inputs in _in_parts(batches):
+        size = len(keras.tree.flatten(inputs)[0])
+        values = [tf.identity(kernel.variable.value) for kernel in kernels]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            outputs, calls = original.record(inputs, values)
+            calls = [call for call in calls if id(call.operation) in indices and not call.in_loop]
+            probed = sum(
+                keras.ops.sum(keras.ops.cast(tensor, "float32") * probe)
+                for tensor, probe in probes(
+                    outputs, logits_weight, feature_map_weight, temperature, generator
+                )
+            )
+        found = tape.gradient(probed, [values, [call.output for call in calls]])
+        for total, gradient in zip(sums, found[0], strict=True):
+            if gradient is not None:
+                total.add_square(keras.ops.convert_to_numpy(gradient).astype("float64") ** 2)
+        for call, gradient in zip(calls, found[1], strict=True):
+            if gradient is not None:
+                index = indices[id(call.operation)]
+                share = size / max(size, images)
+                sums[index].add(*_rows(call, gradient, kernels[index], share, random), size)
+        count += size
+    if not count:
+        raise ValueError("Expected at least one batch of inputs. Received: none")
+    return [total.factors(count) for total in sums]
+
+
+def probes(
+    outputs: ForwardOutputs,
+    logits_weight: float,
+    feature_map_weight: float,
+    temperature: float,
+    seed: keras.random.SeedGenerator,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields pairs of a logits tensor or feature map and the probe at it, see the module."""
+    if logits_weight:
+        for logits in outputs.logits:
+            logits = keras.ops.cast(logits, "float32")
+            scaled = keras.ops.stop_gradient(logits) / temperature
+            flat = keras.ops.reshape(scaled, (-1, scaled.shape[-1]))
+            drawn = keras.random.categorical(flat, 1, seed=seed)[:, 0]
+            probe = keras.ops.softmax(flat) - keras.ops.one_hot(drawn, flat.shape[-1])
+            positions = math.prod(scaled.shape[1:-1])  # the loss is a mean over them
+            weight = math.sqrt(logits_weight / positions)
+            yield logits, weight * keras.ops.reshape(probe, scaled.shape)
+    if feature_map_weight:
+        for mapped in outputs.maps:
+            fixed = keras.ops.cast(keras.ops.stop_gradient(mapped), "float32")
+            flat = keras.ops.reshape(fixed, (fixed.shape[0], -1))
+            norm = keras.ops.sqrt(keras.ops.sum(flat**2, axis=-1, keepdims=True) + 1e-12)
+            unit = flat / norm
+            probe = keras.random.normal(flat.shape, seed=seed)
+            probe = probe - unit * keras.ops.sum(unit * probe, axis=-1, keepdims=True)
+            probe = probe * (math.sqrt(2 * feature_map_weight) / norm)
+            yield mapped, keras.ops.reshape(probe, fixed.shape)
+
+
+class _Sums:
+    """Sums over the images of one kernel."""
+
+    def __init__(self) -> None:
+        self.inputs: Any = 0.0
+        self.outputs: Any = 0.0
+        self.rows = 0
+        self.squares: Any = None
+
+    def add(self, patches: Tensor, gradients: Tensor, positions: float, size: int) -> None:
+        """Adds rows `(groups, rows, ...)`, each of which stands for others of `positions` rows."""
+        rows = patches.shape[1]
+        self.inputs += _product(patches)
+        self.outputs += _product(gradients) * (positions / rows)
+        self.rows += rows
+
+    def add_square(self, square: np.ndarray) -> None:
+        self.squares = square if self.squares is None else self.squares + square
+
+    def factors(self, count: int) -> Factors:
+        if self.rows:
+            inputs, outputs = self.inputs / self.rows, self.outputs / count
+            return Factors(inputs.astype("float32"), outputs.astype("float32"))
+        if self.squares is not None:
+            return Factors(diagonal=(self.squares / count).astype("float32"))
+        return Factors()
+
+
+def _product(rows: Tensor) -> np.ndarray:
+    product = keras.ops.matmul(keras.ops.transpose(rows, (0, 2, 1)), rows)
+    return keras.ops.convert_to_numpy(product).astype("float64")
+
+
+def _in_parts(batches: Iterable) -> Iterator:
+    """Splits batches into parts of about `PIXELS_AT_ONCE` pixels, and of at least one image.
+
+    All activations of a part are in memory at once.
+    """
+    for batch in batches:
+        arrays = keras.tree.flatten(batch)
+        count = max(1, PIXELS_AT_ONCE // max(1, *(math.prod(one.shape[1:-1]) for one in arrays)))
+        for start in range(0, len(arrays[0]), count):
+            yield keras.tree.map_structure(lambda one, i=start, n=count: one[i : i + n], batch)
+
+
+def _patch_size(kernel: Kernel) -> int:
+    return kernel.spatial_size * (1 if _is_depthwise(kernel) else kernel.channels)
+
+
+def _is_depthwise(kernel: Kernel) -> bool:
+    return isinstance(kernel.layer, _DEPTHWISE)
+
+
+def _rows(
+    call: Call, gradient: Tensor, kernel: Kernel, share: float, random: np.random.Generator
+) -> tuple[Tensor, Tensor, int]:
+    """Patches `(groups, rows, patch)` and gradients `(groups, rows, filters)` at some positions.
+
+    Args:
+        call: a call of the kernel's layer.
+        gradient: gradient at its output.
+        kernel: the kernel.
+        share: share of all images in this call.
+        random: draws the positions.
+
+    Returns:
+        `(patches, gradients, positions)`, with the number of positions that the call has.
+    """
+    layer = kernel.layer
+    inputs = keras.ops.cast(call.inputs[0], "float32")
+    gradient = keras.ops.cast(gradient, "float32")
+    gradient = _before_activation(layer, call, gradient)
+    if not isinstance(layer, keras.layers.Dense) and layer.data_format == "channels_first":
+        inputs, gradient = (keras.ops.moveaxis(one, 1, -1) for one in (inputs, gradient))
+    groups = inputs.shape[-1] if _is_depthwise(kernel) else getattr(layer, "groups", 1)
+    gradient = keras.ops.reshape(gradient, (-1, groups, gradient.shape[-1] // groups))
+    positions = gradient.shape[0]
+    patches = _patches(inputs, kernel)  # (positions, spatial, channels of all groups)
+    wanted = math.ceil(share * max(MIN_ROWS, ROWS_PER_INPUT * _patch_size(kernel)))
+    if wanted < positions:
+        chosen = random.choice(positions, wanted, replace=False)
+        patches, gradient = (keras.ops.take(one, chosen, axis=0) for one in (patches, gradient))
+    shape = (patches.shape[0], kernel.spatial_size, groups, -1)
+    patches = keras.ops.transpose(keras.ops.reshape(patches, shape), (2, 0, 1, 3))
+    patches = keras.ops.reshape(patches, (groups, patches.shape[1], -1))
+    return patches, keras.ops.transpose(gradient, (1, 0, 2)), positions
+
+
+def _before_activation(layer: keras.layers.Layer, call: Call, gradient: Tensor) -> Tensor:
+    """The gradient before a layer's own activation."""
+    activation = layer.activation
+    if activation is None or activation is keras.activations.linear:
+        return gradient
+    inputs = keras.ops.cast(call.inputs[0], layer.compute_dtype)
+    own = layer.activation
+    layer.activation = keras.activations.linear
+    try:
+        with keras.StatelessScope():
+            before = layer.call(inputs)
+    finally:
+        layer.activation = own
+    with tf.GradientTape() as tape:
+        tape.watch(before)
+        after = activation(before)
+    return tape.gradient(after, before, keras.ops.cast(gradient, after.dtype))
+
+
+def _patches(inputs: Tensor, kernel: Kernel) -> Tensor:
+    """The patches of channels-last inputs: `(positions, spatial, channels)`."""
+    layer = kernel.layer
+    channels = inputs.shape[-1]
+    if isinstance(layer, keras.layers.Dense):
+        return keras.ops.reshape(inputs, (-1, 1, channels))
+    rank = len(layer.kernel_size)
+    size, strides, dilation = layer.kernel_size, layer.strides, layer.dilation_rate
+    strides = strides if isinstance(strides, tuple) else (strides,) * rank
+    padding = layer.padding
+    if padding == "causal":
+        before = dilation[0] * (size[0] - 1)
+        inputs = keras.ops.pad(inputs, ((0, 0), (before, 0), (0, 0)))
+        padding = "valid"
+    if rank == 1:
+        inputs = inputs[:, None]
+        size, strides, dilation = (1, *size), (1, *strides), (1, *dilation)
+    patches = keras.ops.image.extract_patches(
+        inputs,
+        size,
+        strides=strides,
+        dilation_rate=dilation,
+        padding=padding,
+        data_format="channels_last",
+    )
+    return keras.ops.reshape(patches, (-1, kernel.spatial_size, channels))
