@@ -132,7 +132,7 @@ def cost(options, name, seed):
     nern.fit(steps_per_epoch=3, verbose=0)  # traces
     start = time.process_time()
     epochs = max(3, MIN_STEPS // epoch)
-    nern.fit(steps_per_epoch=epoch, epochs=epochs, verbose=0)
+    nern.fit(steps_per_epoch=epochs * epoch, verbose=0)
     seconds = (time.process_time() - start) / epochs
     peak = measure.peak_mb() - before
     nern._representation.kernels()

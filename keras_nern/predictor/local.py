@@ -49,7 +49,7 @@ class LocalDense(Compressible, keras.layers.Layer):
         `(experts, n, units)`.
     """
 
-    loading = 4.0
+    loading = 4.25
 
     def __init__(
         self,

@@ -97,10 +97,10 @@ def test_kernels_are_pruned_and_quantized(bits, pruned):
 def _best_step(kernel, top):
     """The step with the least squared error among 29 that place the top at 100 to 30 percent.
 
-    The top is at least at 4 root mean squares.
+    The top is at least at 4.25 root mean squares.
     """
     largest, rms = np.abs(kernel).max(), np.sqrt(np.mean(kernel**2))
-    steps = np.float16([max(largest * share, 4 * rms) / top for share in np.linspace(1, 0.3, 29)])
+    steps = np.float16([max(largest * share, 4.25 * rms) / top for share in np.linspace(1, 0.3, 29)])
     errors = []
     for step in steps.astype("float64"):
         rounded = np.clip(np.rint(kernel / step), -top, top) * step
