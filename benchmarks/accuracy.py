@@ -36,32 +36,33 @@ class Row:
 
     Args:
         depth: depth of the ResNet.
-        hidden_size: width of the predictor.
-        steps: number of steps of the reconstruction and of the second phase.
+        hidden_size: width of the predictor; `None` for local predictors of `parameters`.
+        steps: number of steps of the reconstruction and of the distillation.
         permutation: kind of permutation. Defaults to `"cross_filter"`.
-        images: images of the second phase: `"mixed-up"` training images, or a kind of
+        images: images of the later phases: `"mixed-up"` training images, or a kind of
             `keras_nern.NoiseDataset`. Defaults to `"mixed-up"`.
-        second_phase: `"distillation"`, or `"layer outputs"` for the data-aware loss alone.
-            Defaults to `"distillation"`.
         zoo: name of a network of `keras_nern.models.load`; `None` for the one in `--weights`.
             Defaults to `None`.
         permutation_method: how the permutation is found. Defaults to `"greedy"`.
         metric: distance that the permutation minimizes. Defaults to `"euclidean"`.
         num_layers: number of Dense layers of the predictor. Defaults to `5`.
         num_frequencies: number of frequencies that encode each index. Defaults to `40`.
+        parameters: number of parameters of local predictors. Defaults to `None`.
+        curvature_steps: number of steps of the curvature phase. Defaults to `0`.
     """
 
     depth: int
-    hidden_size: int
+    hidden_size: int | None
     steps: tuple[int, int]
     permutation: str | None = "cross_filter"
     images: str = "mixed-up"
-    second_phase: str = "distillation"
     zoo: str | None = None
     permutation_method: str = "greedy"
     metric: str = "euclidean"
     num_layers: int = 5
     num_frequencies: int = 40
+    parameters: int | None = None
+    curvature_steps: int = 0
 
     def fit(self, seed):
         """The `fits.Fit` of this row."""
@@ -76,13 +77,14 @@ class Row:
             self.num_layers,
             self.num_frequencies,
             self.permutation_method,
+            self.parameters,
+            self.curvature_steps,
         )
 
     @property
     def can_be_cached(self):
         """Whether `fits.Fit.load_or_fit` returns the same representation."""
-        recipe = self.images, self.second_phase, self.zoo, self.metric
-        return recipe == ("mixed-up", "distillation", None, "euclidean")
+        return (self.images, self.zoo, self.metric) == ("mixed-up", None, "euclidean")
 
 
 QUICK = (2_000, 300)
@@ -90,7 +92,18 @@ DEEP = {"num_layers": 7, "num_frequencies": 20}
 TWO_OPT = {"permutation_method": "two_opt"}
 PLAIN, SMOOTH = "resnet20-cifar10", "resnet20-cifar10-smooth"
 
+LOCAL_20, LOCAL_56 = {"parameters": 117_289}, {"parameters": 306_049}
+
 ROWS = {
+    "ResNet20, local, a minute": Row(20, None, (700, 0), **LOCAL_20, curvature_steps=200),
+    "ResNet20, local, a minute, noise": Row(
+        20, None, (700, 0), **LOCAL_20, curvature_steps=200, images="batch_norm"
+    ),
+    "ResNet20, local": Row(20, None, (3_000, 150), **LOCAL_20, **TWO_OPT, curvature_steps=600),
+    "ResNet20, local, long": Row(
+        20, None, (12_000, 1_500), **LOCAL_20, **TWO_OPT, curvature_steps=2_000
+    ),
+    "ResNet56, local": Row(56, None, (1_500, 0), **LOCAL_56, curvature_steps=300),
     "ResNet20, h=140": Row(20, 140, (10_000, 2_000), **TWO_OPT),
     "ResNet20, h=160": Row(20, 160, (10_000, 2_000), **TWO_OPT),
     "ResNet20, h=180": Row(20, 180, (10_000, 2_000), **TWO_OPT),
@@ -109,12 +122,8 @@ ROWS = {
     "quick: noise, batch_norm": Row(20, 160, QUICK, images="batch_norm"),
     "quick: noise, gaussian": Row(20, 160, QUICK, images="gaussian"),
     "quick: noise, uniform": Row(20, 160, QUICK, images="uniform"),
-    # Other second phases that take about as long as "quick: mixed-up images".
+    # Reconstruction alone, for about as long as "quick: mixed-up images".
     "quick: no second phase": Row(20, 160, (6_000, 0)),
-    "quick: layer outputs": Row(20, 160, (2_000, 650), second_phase="layer outputs"),
-    "quick: layer outputs, noise": Row(
-        20, 160, (2_000, 650), images="batch_norm", second_phase="layer outputs"
-    ),
     # Permutations and smooth training. h=168 without a permutation takes as many bytes as h=160
     # with one.
     "study: plain": Row(20, 160, QUICK, None, zoo=PLAIN),
@@ -258,23 +267,14 @@ def run(options, name, seed):
             cpu_aside += time.process_time() - cpu_start
 
     callbacks = [keras.callbacks.LambdaCallback(on_train_batch_end=record)]
-    jit_compile = options.jit_compile or "auto"
-    first_steps, second_steps = row.steps
-    nern.compile(reconstruction_steps=first_steps, jit_compile=jit_compile)
-    if row.second_phase == "distillation" and second_steps:
-        nern.fit(dataset, steps_per_epoch=second_steps, verbose=0, callbacks=callbacks)
+    nern.jit_compile = options.jit_compile or nern.jit_compile
+    _, second_steps = row.steps
+    if second_steps or row.curvature_steps:
+        epochs = 1 if second_steps else 0
+        steps = max(1, second_steps)
+        nern.fit(dataset, steps_per_epoch=steps, epochs=epochs, verbose=0, callbacks=callbacks)
     else:
-        nern.fit(steps_per_epoch=first_steps, verbose=0, callbacks=callbacks)
-    if row.second_phase == "layer outputs":
-        nern.gather_second_moments(dataset)
-        nern.compile(
-            kernel_sampling="all",
-            reconstruction_weight=0.0,
-            reconstruction_learning_rate=3e-3,
-            layer_output_weight=1.0,
-            jit_compile=jit_compile,
-        )
-        nern.fit(steps_per_epoch=second_steps, verbose=0, callbacks=callbacks)
+        nern.fit(steps_per_epoch=row.steps[0], verbose=0, callbacks=callbacks)
     rebuilt = nern.reconstruct()
     seconds = time.perf_counter() - START - aside
     cpu_seconds = time.process_time() - cpu_aside
@@ -289,7 +289,7 @@ def run(options, name, seed):
     return {
         "row": name,
         "seed": seed,
-        "steps": row.steps,
+        "steps": [row.steps[0], *[row.curvature_steps] * bool(row.curvature_steps), row.steps[1]],
         "predictor_parameters": nern.predictor.count_params(),
         "bytes": nern.summary_table().representation_bytes,
         "original": original,
@@ -300,7 +300,7 @@ def run(options, name, seed):
         "seconds": seconds,
         "core_seconds": cpu_seconds,
         "peak_mb": peak_mb,
-        "growth_mb": megabytes[-1] - megabytes[-max(1, (second_steps or first_steps) // 2)],
+        "growth_mb": megabytes[-1] - megabytes[-max(1, (second_steps or row.steps[0]) // 2)],
         "curve": curve,
     }
 

@@ -8,15 +8,17 @@ ICLR 2023, section 3.1):
     logits distillation   KL( softmax(z / T) || softmax(z^ / T) ) T^2  mean over images
     feature maps          sum_l | a_l / |a_l| - a^_l / |a^_l| |^2      mean over images
 
-A further loss, which is not in the paper, computes the error of each layer's outputs without
-running the network, from the second moments C_l of the layer's inputs (see `network.moments`):
+A further loss, which is not in the paper, approximates the weighted sum of the two distillation
+losses near the original without running the network, from the factors A_l and G_l of each layer
+(see `network.curvature`):
 
-    layer outputs         sum_l tr(D_l^T C_l D_l) / tr(W_l^T C_l W_l),  D = W - W^
+    curvature             sum_l 1/2 tr(G_l D_l^T A_l D_l),  D = W - W^
 
 All losses are computed in float32, independent of the dtype of the networks.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from keras import ops
 
@@ -111,47 +113,49 @@ def feature_map_distances(teacher: Sequence[Tensor], student: Sequence[Tensor]) 
     ]
 
 
-def layer_output_loss(
-    original: Sequence[Tensor],
-    predicted: Sequence[Tensor],
-    moments: Sequence[Tensor | None],
-    scales: Sequence[Tensor],
+def curvature_loss(
+    original: Sequence[Tensor], predicted: Sequence[Tensor], factors: Sequence[Any]
 ) -> Tensor:
-    """Relative squared error of each layer's outputs for the original inputs, summed over layers.
+    """Second-order approximation of the weighted distillation losses.
 
     Args:
-        original: list of kernels, each `(kh, kw, cin, cout)`.
+        original: list of kernels.
         predicted: list of kernels of the same shapes.
-        moments: second moments of each kernel's inputs, see `network.moments`; `None` to skip a
-            layer.
-        scales: scale of each kernel's outputs, `(cout,)`.
+        factors: list of `network.curvature.Factors`, with tensors or `None`.
 
     Returns:
-        A scalar: 0 for a perfect fit, the number of layers with moments for all zeros.
+        A scalar; 0 for a perfect fit.
+
+    Source: Martens and Grosse, ICML 2015, arXiv 1503.05671.
     """
-    total = ops.zeros((), "float32")
-    for kernel, guess, moment, scale in zip(original, predicted, moments, scales, strict=True):
-        if moment is not None:
-            whole = output_error(kernel, moment, scale)
-            total += output_error(kernel - guess, moment, scale) / ops.maximum(whole, EPSILON)
-    return total
+    costs = [
+        curvature_cost(kernel - guess, *factor)
+        for kernel, guess, factor in zip(original, predicted, factors, strict=True)
+    ]
+    return sum(costs, ops.zeros((), "float32"))
 
 
-def output_error(error: Tensor, moments: Tensor, scale: Tensor) -> Tensor:
-    """tr(S D^T C D S): mean squared change of a layer's scaled outputs, summed over filters.
+def curvature_cost(
+    error: Tensor, inputs: Tensor | None, outputs: Tensor | None, diagonal: Tensor | None
+) -> Tensor:
+    """1/2 tr(G D^T A D): what an error of one kernel costs.
 
     Args:
-        error: D, `(kh, kw, cin, cout)`.
-        moments: C, `(groups, kh kw cin, kh kw cin)`.
-        scale: the diagonal of S, `(cout,)`.
+        error: D, a tensor of the kernel's shape.
+        inputs, outputs, diagonal: the fields of `network.curvature.Factors`.
 
     Returns:
-        A scalar tensor.
+        A scalar tensor; 0 if all factors are `None`.
     """
-    groups, patch, _ = moments.shape
-    matrix = ops.reshape(error * scale, (patch, groups, -1))
+    if inputs is None:
+        return ops.zeros((), "float32") if diagonal is None else 0.5 * ops.sum(diagonal * error**2)
+    groups, patch, _ = inputs.shape
+    matrix = ops.reshape(error, (patch, groups, -1))
     matrix = ops.transpose(matrix, (1, 0, 2))  # (groups, patch, filters of the group)
-    return ops.sum(matrix * ops.matmul(moments, matrix))
+    gradient = ops.stop_gradient(ops.matmul(ops.matmul(inputs, matrix), outputs))
+    # The gradient of the quadratic form is A D G, which the value needs anyway.
+    value = ops.sum(matrix * gradient)
+    return value - 0.5 * ops.stop_gradient(value)
 
 
 def _unit(feature_map: Tensor) -> Tensor:

@@ -144,6 +144,8 @@ class NeRNModel(keras.Model):
     stop_training: bool
 
     reconstruction_steps = _setting("reconstruction_steps")
+    curvature_steps = _setting("curvature_steps")
+    curvature_learning_rate = _setting("curvature_learning_rate")
     reconstruction_learning_rate = _setting("reconstruction_learning_rate")
     distillation_learning_rate = _setting("distillation_learning_rate")
     kernel_sampling = _setting("kernel_sampling")
@@ -151,7 +153,6 @@ class NeRNModel(keras.Model):
     reconstruction_weight = _setting("reconstruction_weight")
     logits_weight = _setting("logits_weight")
     feature_map_weight = _setting("feature_map_weight")
-    layer_output_weight = _setting("layer_output_weight")
     temperature = _setting("temperature")
     gradient_centering = _setting("gradient_centering")
 
@@ -258,6 +259,7 @@ class NeRNModel(keras.Model):
         self._base_is_new = False  # True from from_config until the base's weights are loaded
         self._trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
         self.reconstruction_iterations = self._add_counter("reconstruction_iterations")
+        self.curvature_iterations = self._add_counter("curvature_iterations")
         self.phase_iterations = self._add_counter("phase_iterations")
         self._seed = keras.random.SeedGenerator(name="sampling")
         self._objective = Objective(self._original, self._representation, self._seed)
@@ -355,7 +357,7 @@ class NeRNModel(keras.Model):
         """
         return self._by_name(self._original.kernel_values())
 
-    def _by_name(self, values: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    def _by_name(self, values: Iterable[Any]) -> dict[str, Any]:
         names = [kernel.name for kernel in self._original.blocks.kernels]
         return dict(zip(names, values, strict=True))
 
@@ -367,14 +369,28 @@ class NeRNModel(keras.Model):
         """
         return self._representation.errors(self._original.kernel_values())["relative_error"]
 
-    def layer_errors(self) -> dict[str, float]:
-        """The relative squared error of each layer's weights.
+    def layer_errors(self, measure: str = "weights") -> dict[str, float]:
+        """The error of each layer.
+
+        Args:
+            measure: `"weights"` for the relative squared error sum (W - W^)^2 / sum W^2 of each
+                kernel; `"curvature"` for its share of the curvature loss, which sums to 1 and shows
+                where accuracy is lost. It needs `gather_curvature`. Defaults to `"weights"`.
 
         Returns:
-            A dict from each kernel's name, as in `predict_kernels`, to a float:
-            sum (W - W^)^2 / sum W^2 over that kernel alone.
+            A dict from each kernel's name, as in `predict_kernels`, to a float.
+
+        Raises:
+            ValueError: if the measure is unknown, or the curvature has not been gathered.
         """
-        return self._representation.layer_errors(self._original.kernel_values())
+        checks.one_of("measure", measure, ("weights", "curvature"))
+        if measure == "weights":
+            return self._representation.layer_errors(self._original.kernel_values())
+        self._objective.check_curvature()
+        kernels = self._representation.kernels()
+        costs = np.array([float(cost) for cost in self._objective.curvature_terms(kernels)])
+        shares = costs / max(costs.sum(), np.finfo("float64").tiny)
+        return self._by_name(shares.tolist())
 
     def reconstruct(self) -> keras.Model:
         """Rebuilds the classifier as a model that needs no predictor.
@@ -397,7 +413,8 @@ class NeRNModel(keras.Model):
         """
         scales = len(self._original.blocks.kernels) if self.normalize else 0
         bits = self.kernel_permutation().layer_bits
-        return summary_table(self._original, self.predictor, bits, scales)
+        coarse = self._objective.without_factors
+        return summary_table(self._original, self.predictor, bits, scales, coarse)
 
     # Training.
 
@@ -408,14 +425,15 @@ class NeRNModel(keras.Model):
         loss_weights: None = None,
         *,
         reconstruction_steps: int | str = "auto",
+        curvature_steps: int | str = "auto",
         reconstruction_learning_rate: float | str = "auto",
+        curvature_learning_rate: float | str = "auto",
         distillation_learning_rate: float | str = "auto",
         kernel_sampling: Any = "auto",
         distillation_sampling: Any = "all",
         reconstruction_weight: float = 1.0,
         logits_weight: float = 1e-2,
         feature_map_weight: float = 2e-2,
-        layer_output_weight: float = 0.0,
         temperature: float = 1.0,
         gradient_centering: bool | str = "auto",
         **kwargs: Any,
@@ -427,34 +445,39 @@ class NeRNModel(keras.Model):
 
         Args:
             optimizer: a Keras optimizer, its name, or `"auto"`: Muon without weight decay, with
-                AdamW at a fifth of its learning rate for the output layer and the biases. In each
-                phase, the rate falls along half a cosine from the peak given below (see
-                `training.optimizer`). `fit` resets the state and the schedule of any optimizer
-                between reconstruction and distillation. Defaults to `"auto"`.
+                AdamW at a fifth of its learning rate (half of it with local predictors) for the
+                output layer and the biases. In each phase, the rate falls along half a cosine from
+                the peak given below (see `training.optimizer`). `fit` resets the state and the
+                schedule of any optimizer between reconstruction and distillation. Defaults to
+                `"auto"`.
             loss, loss_weights: must be `None`, because the model has its own losses.
             reconstruction_steps: number of steps of the reconstruction phase, which `fit` runs
                 before distillation; `"auto"` for 800 epochs over all kernels, or 300 with local
                 predictors. Defaults to `"auto"`.
+            curvature_steps: number of steps on the curvature of the distillation losses, which
+                `fit` runs between reconstruction and distillation without running the networks;
+                `"auto"` for 300 with local predictors and 0 otherwise. Defaults to `"auto"`.
             reconstruction_learning_rate: peak learning rate of the default optimizer in the
                 reconstruction phase; `"auto"` for 1e-2, or 4e-2 with local predictors. Defaults
                 to `"auto"`.
+            curvature_learning_rate: peak learning rate of the default optimizer in the curvature
+                phase; `"auto"` for 1e-3, or 3e-3 with local predictors. Defaults to `"auto"`.
             distillation_learning_rate: peak learning rate of the default optimizer in the
                 distillation phase; `"auto"` for 2.5e-4, or 1.5e-3 with local predictors. Defaults
                 to `"auto"`.
             kernel_sampling: kernels per step of reconstruction: `"all"`, `"uniform"`,
                 `"magnitude"`, or an object such as `UniformSampling(1024)`. `"auto"` draws 4,096
-                kernels uniformly, or 512 for each local predictor. Defaults to `"auto"`.
+                kernels uniformly, or 512 for each local predictor and at least 8,192. Defaults to
+                `"auto"`.
             distillation_sampling: kernels that receive gradients in a step of distillation, in
                 the same form; every step predicts all kernels. Defaults to `"all"`.
             reconstruction_weight: weight of the reconstruction loss. Defaults to `1.0`.
             logits_weight: weight of the logits distillation loss. Defaults to `1e-2`.
             feature_map_weight: weight of the feature map distillation loss. Defaults to `2e-2`.
-            layer_output_weight: weight of the layer output loss, which needs
-                `gather_second_moments` before `fit`. Defaults to `0.0`.
             temperature: temperature of the logits distillation loss. Defaults to `1.0`.
             gradient_centering: whether to center the gradients of the predictor's layers, see
-                `predictor.centering`; `"auto"` to do so with the default optimizer only. Defaults
-                to `"auto"`.
+                `predictor.centering`; `"auto"` to do so with the default optimizer and a single
+                predictor only. Local predictors do not support it. Defaults to `"auto"`.
             **kwargs: other arguments of `keras.Model.compile`: `metrics` are computed on the
                 outputs of the rebuilt classifier; `auto_scale_loss` scales the loss if the base
                 computes in float16.
@@ -538,9 +561,10 @@ class NeRNModel(keras.Model):
     ) -> keras.callbacks.History:
         """Trains the representation.
 
-        With images, `fit` runs the remaining steps of the reconstruction phase, with their own
-        progress bar, and then `epochs` of distillation. Labels are not used for training. Without
-        images, `fit` runs `epochs * steps_per_epoch` steps of reconstruction.
+        With images, `fit` runs the remaining steps of the reconstruction and of the curvature
+        phase, each with its own progress bar, and then `epochs` of distillation. Labels are not
+        used for training. Without images, `fit` runs `epochs * steps_per_epoch` steps of
+        reconstruction.
 
         Args:
             x: images or (images, labels): arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset`
@@ -559,12 +583,13 @@ class NeRNModel(keras.Model):
         Returns:
             A `keras.callbacks.History` of the epochs. Its attribute `reconstruction` is the
             `history` dict of the reconstruction phase that ran before them, empty if none ran.
+            Its attribute `curvature` is that of the curvature phase.
             Its attribute `places` maps each name in `history` to the epochs of the values,
             counted from 1.
 
         Raises:
-            ValueError: if `x` is empty or its images do not fit the base, if `steps_per_epoch` or
-                second moments are missing, if labels are not classes of the outputs or not as
+            ValueError: if `x` is empty or its images do not fit the base, if `steps_per_epoch` is
+                missing, if labels are not classes of the outputs or not as
                 many as the images, if an argument is out of range or does not suit the kind of
                 `x`, or if a callback monitors a value that no epoch logs. It is raised before any
                 training. During training, it is raised if a loss or a weight becomes NaN or
@@ -589,7 +614,7 @@ class NeRNModel(keras.Model):
             teacher = self._original.forward(inputs)  # outside the tape: it has no gradients
             batch = keras.ops.shape(keras.tree.flatten(inputs)[0])[0]
         with tf.GradientTape() as tape:
-            terms, means, parts = self._objective.terms(self._settings, inputs, teacher)
+            terms, means, parts = self._objective.terms(self._settings, self.phase, inputs, teacher)
             loss = self._objective.weighted(self._settings, terms, scaled=True)
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
@@ -601,8 +626,8 @@ class NeRNModel(keras.Model):
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         self._objective.watch(self.phase, self.phase_iterations, loss, parts)
         self.phase_iterations.assign_add(1)
-        if teacher is None:
-            self.reconstruction_iterations.assign_add(1)
+        if self.phase != "distillation":
+            getattr(self, f"{self.phase}_iterations").assign_add(1)
         return self._track({"loss": loss, **terms}, batch)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> None:
@@ -659,7 +684,7 @@ class NeRNModel(keras.Model):
 
         Args:
             **multipliers: numbers of at least 0 for `reconstruction_loss`, `logits_loss`,
-                `feature_map_loss` and `layer_output_loss`; the other losses keep their
+                `feature_map_loss` and `curvature_loss`; the other losses keep their
                 multipliers.
 
         Raises:
@@ -667,28 +692,31 @@ class NeRNModel(keras.Model):
         """
         self._objective.scale(multipliers)
 
-    def gather_second_moments(self, x: Any, images: int = 2000, batch_size: int = 64) -> None:
-        """Computes the second moments of the layers' inputs on images.
+    def gather_curvature(self, x: Any, images: int = 512, batch_size: int = 64) -> None:
+        """Gathers the curvature of the distillation losses from images.
 
-        The layer output loss needs them, see `network.moments` and `layer_output_weight` of
-        `compile`.
+        `fit` does so before its curvature phase, from the first images of its data. Gather it from
+        other images, or from more, before `fit`; it is then kept. Gather it again if the base or
+        the weights of the losses have changed.
 
         Args:
             x: inputs or (inputs, labels), as for `fit`; noise is enough.
-            images: number of images to use. Defaults to `2000`.
+            images: number of images to use. Defaults to `512`.
             batch_size: images per batch if `x` is an array. Defaults to `64`.
 
         Raises:
             ValueError: if `x` is empty or its images do not fit the base.
             RuntimeError: if the Keras backend is not TensorFlow.
+
+        Source: Martens and Grosse, ICML 2015, arXiv 1503.05671; see `network.curvature`.
         """
-        require_tensorflow("gather_second_moments")
+        require_tensorflow("gather_curvature")
         self._original.check_finite()
         checks.integer("images", images, minimum=1)
         checks.integer("batch_size", batch_size, minimum=1)
         x = self.check_data(x)
         batches = input_batches(x, images, batch_size, self._original.signature)
-        self._objective.gather_second_moments(batches)
+        self._objective.gather_curvature(self._settings, batches, images)
         self._retrace()
 
     def check_data(
@@ -898,6 +926,7 @@ class NeRNModel(keras.Model):
         other.scales.assign(self.scales)
         other.compile_from_config(self.get_compile_config())
         other.reconstruction_iterations.assign(self.reconstruction_iterations)
+        other.curvature_iterations.assign(self.curvature_iterations)
         other.reconstruction_finished = self.reconstruction_finished
         return other
 

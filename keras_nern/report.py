@@ -50,6 +50,8 @@ class SummaryTable(Printable):
             biases.
         left_out: dict from names of layers whose feature maps distillation does not compare to the
             reasons; empty until a fit or an evaluation has run the base on images.
+        coarse: dict from names of kernels for which the curvature loss has no Kronecker factors to
+            what it takes instead; empty until the curvature has been gathered.
     """
 
     layers: list[LayerRow]
@@ -62,6 +64,7 @@ class SummaryTable(Printable):
     scales: int
     kept_weights: int
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    coarse: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def blocks(self) -> int:
@@ -119,6 +122,7 @@ class SummaryTable(Printable):
                 for one in self.skipped
             ],
             "left_out": dict(self.left_out),
+            "coarse": dict(self.coarse),
             **{name: getattr(self, name) for name in (*counts, *totals, *ratios)},
         }
 
@@ -167,6 +171,10 @@ class SummaryTable(Printable):
         if self.left_out:
             left_out = list(self.left_out.items())
             tables.append(Table(left_out, header=("feature map left out", "reason")))
+        if self.coarse:
+            names = ("curvature without factors", "taken instead")
+            coarse = list(self.coarse.items())
+            tables.append(Table(coarse, header=names))
         return tables
 
 
@@ -175,6 +183,7 @@ def summary_table(
     predictor: Predictor,
     permutation_bits: Sequence[float],
     scales: int,
+    coarse: dict[str, str] | None = None,
 ) -> SummaryTable:
     """Counts the weights, bits and bytes of a representation.
 
@@ -183,6 +192,7 @@ def summary_table(
         predictor: a built predictor.
         permutation_bits: bits of each kernel's permutation.
         scales: number of layer scales that are stored.
+        coarse: see `SummaryTable`. Defaults to `None`.
 
     Returns:
         A `SummaryTable`.
@@ -204,4 +214,5 @@ def summary_table(
         scales=scales,
         kept_weights=original.base.count_params() - sum(row.weights for row in layers),
         left_out=original.left_out,
+        coarse=coarse or {},
     )

@@ -25,14 +25,17 @@ IMAGES = 16
 
 
 def classifier():
-    """A small classifier for the images and classes of CIFAR-10."""
+    """A small classifier for the images and classes of CIFAR-10.
+
+    Its kernels hold enough weights for two local predictors of the default size.
+    """
     return keras.Sequential(
         [
             keras.Input((32, 32, 3)),
-            keras.layers.Conv2D(4, 3, strides=4, use_bias=False, name="conv1"),
+            keras.layers.Conv2D(64, 3, strides=4, use_bias=False, name="conv1"),
             keras.layers.BatchNormalization(),
             keras.layers.ReLU(),
-            keras.layers.Conv2D(6, 3, name="conv2"),
+            keras.layers.Conv2D(64, 3, name="conv2"),
             keras.layers.GlobalAveragePooling2D(),
             keras.layers.Dense(10, name="head"),
         ]

@@ -9,13 +9,16 @@ channel in one filter, and w^ the predicted weights. The score of a kernel is on
     absolute      - |w - w^| / sqrt(S)
     weightwise    - 1/S sum_s |w_s - w^_s| / |w_s|
     magnitude     |w| / sqrt(S)
+    curvature     1/2 w^T H w, what removing the kernel costs by the curvature loss
     random        uniform in [0, 1)
 
 Kernels of the lowest scores are pruned first. `relative` is the paper's relative error per
 kernel. `weightwise` is the measure of the reference implementation's
 `get_filter_reconstruction_errors` (github.com/maorash/NeRN, HAND/tasks/pruning/pruner.py), divided
-by S so that it compares kernels of several sizes. `magnitude` and `random` use no reconstruction
-and serve as baselines. A kernel of zeros has the score -inf, because pruning it loses nothing.
+by S so that it compares kernels of several sizes. H is the kernel's block of the matrix of the
+curvature loss (see `network.curvature`): G[f, f] A[c, c] for filter f and channel c. `magnitude`,
+`curvature` and `random` use no reconstruction, and `random` is the baseline. A kernel of zeros has
+the score -inf, because pruning it loses nothing.
 """
 
 from collections.abc import Mapping
@@ -28,7 +31,7 @@ from keras_nern.network.kernels import Kernel, kernels_of, walk_layers
 from keras_nern.network.original import OriginalNetwork
 from keras_nern.utils import checks
 
-MEASURES = ("relative", "absolute", "weightwise", "magnitude", "random")
+MEASURES = ("relative", "absolute", "weightwise", "magnitude", "curvature", "random")
 
 
 def kernel_importance(
@@ -39,7 +42,8 @@ def kernel_importance(
     Args:
         nern: a trained `NeRNModel`.
         measure: `"relative"`, `"absolute"` or `"weightwise"` for the negative reconstruction
-            error, `"magnitude"` or `"random"`. Defaults to `"relative"`.
+            error, `"magnitude"`, `"curvature"` (after `nern.gather_curvature(images)` or a fit
+            with a curvature phase) or `"random"`. Defaults to `"relative"`.
         seed: seed of the random scores. Defaults to `0`.
 
     Returns:
@@ -49,8 +53,8 @@ def kernel_importance(
         grouped one, the channels are those of a group.
 
     Raises:
-        ValueError: if `nern` is not a `NeRNModel`, the measure is unknown, or the seed is not an
-            integer of at least 0.
+        ValueError: if `nern` is not a `NeRNModel`, the measure is unknown, the curvature has not
+            been gathered, or the seed is not an integer of at least 0.
 
     Example:
 
@@ -69,6 +73,8 @@ def kernel_importance(
         if layer.built
         for kernel in kernels_of(path, layer)
     }
+    if measure == "curvature":
+        return nern._by_name(nern._objective.removal_costs())
     rng = np.random.default_rng(seed)
     predicted = nern.predict_kernels()
     scores = {}

@@ -259,6 +259,26 @@ def input_batches(data: Any, count: int, batch_size: int, signature: Signature) 
             return
 
 
+def first_batches(data: Iterator, count: int) -> tuple[list, Iterator]:
+    """Reads batches from a generator until they hold `count` examples.
+
+    Args:
+        data: a generator that passed `check_inputs`.
+        count: number of examples.
+
+    Returns:
+        The list of batches, and a generator of the same batches and all later ones.
+    """
+    read: list = []
+    left = count
+    for batch in data:
+        read.append(batch)
+        left -= keras.tree.flatten(_inputs(batch))[0].shape[0]
+        if left <= 0:
+            break
+    return read, (batch for batch in itertools.chain(read, data))
+
+
 def _chain(first: Any, rest: Iterable) -> Iterator:
     # A generator function, because Keras accepts generators of tuples, but not every iterator.
     for element in itertools.chain([first], rest):

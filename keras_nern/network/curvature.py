@@ -33,6 +33,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nern.losses import EPSILON
 from keras_nern.network.kernels import Kernel
 from keras_nern.network.original import ForwardOutputs, OriginalNetwork
 from keras_nern.network.recording import Call
@@ -137,7 +138,7 @@ def probes(
             scaled = keras.ops.stop_gradient(logits) / temperature
             flat = keras.ops.reshape(scaled, (-1, scaled.shape[-1]))
             drawn = keras.random.categorical(flat, 1, seed=seed)[:, 0]
-            probe = keras.ops.softmax(flat) - keras.ops.one_hot(drawn, flat.shape[-1])
+            probe = keras.ops.softmax(flat) - keras.ops.one_hot(drawn, flat.shape[-1], dtype="float32")
             positions = math.prod(scaled.shape[1:-1])  # the loss is a mean over them
             weight = math.sqrt(logits_weight / positions)
             yield logits, weight * keras.ops.reshape(probe, scaled.shape)
@@ -145,12 +146,47 @@ def probes(
         for mapped in outputs.maps:
             fixed = keras.ops.cast(keras.ops.stop_gradient(mapped), "float32")
             flat = keras.ops.reshape(fixed, (fixed.shape[0], -1))
-            norm = keras.ops.sqrt(keras.ops.sum(flat**2, axis=-1, keepdims=True) + 1e-12)
-            unit = flat / norm
-            probe = keras.random.normal(flat.shape, seed=seed)
+            squares = keras.ops.sum(flat**2, axis=-1, keepdims=True)
+            # A map of zeros, as of a black image, has no direction; its curvature has no bound.
+            inverse = keras.ops.where(
+                squares > EPSILON, keras.ops.rsqrt(keras.ops.maximum(squares, EPSILON)), 0.0
+            )
+            unit = flat * inverse
+            probe = keras.random.normal(flat.shape, dtype="float32", seed=seed)
             probe = probe - unit * keras.ops.sum(unit * probe, axis=-1, keepdims=True)
-            probe = probe * (math.sqrt(2 * feature_map_weight) / norm)
+            probe = probe * (math.sqrt(2 * feature_map_weight) * inverse)
             yield mapped, keras.ops.reshape(probe, fixed.shape)
+
+
+def removal_cost(
+    kernel: Kernel, inputs: Any = None, outputs: Any = None, diagonal: Any = None
+) -> np.ndarray:
+    """What the removal of each filter's channel costs: 1/2 w^T H w for its S weights w.
+
+    Args:
+        kernel: the kernel.
+        inputs, outputs, diagonal: its `Factors`.
+
+    Returns:
+        float64 array `(filters, channels)`; zeros if all factors are `None`.
+    """
+    w = kernel.by_channel(kernel.values()).astype("float64")  # (filters, channels, S)
+    if inputs is None:
+        if diagonal is None:
+            return np.zeros(w.shape[:2])
+        h = kernel.by_channel(keras.ops.convert_to_numpy(diagonal)).astype("float64")
+        return 0.5 * (h * w**2).sum(axis=-1)
+    a, g = (keras.ops.convert_to_numpy(one).astype("float64") for one in (inputs, outputs))
+    groups, spatial = len(a), kernel.spatial_size
+    own = np.einsum("gff->gf", g)  # (groups, filters of the group)
+    if _is_depthwise(kernel):  # one group for each channel; w is (multiplier, channels, S)
+        return 0.5 * own.T * np.einsum("mcs,cst,mct->mc", w, a, w)
+    channels = kernel.channels
+    a = a.reshape(groups, spatial, channels, spatial, channels)
+    a = np.einsum("gsctc->gcst", a)  # (groups, channels, S, S)
+    w = w.reshape(groups, -1, channels, spatial)
+    cost = 0.5 * own[:, :, None] * np.einsum("gfcs,gcst,gfct->gfc", w, a, w)
+    return cost.reshape(kernel.filters, channels)
 
 
 class _Sums:

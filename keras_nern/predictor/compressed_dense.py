@@ -47,7 +47,6 @@ class Compressible(keras.layers.Layer):
         ValueError: if `bits` is neither `None` nor an integer from 2 to 8.
     """
 
-    loading = 0.0  # argument of `choose_step_sizes`
     kernel: keras.Variable
     bias: keras.Variable | None
     units: int
@@ -62,6 +61,11 @@ class Compressible(keras.layers.Layer):
         self.pruned = pruned
         self.mask: keras.Variable | None = None
         self.step_sizes: keras.Variable | None = None
+
+    @property
+    def loading(self) -> float:
+        """The argument of `quantization.choose_step_sizes`."""
+        return 0.0
 
     @property
     def step_shape(self) -> tuple[int, ...]:
@@ -150,7 +154,7 @@ class CompressedDense(Compressible, keras.layers.Dense):
     """A `keras.layers.Dense` whose kernel can be pruned, quantized, or both.
 
     Args:
-        units: number of outputs.
+        *args: `keras.layers.Dense` arguments: `units`, the number of outputs, and others.
         bits, pruned: as for `Compressible`.
         **kwargs: `keras.layers.Dense` arguments.
 

@@ -7,9 +7,9 @@ the cost of a block does not depend on the size of the network:
 
     features(place) -> [matmul -> sin] x (n - 1) -> matmul -> B weights
 
-* The features are sines and cosines of a block's place within its run, at F frequencies from almost
-  half a cycle per place down to half a cycle per run. Features of the filter and the column do not
-  lower the error, whatever the order (docs/predictors.md).
+* The features are sines and cosines of a block's place within its run, at F geometric frequencies,
+  the lowest of which is half a cycle per run (see `runs`). Features of the filter and the column do
+  not lower the error, whatever the order (docs/predictors.md).
 * Activations are sines (Sitzmann et al., "Implicit Neural Representations with Periodic Activation
   Functions", NeurIPS 2020, arXiv 2006.09661). They reach a given error in about half the time of
   ReLU. There are no biases, which would only be further numbers to store.
@@ -49,8 +49,6 @@ class LocalDense(Compressible, keras.layers.Layer):
         `(experts, n, units)`.
     """
 
-    loading = 4.25
-
     def __init__(
         self,
         experts: int,
@@ -70,6 +68,11 @@ class LocalDense(Compressible, keras.layers.Layer):
     def step_shape(self) -> tuple[int, ...]:
         """The shape of the step sizes: one for each expert."""
         return (self.experts, 1, 1)
+
+    @property
+    def loading(self) -> float:
+        """The argument of `quantization.choose_step_sizes`."""
+        return 4.25 if self.bits is not None and self.bits >= 7 else 0.0
 
     def build(self, input_shape: Sequence[Any]) -> None:
         inputs: int = input_shape[-1]

@@ -5,8 +5,9 @@ A kernel W `(inputs, units)` is stored as integers q and one step size s_j per u
     W^[i, j] = s_j q[i, j],    q = clip(round(W[i, j] / s_j), -Q, Q),    Q = 2^(bits - 1) - 1.
 
 The kernels of local predictors `(experts, inputs, units)` have one step size per expert instead.
-Their weights have no large outliers, so level Q is at least 4.25 standard deviations there (close to
-the *4-sigma loading* of Jayant and Noll, "Digital Coding of Waveforms", 1984).
+Their weights have no large outliers, so with 7 or 8 bits level Q is at least 4.25 standard
+deviations there, close to the *4-sigma loading* of Jayant and Noll ("Digital Coding of Waveforms",
+1984). Finer levels would make entropy-coded files larger and reduce the error little.
 
 The levels are symmetric about 0, so that a pruned weight stays 0. Step sizes are float16, two
 bytes each. A step size is the candidate with the least squared error. Candidates place level Q at

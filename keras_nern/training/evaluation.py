@@ -28,7 +28,7 @@ METRICS = (
     "relative_error",
     "logits_loss",
     "feature_map_loss",
-    "layer_output_loss",
+    "curvature_loss",
     "agreement",
     "accuracy",
 )

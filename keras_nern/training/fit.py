@@ -1,7 +1,10 @@
-"""The two phases of a fit.
+"""The phases of a fit.
 
 * *Reconstruction* needs no images. Each step draws a batch of kernels, predicts them from their
   coordinates and minimizes  a_1 L_rec.
+* *Curvature* needs images once, to gather the curvature of the distillation losses. Each step
+  predicts all kernels and minimizes  L_curvature, the second-order approximation of
+  a_2 L_logits + a_3 L_maps.
 * *Distillation* rebuilds the whole network from predicted kernels, runs it and the original on the
   same batch of images and minimizes  a_1 L_rec + a_2 L_logits + a_3 L_maps.
 
@@ -13,24 +16,32 @@ and small steps.
 
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern.data.inputs import never_ends, steps_per_epoch_of, unpack, unpack_validation
+from keras_nern.data.inputs import (
+    first_batches,
+    input_batches,
+    never_ends,
+    steps_per_epoch_of,
+    unpack,
+    unpack_validation,
+)
 from keras_nern.data.noise import NoiseDataset
-from keras_nern.training.fit_callbacks import FitCallbacks, ReconstructionCallbacks
+from keras_nern.training.fit_callbacks import FitCallbacks, PhaseCallbacks
 from keras_nern.training.objective import Objective
 from keras_nern.training.optimizer import PhaseOptimizer
-from keras_nern.training.settings import DISTILLATION_LOSSES, LOSSES, Settings
+from keras_nern.training.settings import DISTILLATION_LOSSES, LOSSES, PHASES, Settings
 from keras_nern.utils import checks
 from keras_nern.utils.backend import require_tensorflow, to_int
 
 # Length assumed for an epoch of unknown length, for which the learning rate stays at its peak.
 UNKNOWN_STEPS = 10**9
+CURVATURE_IMAGES = 512  # from which `fit` gathers the curvature
 
 
 class TwoPhaseFit:
@@ -95,6 +106,7 @@ class TwoPhaseFit:
             held_out = (x, y, sample_weight)
         evaluated = self._try_evaluation(held_out, fit_callbacks.monitors, arguments)
         fit_callbacks.check(self._logged(x, evaluated, arguments))
+        x = self._gather_curvature(x, arguments)
         try:
             self._run_phases(fit_callbacks, x, steps, y=y, sample_weight=sample_weight, **arguments)
         finally:  # also after Ctrl-C
@@ -138,13 +150,6 @@ class TwoPhaseFit:
                     "fit needs validation_steps if validation_data never ends. "
                     "Received: validation_steps=None"
                 )
-        reconstructs = x is None or self._reconstruction_steps_left
-        if self._settings.layer_output_weight and reconstructs and not self._objective.has_moments:
-            raise ValueError(
-                "layer_output_weight needs the second moments of the layers' inputs: call "
-                "gather_second_moments(images) before fit. Received: "
-                f"layer_output_weight={self._settings.layer_output_weight!r}"
-            )
         checked = {"validation_split": split, "validation_data": validation_data}
         return x, {**arguments, **checked}
 
@@ -182,18 +187,40 @@ class TwoPhaseFit:
         """The names of the values that an epoch logs; `None` if they are unknown."""
         names = {"loss", "reconstruction_loss", "relative_error"}
         names |= set(DISTILLATION_LOSSES) if x is not None else set()
-        if x is None and self._settings.layer_output_weight:
-            names.add("layer_output_loss")
         if arguments["validation_data"] is None and not arguments["validation_split"]:
             return names
         return None if evaluated is None else names | {f"val_{name}" for name in evaluated}
 
-    @property
-    def _reconstruction_steps_left(self) -> int:
-        if self._model.reconstruction_finished:
+    def _steps_left(self, phase: str) -> int:
+        """The remaining steps of a phase before the distillation."""
+        if phase == "reconstruction" and self._model.reconstruction_finished:
             return 0
-        done = to_int(self._model.reconstruction_iterations)
-        return max(0, self._settings.reconstruction_steps - done)
+        done = to_int(getattr(self._model, f"{phase}_iterations"))
+        return max(0, self._settings.steps(phase) - done)
+
+    def _gather_curvature(self, x: Any, arguments: dict[str, Any]) -> Any:
+        """Gathers the curvature from the first images, before the model is restored.
+
+        A restored fit thereby reads its data as often as an uninterrupted one.
+
+        Returns:
+            `x`, or, for a generator, an equivalent generator that still yields every batch.
+        """
+        model = self._model
+        if x is None or self._objective.has_curvature or not self._steps_left("curvature"):
+            return x
+        if arguments["verbose"]:
+            print(f"Curvature of the losses, from up to {CURVATURE_IMAGES} images:")
+        read = x
+        if isinstance(x, types.GeneratorType):
+            read, x = first_batches(x, CURVATURE_IMAGES)
+        size = arguments["batch_size"] or 32
+        batches = input_batches(read, CURVATURE_IMAGES, size, self._signature)
+        if arguments["verbose"]:
+            batches = _with_progress(batches)
+        self._objective.gather_curvature(self._settings, batches, CURVATURE_IMAGES)
+        model._retrace()
+        return x
 
     def _run_phases(
         self, callbacks: FitCallbacks, x: Any, steps: int | None, **arguments: Any
@@ -205,12 +232,20 @@ class TwoPhaseFit:
             callbacks.end()
             return
         restored = callbacks.can_restore and to_int(model.phase_iterations) > 0
-        if x is not None and not (restored and model.phase == "distillation"):
-            history = self._reconstruct(callbacks, arguments["verbose"], restored)
-            callbacks.history.reconstruction = history
-            if model.stop_training and not model.reconstruction_finished:
+        for phase in PHASES[:-1] if x is not None else ():
+            if restored and PHASES.index(model.phase) > PHASES.index(phase):
+                continue
+            continues = restored and model.phase == phase
+            history = self._run_steps(phase, callbacks, arguments["verbose"], continues)
+            setattr(callbacks.history, phase, history)
+            if model.stop_training and (phase == "curvature" or not model.reconstruction_finished):
                 callbacks.end()
                 return
+            model.stop_training = False  # `finish_reconstruction` ended that phase only
+            if continues:
+                restored = False
+        if arguments["verbose"] and (callbacks.history.reconstruction or callbacks.history.curvature):
+            print("Distillation:")
         phase = "reconstruction" if x is None else "distillation"
         continues = restored and model.phase == phase
         if not continues:
@@ -236,28 +271,28 @@ class TwoPhaseFit:
         callbacks.check_skipped(seen)
         callbacks.end()
 
-    def _reconstruct(
-        self, callbacks: FitCallbacks, verbose: int | str, restored: bool
+    def _run_steps(
+        self, phase: str, callbacks: FitCallbacks, verbose: int | str, continues: bool
     ) -> dict[str, list]:
-        """Runs the remaining steps of the reconstruction; returns their history."""
-        model, left = self._model, self._reconstruction_steps_left
+        """Runs the remaining steps of a phase before the distillation; returns their history."""
+        model, left = self._model, self._steps_left(phase)
         if not left:
-            if restored:  # after the last step, but before Keras finalized the weights
+            if continues:  # after the last step, but before Keras finalized the weights
                 model.optimizer.finalize_variable_values(model.trainable_variables)
             return {}
+        if not continues:
+            model.phase_iterations.assign(0)
         if verbose:
-            print(f"Reconstruction, {left} steps without images:")
+            print(f"{phase.capitalize()}, {left} steps without images:")
         history = self._run(
-            "reconstruction",
+            phase,
             left,
-            0 if restored else None,
+            0 if continues else None,
             steps_per_epoch=left,
             verbose=verbose,
-            callbacks=[ReconstructionCallbacks(callbacks, to_int(model.phase_iterations))],
+            callbacks=[PhaseCallbacks(callbacks, to_int(model.phase_iterations))],
         )
         callbacks.finite_check.check()
-        if verbose and not self._reconstruction_steps_left:
-            print("Distillation:")
         return history.history
 
     def _run(
@@ -300,6 +335,14 @@ class TwoPhaseFit:
             shuffle=shuffle,
             **arguments,
         )
+
+
+def _with_progress(batches: Iterable) -> Iterator:
+    """Yields batches and shows how many images they held."""
+    progress = keras.utils.Progbar(CURVATURE_IMAGES, unit_name="image")
+    for batch in batches:
+        yield batch
+        progress.add(len(keras.tree.flatten(batch)[0]))
 
 
 def _checked(arguments: dict[str, Any]) -> dict[str, Any]:

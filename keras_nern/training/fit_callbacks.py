@@ -3,12 +3,13 @@
 Callbacks receive one `on_train_begin` and one `on_train_end` per fit:
 
     on_train_begin
-        on_train_batch_begin, on_train_batch_end         every step of the reconstruction
+        on_train_batch_begin, on_train_batch_end         every step of the phases before
         on_epoch_begin ... batches ... on_epoch_end      every epoch of the distillation
     on_train_end
 
-The reconstruction comes before the first epoch, because its loss is a different sum than that of
-the distillation. Callbacks that monitor epochs therefore compare values of the same loss.
+Reconstruction and curvature phase come before the first epoch, because their losses are different
+sums than that of the distillation. Callbacks that monitor epochs therefore compare values of the
+same loss.
 
 `keras.callbacks.BackupAndRestore` restores the weights of a killed fit but not the place in the
 data. A restored fit therefore reads its data from the start, skips the batches that the weights
@@ -68,13 +69,14 @@ class EpochHistory(keras.callbacks.History):
 
     Attributes:
         places: dict from the names in `history` to lists of epochs, counted from 1.
-        reconstruction: the `history` of the phase before the epochs.
+        reconstruction, curvature: the `history` of the phases before the epochs.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.places: dict[str, list[int]] = {}
         self.reconstruction: dict[str, list] = {}
+        self.curvature: dict[str, list] = {}
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         super().on_epoch_end(epoch, logs)
@@ -338,7 +340,8 @@ class FiniteCheck(keras.callbacks.Callback):
         variables = [
             *model.predictor.weights,
             *model.optimizer.variables,
-            *(model.reconstruction_iterations, model.phase_iterations, model._seed.state),
+            *(model.reconstruction_iterations, model.curvature_iterations),
+            *(model.phase_iterations, model._seed.state),
         ]
         self._state = [(one, np.array(keras.ops.convert_to_numpy(one))) for one in variables]
 
@@ -415,8 +418,8 @@ def _remove_if_damaged(metadata: pathlib.Path) -> None:
         metadata.unlink()
 
 
-class ReconstructionCallbacks(keras.callbacks.Callback):
-    """Passes only the batch events of the reconstruction to a fit's callbacks.
+class PhaseCallbacks(keras.callbacks.Callback):
+    """Passes only the batch events of a phase without epochs to a fit's callbacks.
 
     Args:
         callbacks: the `FitCallbacks` of the fit.

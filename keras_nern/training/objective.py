@@ -1,11 +1,11 @@
 """The losses that a training step minimizes.
 
-    reconstruction   a_1 L_rec                         + a_4 L_out
+    reconstruction   a_1 L_rec
+    curvature        L_curvature
     distillation     a_1 L_rec + a_2 L_logits + a_3 L_maps
 
-`losses` defines the losses; the weights a_1 to a_4 are arguments of `NeRNModel.compile`. L_out
-needs second moments of the layers' inputs, which `gather_second_moments` collects; its weight is 0
-by default.
+`losses` defines the losses; the weights a_1 to a_3 are arguments of `NeRNModel.compile`.
+L_curvature approximates a_2 L_logits + a_3 L_maps from factors that `gather_curvature` collects.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nern import losses
-from keras_nern.network.moments import second_moments
+from keras_nern.network.curvature import Factors, gather_factors, removal_cost
 from keras_nern.network.original import ForwardOutputs, OriginalNetwork
 from keras_nern.representation import Representation
 from keras_nern.training import sampling
@@ -58,13 +58,12 @@ class Objective:
         self._targets: keras.Variable | None = None  # (weights,), see Blocks.weights
         self._slot_blocks: keras.Variable | None = None  # (slots,), int32
         self._cumulative: keras.Variable | None = None  # (slots,), see cumulative_magnitude
-        self._moments: list[keras.Variable | None] = []  # per kernel, None if it has none
-        self._output_scales: list[keras.Variable | None] = []
+        self._factors: list[Factors] = []  # per kernel, of variables
 
     @property
-    def has_moments(self) -> bool:
-        """Whether `gather_second_moments` has been called."""
-        return bool(self._moments)
+    def has_curvature(self) -> bool:
+        """Whether `gather_curvature` has been called."""
+        return bool(self._factors)
 
     @property
     def has_targets(self) -> bool:
@@ -95,23 +94,79 @@ class Objective:
         values = [multipliers.get(name, value) for name, value in zip(LOSSES, before, strict=True)]
         self._multipliers.assign(values)
 
-    def gather_second_moments(self, batches: Iterable) -> None:
-        """Gathers the second moments that L_out needs from batches of the base's inputs."""
-        found = second_moments(self._original.base, self._original.blocks.kernels, batches)
+    def check_curvature(self) -> None:
+        """Raises a ValueError unless `gather_curvature` has been called."""
+        if not self.has_curvature:
+            raise ValueError(
+                "Expected a model whose curvature has been gathered: call gather_curvature(images)"
+                " or fit with curvature_steps. Received: none"
+            )
+
+    @property
+    def without_factors(self) -> dict[str, str]:
+        """What the curvature loss takes for layers without factors, by name of the kernel."""
+        kinds = {True: "nothing: no gradient reaches it", False: "the diagonal"}
+        return {
+            kernel.name: kinds[factors.diagonal is None]
+            for kernel, factors in zip(self._original.blocks.kernels, self._factors, strict=False)
+            if factors.inputs is None
+        }
+
+    def gather_curvature(self, settings: Settings, batches: Iterable, images: int) -> None:
+        """Gathers the factors that L_curvature needs; see `network.curvature.gather_factors`."""
+        found = gather_factors(
+            self._original,
+            batches,
+            images,
+            settings.logits_weight,
+            settings.feature_map_weight,
+            settings.temperature,
+        )
         with self.scope():
-            self._moments = [one and constant(one.moments) for one in found]
-            self._output_scales = [one and constant(one.scale) for one in found]
+            self._factors = [
+                Factors(*(None if one is None else constant(one) for one in factors))
+                for factors in found
+            ]
+
+    def curvature_terms(self, kernels: list[Tensor]) -> list[Tensor]:
+        """What the errors of predicted kernels cost, a scalar for each kernel."""
+        return [
+            losses.curvature_cost(
+                keras.ops.cast(keras.ops.convert_to_tensor(kernel.variable), "float32") - guess,
+                *(None if one is None else keras.ops.convert_to_tensor(one) for one in factors),
+            )
+            for kernel, guess, factors in zip(
+                self._original.blocks.kernels, kernels, self._factors, strict=True
+            )
+        ]
+
+    def removal_costs(self) -> list[np.ndarray]:
+        """What the removal of each block of S weights costs by the curvature loss.
+
+        Returns:
+            A list with a float64 array `(filters, channels)` per kernel.
+        """
+        self.check_curvature()
+        return [
+            removal_cost(kernel, *factors)
+            for kernel, factors in zip(self._original.blocks.kernels, self._factors, strict=True)
+        ]
 
     def terms(
-        self, settings: Settings, inputs: Any = None, teacher: ForwardOutputs | None = None
+        self,
+        settings: Settings,
+        phase: str = "reconstruction",
+        inputs: Any = None,
+        teacher: ForwardOutputs | None = None,
     ) -> tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]:
         """The losses of one training step.
 
         Args:
             settings: settings of the model.
+            phase: `"reconstruction"`, `"curvature"` or `"distillation"`. Defaults to
+                `"reconstruction"`.
             inputs: a batch of the base's inputs, for distillation. Defaults to `None`.
-            teacher: outputs of the base for `inputs`; `None` for a step of reconstruction.
-                Defaults to `None`.
+            teacher: outputs of the base for `inputs`, for distillation. Defaults to `None`.
 
         Returns:
             `(terms, means, parts)`. `terms` is a dict from the names of the losses, and
@@ -121,9 +176,10 @@ class Objective:
             is not finite.
         """
         representation = self._representation
-        distills = teacher is not None
         drawn, by_run = representation.draw(
-            settings.distillation_sampling if distills else settings.kernel_sampling,
+            settings.kernel_sampling
+            if phase == "reconstruction"
+            else settings.distillation_sampling,
             self._seed,
             None if self._cumulative is None else keras.ops.convert_to_tensor(self._cumulative),
         )
@@ -139,14 +195,11 @@ class Objective:
             student = self._original.forward(inputs, kernels)
             terms.update(self.distillation_terms(settings, teacher, student))
             parts |= _parts_of(inputs, teacher, student)
-        elif settings.layer_output_weight:
+        elif phase == "curvature":
             kernels = self._representation.assemble(self._all_blocks(drawn, predicted))
-            terms["layer_output_loss"] = losses.layer_output_loss(
-                [keras.ops.convert_to_tensor(k.variable) for k in self._original.blocks.kernels],
-                kernels,
-                self._moments,
-                self._output_scales,
-            )
+            terms["curvature_loss"] = sum(self.curvature_terms(kernels))
+            del terms["reconstruction_loss"]
+            parts = {"the predictor": terms["curvature_loss"]}
         return terms, means, parts
 
     def watch(self, phase: str, step: Tensor, loss: Tensor, parts: Mapping[str, Tensor]) -> None:

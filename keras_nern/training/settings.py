@@ -10,20 +10,31 @@ import numpy as np
 from keras_nern.training import sampling
 from keras_nern.utils import checks
 
-PHASES = ("reconstruction", "distillation")
+PHASES = ("reconstruction", "curvature", "distillation")
 DISTILLATION_LOSSES = ("logits_loss", "feature_map_loss")
-LOSSES = ("reconstruction_loss", *DISTILLATION_LOSSES, "layer_output_loss")
+LOSSES = ("reconstruction_loss", "curvature_loss", *DISTILLATION_LOSSES)
 
 # Defaults for one predictor and for local ones. The rates of experts are higher, because each has
 # few parameters and sees many kernels per step.
 AUTO = {
-    False: {"reconstruction_learning_rate": 1e-2, "distillation_learning_rate": 2.5e-4},
-    True: {"reconstruction_learning_rate": 4e-2, "distillation_learning_rate": 1.5e-3},
+    False: {
+        "curvature_steps": 0,
+        "reconstruction_learning_rate": 1e-2,
+        "curvature_learning_rate": 1e-3,
+        "distillation_learning_rate": 2.5e-4,
+    },
+    True: {
+        "curvature_steps": 300,
+        "reconstruction_learning_rate": 4e-2,
+        "curvature_learning_rate": 3e-3,
+        "distillation_learning_rate": 1.5e-3,
+    },
 }
 EPOCHS = {False: 800, True: 300}  # of reconstruction, over all kernels
 SINGLE_BATCH = 4096  # kernels per step of a single predictor
 RUN_BATCH = 512  # kernels per step of each expert ...
-MAX_BATCH = 2**18  # ... and of all experts, which bounds the memory
+BATCH = 8_192  # ... more if there are few experts, and ...
+MAX_BATCH = 2**18  # ... fewer if there are many, which bounds the memory
 
 
 def _is_auto(value: Any) -> bool:
@@ -42,14 +53,15 @@ class Settings:
     """
 
     reconstruction_steps: int
+    curvature_steps: int
     reconstruction_learning_rate: float
+    curvature_learning_rate: float
     distillation_learning_rate: float
     kernel_sampling: Any
     distillation_sampling: Any
     reconstruction_weight: float
     logits_weight: float
     feature_map_weight: float
-    layer_output_weight: float
     temperature: float
     gradient_centering: bool
     keras_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -71,8 +83,9 @@ class Settings:
             if _is_auto(given[name]):
                 given[name] = value
         if _is_auto(given["kernel_sampling"]):
+            per_run = min(max(RUN_BATCH, BATCH // experts), MAX_BATCH // experts)
             given["kernel_sampling"] = sampling.UniformSampling(
-                SINGLE_BATCH if experts == 1 else experts * min(RUN_BATCH, MAX_BATCH // experts)
+                SINGLE_BATCH if experts == 1 else experts * per_run
             )
         given["kernel_sampling"] = sampling.get(given["kernel_sampling"], "kernel_sampling")
         if _is_auto(given["reconstruction_steps"]):
@@ -94,15 +107,15 @@ class Settings:
 
         for name in (
             "reconstruction_learning_rate",
+            "curvature_learning_rate",
             "distillation_learning_rate",
             "reconstruction_weight",
             "logits_weight",
             "feature_map_weight",
-            "layer_output_weight",
         ):
             convert(name, checks.number(name, getattr(self, name), minimum=0))
-        steps = checks.integer("reconstruction_steps", self.reconstruction_steps, minimum=0)
-        convert("reconstruction_steps", steps)
+        for name in ("reconstruction_steps", "curvature_steps"):
+            convert(name, checks.integer(name, getattr(self, name), minimum=0))
         convert("temperature", checks.number("temperature", self.temperature, positive=True))
         for name in ("kernel_sampling", "distillation_sampling"):
             convert(name, sampling.get(getattr(self, name), name))
@@ -115,8 +128,13 @@ class Settings:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of each loss in `LOSSES`."""
-        return {name: getattr(self, name.removesuffix("_loss") + "_weight") for name in LOSSES}
+        """The weight of each loss in `LOSSES`; that of the curvature contains the others."""
+        names = [name.removesuffix("_loss") + "_weight" for name in LOSSES]
+        return {loss: getattr(self, name, 1.0) for loss, name in zip(LOSSES, names, strict=True)}
+
+    def steps(self, phase: str) -> int:
+        """The number of steps of a phase before the distillation."""
+        return getattr(self, f"{phase}_steps")
 
     def peak_rate(self, phase: str) -> float:
         """The initial learning rate of the default schedule in a phase."""

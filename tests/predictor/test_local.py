@@ -64,7 +64,7 @@ def test_a_part_of_the_experts_predicts_as_all_do(bits, pruned):
         np.testing.assert_allclose(part, whole[first : first + count], atol=1e-6)
 
 
-@pytest.mark.parametrize(("bits", "pruned"), [(4, False), (None, True), (3, True)])
+@pytest.mark.parametrize(("bits", "pruned"), [(4, False), (None, True), (7, True)])
 def test_kernels_are_pruned_and_quantized(bits, pruned):
     """Masks hold the smallest weights of a layer; step sizes belong to single experts."""
     predictor = _predictor(bits=bits, pruned=pruned)
@@ -83,7 +83,7 @@ def test_kernels_are_pruned_and_quantized(bits, pruned):
             steps, top = layer.step_sizes.numpy(), 2 ** (bits - 1) - 1
             assert steps.shape == (3, 1, 1)
             for expert in range(3):
-                alone = _best_step(kernel[expert], top)
+                alone = _best_step(kernel[expert], top, 4.25 if bits == 7 else 0)
                 assert steps[expert, 0, 0] == pytest.approx(alone, rel=1e-3)  # float16
             kernel = np.clip(np.rint(kernel / steps), -top, top) * steps
             np.testing.assert_array_equal(layer.quantized().values(), kernel)
@@ -94,13 +94,15 @@ def test_kernels_are_pruned_and_quantized(bits, pruned):
     np.testing.assert_allclose(predictor(places), _slow(predictor, places, kernels), atol=2e-5)
 
 
-def _best_step(kernel, top):
+def _best_step(kernel, top, loading):
     """The step with the least squared error among 29 that place the top at 100 to 30 percent.
 
-    The top is at least at 4.25 root mean squares.
+    The top is at least at `loading` root mean squares.
     """
     largest, rms = np.abs(kernel).max(), np.sqrt(np.mean(kernel**2))
-    steps = np.float16([max(largest * share, 4.25 * rms) / top for share in np.linspace(1, 0.3, 29)])
+    steps = np.float16(
+        [max(largest * share, loading * rms) / top for share in np.linspace(1, 0.3, 29)]
+    )
     errors = []
     for step in steps.astype("float64"):
         rounded = np.clip(np.rint(kernel / step), -top, top) * step

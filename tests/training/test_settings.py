@@ -55,7 +55,7 @@ def _resolved(num_slots, experts, is_default_optimizer=True, **given):
         (52, 1, 4096, 800),  # all kernels in every step
         (4096, 1, 4096, 800),
         (30_063, 1, 4096, 5872),  # 800 x 30,063 / 4,096 = 5,871.7
-        (54, 3, 3 * 512, 300),
+        (54, 3, 3 * 2730, 300),
         (30_064, 16, 16 * 512, 1101),  # 300 x 30,064 / 8,192 = 1,100.98
         # 2^18 kernels per step at most: 2^18 / 1,000 = 262.1 for each expert
         (3_000_000, 1000, 262_000, 3436),  # 300 x 3,000,000 / 262,000 = 3,435.1
@@ -113,7 +113,7 @@ def test_local_predictors_have_no_biases_to_center(base):
 def test_defaults_of_a_model(base, experts):
     nern = keras_nern.NeRNModel(base, experts=experts, hidden_size=4)
     assert nern.reconstruction_steps == (800 if experts == 1 else 300)
-    assert nern.kernel_sampling.batch_size == (4096 if experts == 1 else 3 * 512)
+    assert nern.kernel_sampling.batch_size == (4096 if experts == 1 else 3 * 2730)
     nern.kernel_sampling = "auto"
     nern.reconstruction_steps = "auto"  # by the sampling
     nern.reconstruction_learning_rate = "auto"
