@@ -94,7 +94,7 @@ class Fit:
         if second:
             dataset = cifar10.augmented(images, BATCH_SIZE, self.seed, mixup=True)
             nern.fit(dataset, steps_per_epoch=second, verbose=0)
-        else:
+        elif first:
             nern.fit(steps_per_epoch=first, verbose=0)
         if folder:
             self.save(nern, folder)

@@ -101,6 +101,8 @@ def run(options, seed):
     for measure in options.measures:
         if measure == "magnitude" and not is_first:
             continue
+        if measure == "curvature":
+            nern.gather_curvature(train_images)
         scores = keras_nern.kernel_importance(nern, measure, seed)
         for sparsity in options.sparsities:
             pruned = keras_nern.prune(base, scores, sparsity, options.per_layer)

@@ -63,7 +63,7 @@ def local_results(local, path, images):
 def errors(nern, images):
     """The error messages of the methods that need TensorFlow."""
     messages = {}
-    for name in ("fit", "evaluate", "predict", "gather_second_moments"):
+    for name in ("fit", "evaluate", "predict", "gather_curvature"):
         try:
             getattr(nern, name)(images)
         except RuntimeError as error:

@@ -44,7 +44,7 @@ def test_another_backend_gives_the_results_of_tensorflow(backend, base, images, 
                 received[name], value, rtol=1e-4, atol=1e-5, err_msg=name, strict=name != "bits"
             )
     errors = json.loads((tmp_path / f"{backend}.json").read_text())
-    for method in ("fit", "evaluate", "predict", "gather_second_moments"):
+    for method in ("fit", "evaluate", "predict", "gather_curvature"):
         assert errors[method] == (
             f"{method} needs KERAS_BACKEND=tensorflow; reconstruct() returns the rebuilt "
             f"classifier on every backend. Received: KERAS_BACKEND={backend}"

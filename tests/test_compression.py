@@ -61,12 +61,12 @@ def test_the_error_decreases_with_the_number_of_bits(nern):
 
 
 def test_the_error_of_local_predictors_decreases_with_the_number_of_bits(local):
-    small = [keras_nern.compress(local, bits) for bits in (2, 4, 8)]
+    small = [keras_nern.compress(local, bits) for bits in (3, 4, 8)]
     errors = [one.relative_error() for one in small]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] == pytest.approx(local.relative_error(), rel=0.05)
     # 16 x 12 + 2 x 12 x 12 + 12 x 9 weights and 4 step sizes of each expert
-    for bits, one in zip((2, 4, 8), small, strict=True):
+    for bits, one in zip((3, 4, 8), small, strict=True):
         assert one.summary_table().predictor_bytes == 3 * (588 * bits / 8 + 2 * 4)
         assert one.summary_table().predictor_parameters == 3 * 588
     before = small[0].relative_error()

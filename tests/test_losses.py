@@ -96,12 +96,75 @@ def test_computes_in_float32(low):
     assert losses.feature_map_distillation_loss([outputs], [outputs]).dtype == "float32"
 
 
-def test_layer_outputs_sum_over_layers_with_moments():
-    kernel = np.ones((1, 1, 1, 1), "float32")
-    moments, scale = np.ones((1, 1, 1), "float32"), np.ones(1, "float32")
-    one = losses.layer_output_loss([kernel], [0 * kernel], [moments], [scale])
-    assert float(one) == 1
-    two = losses.layer_output_loss(
-        [kernel] * 3, [0 * kernel] * 3, [moments, None, moments], [scale] * 3
-    )
-    assert float(two) == 2
+def _definite(groups, size):
+    rows = RNG.normal(size=(groups, 3 * size, size))
+    return (np.swapaxes(rows, 1, 2) @ rows).astype("float32")
+
+
+# shape of the kernel, and groups
+CURVED = {
+    "2-D": ((3, 2, 4, 5), 1),
+    "in groups": ((3, 2, 4, 6), 3),
+    "depthwise": ((3, 3, 4, 2), 4),
+    "1-D": ((3, 4, 2), 1),
+    "Dense": ((4, 3), 1),
+}
+
+
+@pytest.mark.parametrize(("shape", "groups"), CURVED.values(), ids=CURVED)
+def test_curvature_matches_the_formula(shape, groups):
+    """Sums over pairs of weights, each at its index of the kernel."""
+    depthwise = len(shape) == 4 and shape[2] == groups
+    channels = 1 if depthwise else shape[-2]
+    patch = math.prod(shape[:-2]) * channels
+    filters = shape[-1] if depthwise else shape[-1] // groups
+    inputs, outputs = _definite(groups, patch), _definite(groups, filters)
+    error = RNG.normal(size=shape).astype("float32")
+
+    def index(group, row, filter_):
+        place = np.unravel_index(row // channels, shape[:-2]) if shape[:-2] else ()
+        if depthwise:
+            return (*place, group, filter_)
+        return (*place, row % channels, group * filters + filter_)
+
+    expected, gradient = 0.0, np.zeros(shape)
+    for group in range(groups):
+        for r, s in np.ndindex(patch, patch):
+            for f, g in np.ndindex(filters, filters):
+                one, other = index(group, r, f), index(group, s, g)
+                entry = float(inputs[group, r, s]) * float(outputs[group, f, g])
+                expected += 0.5 * entry * error[one] * error[other]
+                gradient[one] += entry * error[other]
+    error = tf.constant(error)
+    with tf.GradientTape() as tape:
+        tape.watch(error)
+        got = losses.curvature_cost(error, inputs, outputs, None)
+    assert got.dtype == "float32"
+    assert float(got) == pytest.approx(expected, rel=1e-4)
+    found = tape.gradient(got, error)
+    np.testing.assert_allclose(found, gradient, rtol=1e-3, atol=1e-3 * np.abs(gradient).max())
+
+
+def test_curvature_of_a_diagonal_and_of_nothing():
+    error, diagonal = (RNG.normal(size=(3, 3, 2, 4)).astype("float32") for _ in range(2))
+    error = tf.constant(error)
+    with tf.GradientTape() as tape:
+        tape.watch(error)
+        got = losses.curvature_cost(error, None, None, diagonal**2)
+    expected = 0.5 * np.sum(diagonal**2 * np.square(error))
+    assert float(got) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(tape.gradient(got, error), diagonal**2 * error, rtol=1e-5)
+    assert float(losses.curvature_cost(error, None, None, None)) == 0
+
+
+def test_curvature_sums_over_kernels():
+    kernel, ones = np.ones((2, 2, 1, 1), "float32"), np.ones((1, 4, 4), "float32")
+    factors = [
+        (ones, np.full((1, 1, 1), 3.0, "float32"), None),
+        (None, None, None),
+        (None, None, np.full((2, 2, 1, 1), 5.0, "float32")),
+    ]
+    got = losses.curvature_loss([kernel] * 3, [-kernel] * 3, factors)
+    assert float(got) == pytest.approx(0.5 * 3 * 8**2 + 0.5 * 5 * 4 * 2**2)
+    assert float(losses.curvature_loss([kernel] * 3, [kernel] * 3, factors)) == 0
+    assert float(losses.curvature_loss([], [], [])) == 0

@@ -150,11 +150,12 @@ CALLS = {
             "loss": ["mse", 3, []],
             "loss_weights": [[1.0], 3],
             "reconstruction_steps": whole(0),
+            "curvature_steps": whole(0),
             **dict.fromkeys(
                 (
-                    *("reconstruction_learning_rate", "distillation_learning_rate"),
-                    *("reconstruction_weight", "logits_weight"),
-                    *("feature_map_weight", "layer_output_weight"),
+                    *("reconstruction_learning_rate", "curvature_learning_rate"),
+                    *("distillation_learning_rate", "reconstruction_weight"),
+                    *("logits_weight", "feature_map_weight"),
                 ),
                 RATE_OR_WEIGHT,
             ),
@@ -210,10 +211,8 @@ CALLS = {
             "return_dict": flag(),
         },
     ),
-    "NeRNModel.gather_second_moments": (
-        lambda shared, **arguments: shared.nern.gather_second_moments(
-            **{"x": shared.x, **arguments}
-        ),
+    "NeRNModel.gather_curvature": (
+        lambda shared, **arguments: shared.nern.gather_curvature(**{"x": shared.x, **arguments}),
         {},
         {"x": [None, *IMAGES], "images": whole(1), "batch_size": whole(1)},
     ),
@@ -479,7 +478,7 @@ CALLS = {
         {"steps": 3},
         {
             "steps": whole(1),
-            "losses": ["logits_loss", "nonsense", 3, None, [3], ["loss"], ["layer_output_loss"]],
+            "losses": ["logits_loss", "nonsense", 3, None, [3], ["loss"], ["curvature_loss"]],
         },
     ),
     "callbacks.SwitchPhase": (

@@ -9,7 +9,7 @@ channel in one filter, and w^ the predicted weights. The score of a kernel is on
     absolute      - |w - w^| / sqrt(S)
     weightwise    - 1/S sum_s |w_s - w^_s| / |w_s|
     magnitude     |w| / sqrt(S)
-    curvature     1/2 w^T H w, what removing the kernel costs by the curvature loss
+    curvature     1/2 w^T H w / S, what removing the kernel costs by the curvature loss
     random        uniform in [0, 1)
 
 Kernels of the lowest scores are pruned first. `relative` is the paper's relative error per
@@ -73,8 +73,7 @@ def kernel_importance(
         if layer.built
         for kernel in kernels_of(path, layer)
     }
-    if measure == "curvature":
-        return nern._by_name(nern._objective.removal_costs())
+    costs = nern._by_name(nern._objective.removal_costs()) if measure == "curvature" else {}
     rng = np.random.default_rng(seed)
     predicted = nern.predict_kernels()
     scores = {}
@@ -83,7 +82,7 @@ def kernel_importance(
             kernels[name].by_channel(values).astype("float64")  # (filters, channels, S)
             for values in (original, predicted[name])
         )
-        scores[name] = _score(measure, w, w_hat, rng)
+        scores[name] = _score(measure, w, w_hat, rng, costs.get(name))
     return scores
 
 
@@ -142,7 +141,13 @@ def prune(
     return original.rebuilt(values)
 
 
-def _score(measure: str, w: np.ndarray, w_hat: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _score(
+    measure: str,
+    w: np.ndarray,
+    w_hat: np.ndarray,
+    rng: np.random.Generator,
+    costs: np.ndarray | None = None,
+) -> np.ndarray:
     """Scores `(filters, channels)` of kernels `(filters, channels, S)`."""
     root = np.sqrt(w.shape[-1])
     norms = np.linalg.norm(w, axis=-1)
@@ -155,6 +160,8 @@ def _score(measure: str, w: np.ndarray, w_hat: np.ndarray, rng: np.random.Genera
         score = -np.mean(_divide(np.abs(w - w_hat), np.abs(w)), axis=-1)
     elif measure == "magnitude":
         score = norms / root
+    elif costs is not None:
+        score = costs / w.shape[-1]
     else:
         score = rng.random(norms.shape)
     return np.where(norms > 0, score, -np.inf)

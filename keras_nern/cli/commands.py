@@ -392,7 +392,10 @@ def export(**options: Any) -> tuple[dict, str]:
 @verb
 @click.argument("model", type=ModelFile(NERN))
 @option(
-    keras_nern.kernel_importance, "measure", "Measure of importance.", type=click.Choice(MEASURES)
+    keras_nern.kernel_importance,
+    "measure",
+    "Measure of importance.",
+    type=click.Choice([one for one in MEASURES if one != "curvature"]),  # which needs images
 )
 @option(keras_nern.kernel_importance, "seed", "Seed of the random scores.", type=SEED)
 @click.option("--scores", type=OutputFile(".npz"), help="Save all scores, one array per layer.")

@@ -259,7 +259,7 @@ def input_batches(data: Any, count: int, batch_size: int, signature: Signature) 
             return
 
 
-def first_batches(data: Iterator, count: int) -> tuple[list, Iterator]:
+def first_batches(data: Iterator, count: int) -> tuple[Iterator, Iterator]:
     """Reads batches from a generator until they hold `count` examples.
 
     Args:
@@ -267,7 +267,7 @@ def first_batches(data: Iterator, count: int) -> tuple[list, Iterator]:
         count: number of examples.
 
     Returns:
-        The list of batches, and a generator of the same batches and all later ones.
+        A generator of these batches, and one of the same batches and all later ones.
     """
     read: list = []
     left = count
@@ -276,7 +276,7 @@ def first_batches(data: Iterator, count: int) -> tuple[list, Iterator]:
         left -= keras.tree.flatten(_inputs(batch))[0].shape[0]
         if left <= 0:
             break
-    return read, (batch for batch in itertools.chain(read, data))
+    return (batch for batch in read), (batch for batch in itertools.chain(read, data))
 
 
 def _chain(first: Any, rest: Iterable) -> Iterator:

@@ -33,8 +33,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern.losses import EPSILON
-from keras_nern.network.kernels import Kernel
+from keras_nern.network.kernels import Kernel, kernels_of, walk_layers
 from keras_nern.network.original import ForwardOutputs, OriginalNetwork
 from keras_nern.network.recording import Call
 from keras_nern.utils.types import Tensor
@@ -42,6 +41,7 @@ from keras_nern.utils.types import Tensor
 PIXELS_AT_ONCE = 2**16  # 64 images of 32 x 32, one of 224 x 224
 ROWS_PER_INPUT = 24  # patches per entry of a patch that A and G use, of all images together
 MIN_ROWS = 8_192  # ... and at least
+MIN_NORM = 1e-6  # of a feature map that is probed
 MAX_PATCH = 6_144  # entries of a patch for which A is a full matrix
 
 _PLAIN = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.Dense)
@@ -87,11 +87,7 @@ def gather_factors(
         ValueError: if `batches` is empty.
     """
     kernels = original.blocks.kernels
-    indices = {
-        id(kernel.layer): index
-        for index, kernel in enumerate(kernels)
-        if isinstance(kernel.layer, (*_PLAIN, *_DEPTHWISE)) and _patch_size(kernel) <= MAX_PATCH
-    }
+    factored = _factored(original)
     sums = [_Sums() for _ in kernels]
     random = np.random.default_rng(seed)
     generator = keras.random.SeedGenerator(seed)
@@ -102,7 +98,7 @@ def gather_factors(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
             outputs, calls = original.record(inputs, values)
-            calls = [call for call in calls if id(call.operation) in indices and not call.in_loop]
+            calls = [call for call in calls if id(call.operation) in factored and not call.in_loop]
             probed = sum(
                 keras.ops.sum(keras.ops.cast(tensor, "float32") * probe)
                 for tensor, probe in probes(
@@ -115,13 +111,32 @@ def gather_factors(
                 total.add_square(keras.ops.convert_to_numpy(gradient).astype("float64") ** 2)
         for call, gradient in zip(calls, found[1], strict=True):
             if gradient is not None:
-                index = indices[id(call.operation)]
+                index, kernel = factored[id(call.operation)]
                 share = size / max(size, images)
-                sums[index].add(*_rows(call, gradient, kernels[index], share, random), size)
+                sums[index].add(*_rows(call, gradient, kernel, share, random), size)
         count += size
     if not count:
         raise ValueError("Expected at least one batch of inputs. Received: none")
     return [total.factors(count) for total in sums]
+
+
+def _factored(original: OriginalNetwork) -> dict[int, tuple[int, Kernel]]:
+    """A dict from ids of layers to the number of their kernel, and the kernel with that layer.
+
+    Several layers may share a kernel.
+    """
+    variables = [kernel.variable for kernel in original.blocks.kernels]
+    indices = {id(variable): index for index, variable in enumerate(variables)}
+    found = {id(one.layer): (i, one) for i, one in enumerate(original.blocks.kernels)}
+    for path, layer in walk_layers(original.base):
+        for kernel in kernels_of(path, layer) if layer.built else []:
+            if id(kernel.variable) in indices:
+                found[id(layer)] = indices[id(kernel.variable)], kernel
+    return {
+        key: (index, kernel)
+        for key, (index, kernel) in found.items()
+        if isinstance(kernel.layer, (*_PLAIN, *_DEPTHWISE)) and _patch_size(kernel) <= MAX_PATCH
+    }
 
 
 def probes(
@@ -138,7 +153,8 @@ def probes(
             scaled = keras.ops.stop_gradient(logits) / temperature
             flat = keras.ops.reshape(scaled, (-1, scaled.shape[-1]))
             drawn = keras.random.categorical(flat, 1, seed=seed)[:, 0]
-            probe = keras.ops.softmax(flat) - keras.ops.one_hot(drawn, flat.shape[-1], dtype="float32")
+            labels = keras.ops.one_hot(drawn, flat.shape[-1], dtype="float32")
+            probe = keras.ops.softmax(flat) - labels
             positions = math.prod(scaled.shape[1:-1])  # the loss is a mean over them
             weight = math.sqrt(logits_weight / positions)
             yield logits, weight * keras.ops.reshape(probe, scaled.shape)
@@ -146,11 +162,9 @@ def probes(
         for mapped in outputs.maps:
             fixed = keras.ops.cast(keras.ops.stop_gradient(mapped), "float32")
             flat = keras.ops.reshape(fixed, (fixed.shape[0], -1))
-            squares = keras.ops.sum(flat**2, axis=-1, keepdims=True)
-            # A map of zeros, as of a black image, has no direction; its curvature has no bound.
-            inverse = keras.ops.where(
-                squares > EPSILON, keras.ops.rsqrt(keras.ops.maximum(squares, EPSILON)), 0.0
-            )
+            norm = keras.ops.sqrt(keras.ops.sum(flat**2, axis=-1, keepdims=True))
+            # A map of zeros, as of a black image, has no direction, and its curvature no bound.
+            inverse = keras.ops.where(norm > MIN_NORM, 1 / keras.ops.maximum(norm, MIN_NORM), 0.0)
             unit = flat * inverse
             probe = keras.random.normal(flat.shape, dtype="float32", seed=seed)
             probe = probe - unit * keras.ops.sum(unit * probe, axis=-1, keepdims=True)
@@ -282,14 +296,12 @@ def _before_activation(layer: keras.layers.Layer, call: Call, gradient: Tensor) 
     activation = layer.activation
     if activation is None or activation is keras.activations.linear:
         return gradient
-    inputs = keras.ops.cast(call.inputs[0], layer.compute_dtype)
-    own = layer.activation
     layer.activation = keras.activations.linear
     try:
         with keras.StatelessScope():
-            before = layer.call(inputs)
+            before = layer(call.inputs[0])  # casts inputs and variables, unlike `layer.call`
     finally:
-        layer.activation = own
+        layer.activation = activation
     with tf.GradientTape() as tape:
         tape.watch(before)
         after = activation(before)

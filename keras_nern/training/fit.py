@@ -217,7 +217,7 @@ class TwoPhaseFit:
         size = arguments["batch_size"] or 32
         batches = input_batches(read, CURVATURE_IMAGES, size, self._signature)
         if arguments["verbose"]:
-            batches = _with_progress(batches)
+            batches = _with_progress(batches, arguments["verbose"])
         self._objective.gather_curvature(self._settings, batches, CURVATURE_IMAGES)
         model._retrace()
         return x
@@ -236,15 +236,16 @@ class TwoPhaseFit:
             if restored and PHASES.index(model.phase) > PHASES.index(phase):
                 continue
             continues = restored and model.phase == phase
-            history = self._run_steps(phase, callbacks, arguments["verbose"], continues)
-            setattr(callbacks.history, phase, history)
+            logged = self._run_steps(phase, callbacks, arguments["verbose"], continues)
+            setattr(callbacks.history, phase, logged)
             if model.stop_training and (phase == "curvature" or not model.reconstruction_finished):
                 callbacks.end()
                 return
             model.stop_training = False  # `finish_reconstruction` ended that phase only
             if continues:
                 restored = False
-        if arguments["verbose"] and (callbacks.history.reconstruction or callbacks.history.curvature):
+        history = callbacks.history
+        if arguments["verbose"] and (history.reconstruction or history.curvature):
             print("Distillation:")
         phase = "reconstruction" if x is None else "distillation"
         continues = restored and model.phase == phase
@@ -337,12 +338,17 @@ class TwoPhaseFit:
         )
 
 
-def _with_progress(batches: Iterable) -> Iterator:
+def _with_progress(batches: Iterable, verbose: int | str) -> Iterator:
     """Yields batches and shows how many images they held."""
-    progress = keras.utils.Progbar(CURVATURE_IMAGES, unit_name="image")
+    level = 2 if verbose == 2 else 1
+    progress = keras.utils.Progbar(CURVATURE_IMAGES, verbose=level, unit_name="image")
+    count = 0
     for batch in batches:
         yield batch
-        progress.add(len(keras.tree.flatten(batch)[0]))
+        count += len(keras.tree.flatten(batch)[0])
+        progress.update(count)
+    if count < CURVATURE_IMAGES:
+        progress.update(count, finalize=True)  # ends the line
 
 
 def _checked(arguments: dict[str, Any]) -> dict[str, Any]:

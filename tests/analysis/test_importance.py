@@ -49,7 +49,43 @@ def test_scores_by_hand(constant):
         scores = keras_nern.kernel_importance(constant, measure)
         assert list(scores) == ["conv"]
         np.testing.assert_allclose(scores["conv"], expected, rtol=1e-6)
-    assert set(BY_HAND) | {"random"} == set(MEASURES)
+    assert set(BY_HAND) | {"random", "curvature"} == set(MEASURES)
+
+
+@pytest.mark.parametrize("kind", ["grouped", "depthwise", "dense", "separable"])
+def test_the_curvature_scores_a_kernel_by_the_loss_without_it(kind):
+    keras.utils.set_random_seed(1)
+    layer = {
+        "grouped": layers.Conv2D(4, (2, 1), groups=2, name="one"),
+        "depthwise": layers.DepthwiseConv2D(2, depth_multiplier=2, name="one"),
+        "dense": layers.Dense(3, name="one"),
+        "separable": layers.SeparableConv2D(3, 2, name="one"),  # has a diagonal only
+    }[kind]
+    base = keras.Sequential(
+        [keras.Input((4, 4, 4)), layer, layers.GlobalAveragePooling2D(), layers.Dense(3)]
+    )
+    nern = keras_nern.NeRNModel(base, 4, include="one", include_dense=True, view="block")
+    with pytest.raises(ValueError, match="call gather_curvature"):
+        keras_nern.kernel_importance(nern, "curvature")
+    nern.gather_curvature(np.random.default_rng(0).normal(size=(8, 4, 4, 4)).astype("float32"))
+    scores = keras_nern.kernel_importance(nern, "curvature")
+    kernels = nern._original.blocks.kernels
+    for index, kernel in enumerate(kernels):
+        values = [keras.ops.convert_to_tensor(one.variable) for one in kernels]
+        rows = kernel.rows(kernel.values()).reshape(kernel.filters, kernel.channels, -1)
+        for place in np.ndindex(*rows.shape[:2]):
+            without = rows.copy()
+            without[place] = 0
+            values[index] = kernel.from_rows(without.reshape(kernel.filters, -1))
+            cost = float(nern._objective.curvature_terms(values)[index])
+            found = scores[kernel.name][place] * kernel.spatial_size
+            assert found == pytest.approx(cost, rel=1e-4, abs=1e-9)
+        assert scores[kernel.name].max() > 0
+    shares = nern.layer_errors("curvature")
+    assert sum(shares.values()) == pytest.approx(1)
+    assert list(shares) == [kernel.name for kernel in kernels]
+    coarse = nern.summary_table().coarse
+    assert set(coarse.values()) == ({"the diagonal"} if kind == "separable" else set())
 
 
 def test_random_scores_depend_on_the_seed(constant):

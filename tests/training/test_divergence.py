@@ -168,7 +168,7 @@ def test_raises_for_a_base_that_became_nan(base, images, tmp_path):
     for call in (
         lambda: nern.fit(images, verbose=0),
         lambda: nern.evaluate(images, verbose=0),
-        lambda: nern.gather_second_moments(images),
+        lambda: nern.gather_curvature(images),
         lambda: nern.export(tmp_path / "a.nern"),
         nern.reconstruct,
     ):

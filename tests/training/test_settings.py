@@ -6,20 +6,21 @@ import pytest
 
 import keras_nern
 from keras_nern.model import ARGUMENTS
-from keras_nern.training.settings import NAMES, Settings
+from keras_nern.training.settings import NAMES, PHASES, Settings
 
 
 def test_every_setting_is_an_attribute_that_is_saved(nern):
     changed = {
         "reconstruction_steps": 3,
+        "curvature_steps": 4,
         "reconstruction_learning_rate": 0.5,
+        "curvature_learning_rate": 0.125,
         "distillation_learning_rate": 0.25,
         "kernel_sampling": keras_nern.UniformSampling(7),
         "distillation_sampling": keras_nern.MagnitudeSampling(5, 0.5),
         "reconstruction_weight": 2.0,
         "logits_weight": 3.0,
         "feature_map_weight": 4.0,
-        "layer_output_weight": 5.0,
         "temperature": 6.0,
         "gradient_centering": False,
     }
@@ -41,10 +42,10 @@ def test_every_setting_is_an_attribute_that_is_saved(nern):
 
 
 def _resolved(num_slots, experts, is_default_optimizer=True, **given):
-    names = ("reconstruction", "logits", "feature_map", "layer_output")
-    arguments = {f"{name}_weight": 1.0 for name in names}
-    auto = ("reconstruction_steps", "reconstruction_learning_rate", "distillation_learning_rate")
-    arguments |= dict.fromkeys((*auto, "kernel_sampling", "gradient_centering"), "auto")
+    arguments = {f"{name}_weight": 1.0 for name in ("reconstruction", "logits", "feature_map")}
+    auto = [f"{name}_learning_rate" for name in PHASES]
+    auto += ["reconstruction_steps", "curvature_steps", "kernel_sampling", "gradient_centering"]
+    arguments |= dict.fromkeys(auto, "auto")
     arguments |= {"distillation_sampling": "all", "temperature": 1.0, **given}
     return Settings.resolve(num_slots, experts, is_default_optimizer, **arguments)
 
@@ -91,14 +92,21 @@ def test_default_steps_follow_the_batch_of_a_given_sampling(experts, epochs):
 def test_default_rates_and_centering():
     def found(*arguments, **given):
         settings = _resolved(100, *arguments, **given)
-        rates = settings.reconstruction_learning_rate, settings.distillation_learning_rate
+        rates = [settings.peak_rate(phase) for phase in PHASES]
         return (*rates, settings.gradient_centering)
 
-    assert found(1) == (1e-2, 2.5e-4, True)
-    assert found(3) == (4e-2, 1.5e-3, False)
-    assert found(1, False) == (1e-2, 2.5e-4, False)
-    assert found(1, False, gradient_centering=True)[2] is True
-    assert found(3, reconstruction_learning_rate=1, distillation_learning_rate=2)[:2] == (1, 2)
+    assert found(1) == (1e-2, 1e-3, 2.5e-4, True)
+    assert found(3) == (4e-2, 3e-3, 1.5e-3, False)
+    assert found(1, False) == (1e-2, 1e-3, 2.5e-4, False)
+    assert found(1, False, gradient_centering=True)[3] is True
+    given = {f"{phase}_learning_rate": rate for rate, phase in enumerate(PHASES)}
+    assert found(3, **given)[:3] == (0, 1, 2)
+
+
+def test_default_steps_of_the_curvature_phase():
+    assert _resolved(100, 1).curvature_steps == 0
+    assert _resolved(100, 3).curvature_steps == 300
+    assert _resolved(100, 1, curvature_steps=7).steps("curvature") == 7
 
 
 def test_local_predictors_have_no_biases_to_center(base):
@@ -210,9 +218,11 @@ def test_fits_if_keras_computes_in_float64(images, optimizer):
             ]
         )
         nern = keras_nern.NeRNModel(base, hidden_size=8, num_layers=2)
-        nern.compile(optimizer, reconstruction_steps=3)
+        nern.compile(optimizer, reconstruction_steps=3, curvature_steps=2)
         before = nern.relative_error()
-        nern.fit(images, verbose=0, validation_data=(images.astype("float64"), np.zeros(12)))
+        held_out = (images.astype("float64"), np.zeros(12))
+        history = nern.fit(images, verbose=0, validation_data=held_out)
+        assert history.curvature["curvature_loss"][0] > 0
         assert nern.relative_error() != before
         assert nern.predict(images, verbose=0).dtype == "float64"
         rebuilt = nern.reconstruct()
