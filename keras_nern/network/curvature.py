@@ -42,6 +42,7 @@ PIXELS_AT_ONCE = 2**16  # 64 images of 32 x 32, one of 224 x 224
 ROWS_PER_INPUT = 24  # patches per entry of a patch that A and G use, of all images together
 MIN_ROWS = 8_192  # ... and at least
 MIN_NORM = 1e-6  # of a feature map that is probed
+ENTRIES_AT_ONCE = 2**26  # of patches, 256 MB
 MAX_PATCH = 6_144  # entries of a patch for which A is a full matrix
 
 _PLAIN = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.Dense)
@@ -106,14 +107,15 @@ def gather_factors(
                 )
             )
         found = tape.gradient(probed, [values, [call.output for call in calls]])
-        for total, gradient in zip(sums, found[0], strict=True):
-            if gradient is not None:
-                total.add_square(keras.ops.convert_to_numpy(gradient).astype("float64") ** 2)
         for call, gradient in zip(calls, found[1], strict=True):
             if gradient is not None:
                 index, kernel = factored[id(call.operation)]
                 share = size / max(size, images)
-                sums[index].add(*_rows(call, gradient, kernel, share, random), size)
+                for rows in _rows(call, gradient, kernel, share, random):
+                    sums[index].add(*rows)
+        for total, gradient in zip(sums, found[0], strict=True):
+            if gradient is not None and not total.rows:
+                total.add_square(keras.ops.convert_to_numpy(gradient).astype("float64") ** 2)
         count += size
     if not count:
         raise ValueError("Expected at least one batch of inputs. Received: none")
@@ -212,7 +214,7 @@ class _Sums:
         self.rows = 0
         self.squares: Any = None
 
-    def add(self, patches: Tensor, gradients: Tensor, positions: float, size: int) -> None:
+    def add(self, patches: Tensor, gradients: Tensor, positions: int) -> None:
         """Adds rows `(groups, rows, ...)`, each of which stands for others of `positions` rows."""
         rows = patches.shape[1]
         self.inputs += _product(patches)
@@ -258,8 +260,10 @@ def _is_depthwise(kernel: Kernel) -> bool:
 
 def _rows(
     call: Call, gradient: Tensor, kernel: Kernel, share: float, random: np.random.Generator
-) -> tuple[Tensor, Tensor, int]:
+) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Patches `(groups, rows, patch)` and gradients `(groups, rows, filters)` at some positions.
+
+    Images are taken a few at a time, so that their patches need bounded memory.
 
     Args:
         call: a call of the kernel's layer.
@@ -268,8 +272,8 @@ def _rows(
         share: share of all images in this call.
         random: draws the positions.
 
-    Returns:
-        `(patches, gradients, positions)`, with the number of positions that the call has.
+    Yields:
+        `(patches, gradients, positions)`, with the number of positions that these images have.
     """
     layer = kernel.layer
     inputs = keras.ops.cast(call.inputs[0], "float32")
@@ -278,17 +282,23 @@ def _rows(
     if not isinstance(layer, keras.layers.Dense) and layer.data_format == "channels_first":
         inputs, gradient = (keras.ops.moveaxis(one, 1, -1) for one in (inputs, gradient))
     groups = inputs.shape[-1] if _is_depthwise(kernel) else getattr(layer, "groups", 1)
-    gradient = keras.ops.reshape(gradient, (-1, groups, gradient.shape[-1] // groups))
-    positions = gradient.shape[0]
-    patches = _patches(inputs, kernel)  # (positions, spatial, channels of all groups)
-    wanted = math.ceil(share * max(MIN_ROWS, ROWS_PER_INPUT * _patch_size(kernel)))
-    if wanted < positions:
-        chosen = random.choice(positions, wanted, replace=False)
-        patches, gradient = (keras.ops.take(one, chosen, axis=0) for one in (patches, gradient))
-    shape = (patches.shape[0], kernel.spatial_size, groups, -1)
-    patches = keras.ops.transpose(keras.ops.reshape(patches, shape), (2, 0, 1, 3))
-    patches = keras.ops.reshape(patches, (groups, patches.shape[1], -1))
-    return patches, keras.ops.transpose(gradient, (1, 0, 2)), positions
+    count = inputs.shape[0]
+    per_image = math.prod(gradient.shape[1:-1]) * kernel.spatial_size * inputs.shape[-1]
+    at_once = max(1, ENTRIES_AT_ONCE // per_image)
+    rows_wanted = share * max(MIN_ROWS, ROWS_PER_INPUT * _patch_size(kernel))
+    for start in range(0, count, at_once):
+        images, at_output = (one[start : start + at_once] for one in (inputs, gradient))
+        at_output = keras.ops.reshape(at_output, (-1, groups, gradient.shape[-1] // groups))
+        positions = at_output.shape[0]
+        patches = _patches(images, kernel)  # (positions, spatial, channels of all groups)
+        wanted = math.ceil(rows_wanted * images.shape[0] / count)
+        if wanted < positions:
+            chosen = random.choice(positions, wanted, replace=False)
+            patches, at_output = (keras.ops.take(x, chosen, axis=0) for x in (patches, at_output))
+        shape = (patches.shape[0], kernel.spatial_size, groups, -1)
+        patches = keras.ops.transpose(keras.ops.reshape(patches, shape), (2, 0, 1, 3))
+        patches = keras.ops.reshape(patches, (groups, patches.shape[1], -1))
+        yield patches, keras.ops.transpose(at_output, (1, 0, 2)), positions
 
 
 def _before_activation(layer: keras.layers.Layer, call: Call, gradient: Tensor) -> Tensor:
