@@ -1,4 +1,4 @@
-"""Callbacks for the two phases of a fit.
+"""Callbacks for the phases of a fit.
 
 `EvaluateRebuilt` evaluates the rebuilt classifier during training, `LossWarmup` and `SwitchPhase`
 control the losses and the phases, and `KernelSummaries` writes kernels and their errors for
@@ -29,7 +29,7 @@ from keras_nern.utils.types import Path
 
 
 class EvaluateRebuilt(keras.callbacks.Callback):
-    """Evaluates the rebuilt classifier at regular steps of both phases.
+    """Evaluates the rebuilt classifier at regular steps of all phases.
 
     The results are added to the logs of the step as `val_...`, where later callbacks find them:
     `ModelCheckpoint(..., monitor="val_agreement", save_freq=frequency)` keeps the best weights.
@@ -191,8 +191,8 @@ class KernelSummaries(keras.callbacks.Callback):
     Each phase is a separate run, which counts its own steps.
 
     Args:
-        log_dir: folder of the runs `reconstruction` and `distillation`. It may be the folder of
-            `keras.callbacks.TensorBoard`.
+        log_dir: folder of the runs `reconstruction`, `curvature` and `distillation`. It may be the
+            folder of `keras.callbacks.TensorBoard`.
         frequency: number of steps between summaries, counted in each phase; or `"epoch"` for
             summaries before the first epoch and after each epoch, and none during a
             reconstruction before the epochs. Defaults to `"epoch"`.

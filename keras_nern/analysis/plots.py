@@ -208,7 +208,7 @@ def plot_layer_errors(nern: NeRNModel) -> Figure:
 
 
 def plot_history(history: keras.callbacks.History | list[dict]) -> Figure:
-    """Draws the learning curves of a fit, the two phases side by side.
+    """Draws the learning curves of a fit, its phases side by side.
 
     The upper panels show the losses on a logarithmic scale. The lower panels show the relative
     error of the weights, and agreement and accuracy if they were measured.
@@ -216,7 +216,7 @@ def plot_history(history: keras.callbacks.History | list[dict]) -> Figure:
     Args:
         history: the return value of `NeRNModel.fit`, which has one value per epoch and a single
             one for a reconstruction phase before the epochs; or the `history` of an
-            `EvaluateRebuilt` callback, which has values every `frequency` steps of both phases.
+            `EvaluateRebuilt` callback, which has values every `frequency` steps of all phases.
 
     Returns:
         A `matplotlib.figure.Figure`. Dashed lines show validation data.
@@ -275,9 +275,9 @@ def _curves(history: keras.callbacks.History | list[dict]) -> tuple[str, dict[st
                 places.append(result["step"])
                 values.append(result[name])
         return "step", phases
-    phases["reconstruction"] = {
-        name: ([1], values) for name, values in history.reconstruction.items()
-    }
+    for phase in ("reconstruction", "curvature"):
+        curves = getattr(history, phase, {})
+        phases[phase] = {name: ([1], values) for name, values in curves.items()}
     # in a fit without images, the epochs belong to the reconstruction
     phase = "distillation" if "logits_loss" in history.history else "reconstruction"
     phases[phase] = {name: (history.places[name], v) for name, v in history.history.items()}
