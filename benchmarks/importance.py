@@ -68,7 +68,8 @@ def run(options, seed):
     images, labels = cifar10.load(options.data_dir, "test")
     base = cifar10.resnet(options.depth, options.weights)
     steps = (options.steps, options.distillation_steps)
-    train_images = cifar10.load(options.data_dir, "train")[0] if steps[1] else None
+    needs_images = steps[1] or "curvature" in options.measures
+    train_images = cifar10.load(options.data_dir, "train")[0] if needs_images else None
     fit = fits.Fit(
         options.depth,
         options.hidden_size,
