@@ -69,8 +69,8 @@ class Fit:
 
 FITS = {
     "ResNet20": Fit("ResNet20", 117_289, "two_opt"),
-    "ResNet20, longer": Fit("ResNet20", 117_289, "two_opt", steps=4_200),
-    "ResNet20, longest": Fit("ResNet20", 117_289, "two_opt", steps=13_000),
+    "ResNet20, longer": Fit("ResNet20", 117_289, "two_opt", steps=3_500),
+    "ResNet20, longest": Fit("ResNet20", 117_289, "two_opt", steps=10_500),
     "ResNet20, one predictor": Fit("ResNet20", 117_289, "two_opt", experts=1),
     "ResNet56": Fit("ResNet56", 306_049, "greedy"),
     "ResNet56, longer": Fit("ResNet56", 306_049, "greedy", steps=2_800),

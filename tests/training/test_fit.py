@@ -387,6 +387,7 @@ def test_a_distillation_step_follows_the_gradient_of_the_formula(base, images, e
     nern.compile(
         optimizer=keras.optimizers.SGD(1.0),
         reconstruction_steps=0,
+        curvature_steps=0,
         logits_weight=0.5,
         feature_map_weight=0.25,
         temperature=2.0,
