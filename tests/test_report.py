@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 
@@ -39,4 +40,5 @@ def test_prints_a_row_per_layer_and_the_totals(base):
     assert lines["conv"] == ["conv", "3x3x4x6", "24", "216", "0"]
     assert lines["total"] == ["total", "52", "276", "0"]
     assert lines["predictor"] == ["predictor", "bytes", "11,356"]
-    assert "predictor parameters   2,839" in text
+    assert lines["predictors"] == ["predictors", "1", "of", "5", "x", "10"]
+    assert re.search(r"predictor parameters +2,839\n", text)
