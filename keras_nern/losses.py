@@ -128,11 +128,24 @@ def curvature_loss(
 
     Source: Martens and Grosse, ICML 2015, arXiv 1503.05671.
     """
-    costs = [
-        curvature_cost(kernel - guess, *factor)
+    return sum(curvature_costs(original, predicted, factors), ops.zeros((), "float32"))
+
+
+def curvature_costs(
+    original: Sequence[Tensor], predicted: Sequence[Tensor], factors: Sequence[Any]
+) -> list[Tensor]:
+    """The terms of `curvature_loss`, a scalar for each kernel.
+
+    Args:
+        original, predicted, factors: as for `curvature_loss`.
+
+    Returns:
+        A list of scalars.
+    """
+    return [
+        curvature_cost(ops.cast(kernel, "float32") - guess, *factor)
         for kernel, guess, factor in zip(original, predicted, factors, strict=True)
     ]
-    return sum(costs, ops.zeros((), "float32"))
 
 
 def curvature_cost(

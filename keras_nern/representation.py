@@ -265,9 +265,7 @@ class Representation:
 
     def kernels(self) -> list[Tensor]:
         """Predicts all kernels; see `kernel`."""
-        if self._num_units <= self._chunk_size:
-            return self.assemble(self.in_block_order(self.predict_all()))
-        if self.runs is None:
+        if self.runs is None and self._num_units > self._chunk_size:
             return [self.kernel(index) for index in range(len(self.blocks.kernels))]
         return self.assemble(self.in_block_order(self.predict_all()))
 

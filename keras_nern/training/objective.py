@@ -130,15 +130,17 @@ class Objective:
 
     def curvature_terms(self, kernels: list[Tensor]) -> list[Tensor]:
         """What the errors of predicted kernels cost, a scalar for each kernel."""
-        return [
-            losses.curvature_cost(
-                keras.ops.cast(keras.ops.convert_to_tensor(kernel.variable), "float32") - guess,
-                *(None if one is None else keras.ops.convert_to_tensor(one) for one in factors),
-            )
-            for kernel, guess, factors in zip(
-                self._original.blocks.kernels, kernels, self._factors, strict=True
-            )
+        return losses.curvature_costs(*self._curvature_arguments(kernels))
+
+    def _curvature_arguments(self, kernels: list[Tensor]) -> tuple[list[Tensor], ...]:
+        """The arguments of `losses.curvature_loss`, with variables converted to tensors."""
+        convert = keras.ops.convert_to_tensor
+        originals = [convert(kernel.variable) for kernel in self._original.blocks.kernels]
+        factors = [
+            Factors(*(None if one is None else convert(one) for one in each))
+            for each in self._factors
         ]
+        return originals, kernels, factors
 
     def removal_costs(self) -> list[np.ndarray]:
         """What the removal of each block of S weights costs by the curvature loss.
@@ -197,7 +199,8 @@ class Objective:
             parts |= _parts_of(inputs, teacher, student)
         elif phase == "curvature":
             kernels = self._representation.assemble(self._all_blocks(drawn, predicted))
-            terms["curvature_loss"] = sum(self.curvature_terms(kernels))
+            arguments = self._curvature_arguments(kernels)
+            terms["curvature_loss"] = losses.curvature_loss(*arguments)
             del terms["reconstruction_loss"]
             parts = {"the predictor": terms["curvature_loss"]}
         return terms, means, parts
