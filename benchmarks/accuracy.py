@@ -5,7 +5,8 @@
 Fits each configuration in ROWS with each seed, every fit in a process of its own, and prints one
 table row per configuration with mean and standard deviation over the seeds:
 
-    accuracy        on all 10,000 CIFAR-10 test images, of the base and of the rebuilt network
+    accuracy        on the test images, of the base and of the rebuilt network: 10,000 of CIFAR-10
+                    or CIFAR-100, the last 300 of the images in `--imagenet-dir`
     agreement       share of test images to which both networks assign the same class
     relative error  relative squared error of the represented weights
     bytes           of predictor (float32) and permutation
@@ -35,7 +36,7 @@ class Row:
     """A network, its representation and the recipe of the fit.
 
     Args:
-        depth: depth of the ResNet.
+        depth: depth of the ResNet; 0 for EfficientNet-lite0.
         hidden_size: width of the predictor; `None` for local predictors of `parameters`.
         steps: number of steps of the reconstruction and of the distillation.
         permutation: kind of permutation. Defaults to `"cross_filter"`.
@@ -49,6 +50,10 @@ class Row:
         num_frequencies: number of frequencies that encode each index. Defaults to `40`.
         parameters: number of parameters of local predictors. Defaults to `None`.
         curvature_steps: number of steps of the curvature phase. Defaults to `0`.
+        dataset: of the network and the images. Defaults to `"cifar10"`.
+        teacher: depth of the ResNet whose logits are distilled; `None` for the network itself.
+            Defaults to `None`.
+        batch_size: images per step of distillation. Defaults to `64`.
     """
 
     depth: int
@@ -63,6 +68,9 @@ class Row:
     num_frequencies: int = 40
     parameters: int | None = None
     curvature_steps: int = 0
+    dataset: str = "cifar10"
+    teacher: int | None = None
+    batch_size: int = 64
 
     def fit(self, seed):
         """The `fits.Fit` of this row."""
@@ -84,7 +92,8 @@ class Row:
     @property
     def can_be_cached(self):
         """Whether `fits.Fit.load_or_fit` returns the same representation."""
-        return (self.images, self.zoo, self.metric) == ("mixed-up", None, "euclidean")
+        usual = ("mixed-up", None, "euclidean", "cifar10", None)
+        return (self.images, self.zoo, self.metric, self.dataset, self.teacher) == usual
 
 
 QUICK = (2_000, 300)
@@ -156,10 +165,12 @@ COLUMNS = {  # header: (key of the results, digits)
 
 def main():
     """Prints the table, or with `--run` the result of one fit."""
-    import cifar10
+    import cifar
+    import imagenet
 
     parser = runs.parser(__doc__, run=("ROW", "SEED"))
-    cifar10.add_arguments(parser)
+    cifar.add_arguments(parser)
+    imagenet.add_arguments(parser)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jit-compile", action="store_true", help="compile the steps with XLA")
@@ -234,23 +245,18 @@ def run(options, name, seed):
     Returns:
         The result, a dict that `--results` stores.
     """
-    import cifar10
+    import cifar
     import keras
     import measure
 
-    import keras_nern
-
     row = ROWS[name]
     keras.utils.set_random_seed(seed)
-    train_images, _ = cifar10.load(options.data_dir, "train")
-    test_images, labels = cifar10.load(options.data_dir, "test")
-    if row.zoo:
-        base = keras_nern.models.load(row.zoo)
-    else:
-        base = cifar10.resnet(row.depth, options.weights)
+    base, train_images, test_images, labels, predict_classes = _load(options, row)
     dataset = _second_phase_images(row, base, train_images, seed)
     fit = row.fit(seed)
     nern = fit.build(base, row.metric)
+    if row.teacher:
+        nern.teacher = cifar.resnet(row.teacher, options.weights, row.dataset)
 
     megabytes, curve = [], []
     aside, cpu_aside = 0.0, 0.0  # seconds spent on the curve
@@ -261,7 +267,7 @@ def run(options, name, seed):
         step = batch + 1
         if options.curve and nern.phase == "distillation" and step % options.curve == 0:
             start, cpu_start = time.perf_counter(), time.process_time()
-            accuracy = cifar10.accuracy(nern, test_images, labels)
+            accuracy = cifar.percent_equal(predict_classes(nern, test_images), labels)
             curve.append([start - START - aside, step, accuracy])
             aside += time.perf_counter() - start
             cpu_aside += time.process_time() - cpu_start
@@ -282,10 +288,10 @@ def run(options, name, seed):
 
     if options.fits and row.can_be_cached:
         fit.save(nern, options.fits)
-    original_classes = cifar10.predict_classes(base, test_images)
-    rebuilt_classes = cifar10.predict_classes(rebuilt, test_images)
-    original = cifar10.percent_equal(original_classes, labels)
-    accuracy = cifar10.percent_equal(rebuilt_classes, labels)
+    original_classes = predict_classes(base, test_images)
+    rebuilt_classes = predict_classes(rebuilt, test_images)
+    original = cifar.percent_equal(original_classes, labels)
+    accuracy = cifar.percent_equal(rebuilt_classes, labels)
     return {
         "row": name,
         "seed": seed,
@@ -296,7 +302,7 @@ def run(options, name, seed):
         "relative_error": nern.relative_error(),
         "accuracy": accuracy,
         "drop": original - accuracy,
-        "agreement": cifar10.percent_equal(rebuilt_classes, original_classes),
+        "agreement": cifar.percent_equal(rebuilt_classes, original_classes),
         "seconds": seconds,
         "core_seconds": cpu_seconds,
         "peak_mb": peak_mb,
@@ -305,20 +311,41 @@ def run(options, name, seed):
     }
 
 
+def _load(options, row):
+    """Base, training images, test images, their labels, and a function that predicts classes."""
+    import cifar
+    import imagenet
+
+    import keras_nern
+
+    if row.dataset == "imagenet":
+        base, module = imagenet.efficientnet_lite0(options.weights), imagenet
+        train, test = (imagenet.load(options.imagenet_dir, split) for split in ("train", "test"))
+    else:
+        train, test = (
+            cifar.load(options.data_dir, split, row.dataset) for split in ("train", "test")
+        )
+        if row.zoo:
+            base = keras_nern.models.load(row.zoo)
+        else:
+            base = cifar.resnet(row.depth, options.weights, row.dataset)
+        module = cifar
+    return base, train[0], *test, module.predict_classes
+
+
 def _second_phase_images(row, base, train_images, seed):
-    import cifar10
-    import fits
+    import cifar
 
     import keras_nern
 
     if row.images == "mixed-up":
-        return cifar10.augmented(train_images, fits.BATCH_SIZE, seed, mixup=True)
+        return cifar.augmented(train_images, row.batch_size, seed, mixup=True)
     # Only the range of pixels is assumed to be known, so mean and standard deviation are computed
     # from a uniform distribution over it.
     return keras_nern.NoiseDataset(
         base,
         row.images,
-        fits.BATCH_SIZE,
+        row.batch_size,
         max(1, row.steps[1]),
         limits=(0.0, 255.0),
         mean=127.5,

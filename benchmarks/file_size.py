@@ -11,7 +11,7 @@ their levels, each kernel by its own histogram.
 import pathlib
 import tempfile
 
-import cifar10
+import cifar
 import keras
 import numpy as np
 import runs
@@ -31,13 +31,13 @@ PARTS = ("predictor", "permutation", "kept", "config", "container")
 def main():
     """Prints a row per file, then a row per bit depth."""
     parser = runs.parser(__doc__)
-    cifar10.add_arguments(parser)
+    cifar.add_arguments(parser)
     parser.add_argument("--hidden-size", type=int, default=160, help="width of the predictor")
     parser.add_argument("--steps", type=int, default=1_200, help="reconstruction steps")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     keras.utils.set_random_seed(options.seed)
-    base = cifar10.resnet(20, options.weights)
+    base = cifar.resnet(20, options.weights)
     nern = keras_nern.NeRNModel(base, options.hidden_size, permutation="cross_filter")
     nern.fit(steps_per_epoch=options.steps, verbose=0)
     print_parts(nern)

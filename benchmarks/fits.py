@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import cifar10
+import cifar
 import keras
 
 import keras_nern
@@ -92,7 +92,7 @@ class Fit:
         nern = self.build(base)
         first, second = self.steps
         if second:
-            dataset = cifar10.augmented(images, BATCH_SIZE, self.seed, mixup=True)
+            dataset = cifar.augmented(images, BATCH_SIZE, self.seed, mixup=True)
             nern.fit(dataset, steps_per_epoch=second, verbose=0)
         elif first:
             nern.fit(steps_per_epoch=first, verbose=0)

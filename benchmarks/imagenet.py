@@ -4,7 +4,7 @@ import os
 import pathlib
 import re
 
-import cifar10
+import cifar
 import keras
 import numpy as np
 import tensorflow as tf
@@ -30,11 +30,11 @@ STAGES = (
 
 
 def add_arguments(parser):
-    """Adds the option `--imagenet-dir`; `cifar10.add_arguments` adds `--weights`."""
+    """Adds the option `--imagenet-dir`; `cifar.add_arguments` adds `--weights`."""
     parser.add_argument(
         "--imagenet-dir",
         type=pathlib.Path,
-        default=os.environ.get("KERAS_NERN_IMAGENET", cifar10.SHARED / "data" / "imagenet"),
+        default=os.environ.get("KERAS_NERN_IMAGENET", cifar.SHARED / "data" / "imagenet"),
         help="folder with labels.txt (lines of a file name and a class) and the folder images",
     )
 
@@ -141,4 +141,4 @@ def predict_classes(model, images):
 
 def accuracy(model, images, labels):
     """The percentage of `images` that `model` classifies correctly."""
-    return cifar10.percent_equal(predict_classes(model, images), labels)
+    return cifar.percent_equal(predict_classes(model, images), labels)

@@ -11,7 +11,7 @@ does not depend on the seed.
 
 import pathlib
 
-import cifar10
+import cifar
 import fits
 import numpy as np
 import runs
@@ -28,7 +28,7 @@ SETTING = ("depth", "hidden_size", "steps", "distillation_steps", "permutation_m
 def main():
     """Fits and prunes with every seed, then prints the table."""
     parser = runs.parser(__doc__)
-    cifar10.add_arguments(parser)
+    cifar.add_arguments(parser)
     parser.add_argument("--depth", type=int, default=20, help="depth of the ResNet: 20 or 56")
     parser.add_argument("--hidden-size", type=int, default=160, help="width of the predictor")
     parser.add_argument("--steps", type=int, default=6000, help="reconstruction steps")
@@ -65,11 +65,11 @@ def main():
 
 def run(options, seed):
     """Fits with one seed, prunes by every measure, and returns (and stores) the accuracies."""
-    images, labels = cifar10.load(options.data_dir, "test")
-    base = cifar10.resnet(options.depth, options.weights)
+    images, labels = cifar.load(options.data_dir, "test")
+    base = cifar.resnet(options.depth, options.weights)
     steps = (options.steps, options.distillation_steps)
     needs_images = steps[1] or "curvature" in options.measures
-    train_images = cifar10.load(options.data_dir, "train")[0] if needs_images else None
+    train_images = cifar.load(options.data_dir, "train")[0] if needs_images else None
     fit = fits.Fit(
         options.depth,
         options.hidden_size,
@@ -90,7 +90,7 @@ def run(options, seed):
             "sparsity": sparsity,
             "seed": seed,
             "relative_error": relative_error,
-            "accuracy": cifar10.accuracy(judge, images, labels),
+            "accuracy": cifar.accuracy(judge, images, labels),
         }
         results.append(result)
         runs.append_result(options.results, result)

@@ -7,7 +7,7 @@ and a fixed number of steps. Prints the relative squared error of the weights, w
 standard deviation over seeds.
 """
 
-import cifar10
+import cifar
 import keras
 import runs
 import tables
@@ -26,7 +26,7 @@ PERMUTATIONS = (  # kind, metric
 def main():
     """Prints one row per permutation."""
     parser = runs.parser(__doc__)
-    cifar10.add_arguments(parser)
+    cifar.add_arguments(parser)
     parser.add_argument("--hidden-size", type=int, default=160, help="width of the predictor")
     parser.add_argument("--steps", type=int, default=800, help="reconstruction steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -40,7 +40,7 @@ def main():
 def _error(options, permutation, metric, seed):
     keras.utils.set_random_seed(seed)
     nern = keras_nern.NeRNModel(
-        cifar10.resnet(20, options.weights),
+        cifar.resnet(20, options.weights),
         options.hidden_size,
         permutation=permutation,
         metric=metric or "euclidean",

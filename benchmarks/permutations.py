@@ -20,7 +20,7 @@ import itertools
 import json
 import time
 
-import cifar10
+import cifar
 import measure
 import numpy as np
 import runs
@@ -46,7 +46,7 @@ COLUMNS = (
 def main():
     """Prints one row per layer, kind, metric and method, or with `--run` the figures of one run."""
     parser = runs.parser(__doc__, run=("LAYER", "KIND", "METRIC", "METHOD"))
-    cifar10.add_arguments(parser)
+    cifar.add_arguments(parser)
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS)
@@ -75,7 +75,7 @@ def main():
 def run(options, layer, kind, metric, method):
     """Searches once; returns seconds, megabytes and mean cosine (`None` if extrapolated)."""
     if layer == SMALL:
-        blocks = Blocks(cifar10.resnet(20, options.weights)).kernel_blocks(-1)
+        blocks = Blocks(cifar.resnet(20, options.weights)).kernel_blocks(-1)
     else:
         rng = np.random.default_rng(0)
         blocks = rng.normal(0, (2 / (9 * 512)) ** 0.5, (512, 512, 9)).astype("float32")

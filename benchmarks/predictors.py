@@ -10,7 +10,7 @@ mean and standard deviation over seeds.
 
 import dataclasses
 
-import cifar10
+import cifar
 import keras
 import runs
 import tables
@@ -45,7 +45,7 @@ COLUMNS = (
 def main():
     """Prints one row per shape."""
     parser = runs.parser(__doc__)
-    cifar10.add_arguments(parser)
+    cifar.add_arguments(parser)
     parser.add_argument("--steps", type=int, default=1000, help="reconstruction steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
@@ -62,7 +62,7 @@ def main():
 def _fitted(options, shape, seed):
     keras.utils.set_random_seed(seed)
     nern = keras_nern.NeRNModel(
-        cifar10.resnet(20, options.weights),
+        cifar.resnet(20, options.weights),
         shape.hidden_size,
         shape.num_layers,
         permutation="cross_filter",

@@ -23,7 +23,7 @@ Settings that --results contains are not measured again.
 import pathlib
 import tempfile
 
-import cifar10
+import cifar
 import fits
 import keras
 import numpy as np
@@ -54,7 +54,7 @@ PEERS = {
 def main():
     """Measures the missing points, prints the tables and draws the plot."""
     parser = runs.parser(__doc__)
-    cifar10.add_arguments(parser)
+    cifar.add_arguments(parser)
     parser.add_argument(
         "--network", type=int, choices=(20, 56), default=20, help="depth of the ResNet"
     )
@@ -138,9 +138,9 @@ class Measurement:
 
     def __init__(self, options, results):
         self.options, self.results = options, results
-        self.base = cifar10.resnet(options.network, options.weights)
-        self.images, _ = cifar10.load(options.data_dir, "train")
-        self.test_images, self.labels = cifar10.load(options.data_dir, "test")
+        self.base = cifar.resnet(options.network, options.weights)
+        self.images, _ = cifar.load(options.data_dir, "train")
+        self.test_images, self.labels = cifar.load(options.data_dir, "test")
         self.original = self._accuracy(self.base)
         untrained = keras_nern.NeRNModel(self.base, 16, permutation=None)
         self.kernels = untrained.original_kernels()
@@ -223,7 +223,7 @@ class Measurement:
         if first:
             small.fit(steps_per_epoch=first, verbose=0)
         if second:
-            dataset = cifar10.augmented(self.images, fits.BATCH_SIZE, seed + 1, mixup=True)
+            dataset = cifar.augmented(self.images, fits.BATCH_SIZE, seed + 1, mixup=True)
             small.fit(dataset, steps_per_epoch=second, verbose=0)
         return small
 
@@ -235,7 +235,7 @@ class Measurement:
             return keras_nern.load(path), inspect(path).part_bytes
 
     def _accuracy(self, model):
-        return cifar10.accuracy(model, self.test_images, self.labels)
+        return cifar.accuracy(model, self.test_images, self.labels)
 
     def _add(self, key, size, accuracy, **more):
         figures = {"bytes": int(size), "accuracy": accuracy, "drop": self.original - accuracy}

@@ -26,7 +26,7 @@ import time
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
-import cifar10
+import cifar
 import imagenet
 import keras
 import measure
@@ -85,7 +85,7 @@ FITS = {
 def main():
     """Prints a table, or with `--run` the cells of one row."""
     parser = runs.parser(__doc__, run=("ROW", "SEED"))
-    cifar10.add_arguments(parser)
+    cifar.add_arguments(parser)
     imagenet.add_arguments(parser)
     parser.add_argument("--table", choices=COLUMNS, default="cost")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="rows to run; default: all")
@@ -116,7 +116,7 @@ def network(options, name):
         return keras.applications.ResNet50(weights=None)
     if name == "EfficientNet-lite0":
         return imagenet.efficientnet_lite0(options.weights)
-    return cifar10.resnet(int(name.removeprefix("ResNet")), options.weights)
+    return cifar.resnet(int(name.removeprefix("ResNet")), options.weights)
 
 
 def cost(options, name, seed):

@@ -19,7 +19,7 @@ seconds of a distillation step with 64 images.
 import statistics
 import time
 
-import cifar10
+import cifar
 import fits
 import keras
 import measure
@@ -70,13 +70,13 @@ def optimizers(steps):
 def main():
     """Measures and prints the table."""
     parser = runs.parser(__doc__)
-    cifar10.add_arguments(parser)
+    cifar.add_arguments(parser)
     parser.add_argument("--steps", type=int, default=5000, help="steps of the fits")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the step time")
     parser.add_argument("--round-steps", type=int, default=100, help="steps per round")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    base = cifar10.resnet(20, options.weights)
+    base = cifar.resnet(20, options.weights)
 
     def model(optimizer, gradient_centering="auto"):
         keras.utils.set_random_seed(options.seed)
@@ -145,8 +145,8 @@ def fit(nern, steps):
 
 def print_distillation_time(nern, options):
     """Prints the seconds of a distillation step."""
-    images, _ = cifar10.load(options.data_dir, "train[:2000]")
-    dataset = cifar10.augmented(images, fits.BATCH_SIZE, options.seed, mixup=True)
+    images, _ = cifar.load(options.data_dir, "train[:2000]")
+    dataset = cifar.augmented(images, fits.BATCH_SIZE, options.seed, mixup=True)
     nern.compile(reconstruction_steps=0)
     steps = max(1, options.round_steps // 5)
     rounds = []

@@ -14,7 +14,7 @@ over the layers. With --report, only prints them for existing weights.
 import pathlib
 import time
 
-import cifar10
+import cifar
 import keras
 import runs
 
@@ -29,7 +29,7 @@ WEIGHT_DECAY = 5e-3  # times the learning rate; like 5e-4 in the loss with momen
 def main():
     """Trains, saves and reports."""
     parser = runs.parser(__doc__)
-    cifar10.add_arguments(parser)
+    cifar.add_arguments(parser)
     parser.add_argument("output", type=pathlib.Path, help="weights file to write (.weights.h5)")
     parser.add_argument(
         "--smoothness",
@@ -54,7 +54,7 @@ def train(options):
     """Trains one network from scratch and saves its weights."""
     start = time.perf_counter()
     keras.utils.set_random_seed(options.seed)
-    images, labels = cifar10.load(options.data_dir, "train")
+    images, labels = cifar.load(options.data_dir, "train")
     model = keras_nern.models.resnet_cifar(20, shortcut="B")
     if options.smoothness:
         regularizer = keras_nern.SmoothnessRegularizer(
@@ -77,7 +77,7 @@ def train(options):
         metrics=["accuracy"],
         jit_compile=False,  # XLA's convolutions are slower on CPUs
     )
-    dataset = cifar10.augmented(images, BATCH_SIZE, options.seed, labels=labels)
+    dataset = cifar.augmented(images, BATCH_SIZE, options.seed, labels=labels)
     model.fit(dataset, epochs=options.epochs, steps_per_epoch=steps_per_epoch, verbose=2)
     trained = keras_nern.models.resnet_cifar(20)  # without optimizer and regularizers
     trained.set_weights(model.get_weights())
@@ -90,8 +90,8 @@ def report(options):
     """Prints accuracy and smoothness of the saved weights."""
     model = keras_nern.models.resnet_cifar(20)
     model.load_weights(options.output)
-    images, labels = cifar10.load(options.data_dir, "test")
-    print(f"test accuracy: {cifar10.accuracy(model, images, labels):.2f} %")
+    images, labels = cifar.load(options.data_dir, "test")
+    print(f"test accuracy: {cifar.accuracy(model, images, labels):.2f} %")
     smoothness = keras_nern.smoothness_report(model, kinds=())
     along_channels, along_filters = smoothness.mean("as trained")
     print(

@@ -34,7 +34,8 @@ def reconstruction_loss(original: Tensor, predicted: Tensor, mask: Tensor) -> Te
     Args:
         original: tensor `(blocks, B)`.
         predicted: tensor `(blocks, B)`.
-        mask: tensor `(blocks, B)`, 1 for entries that carry a weight, else 0.
+        mask: tensor `(blocks, B)`, by which the squared errors are weighted: 0 for entries that
+            carry no weight, and 1 or the weight of their layer for the others.
 
     Returns:
         A scalar in the units of the weights. Its gradient at a perfect fit is 0.
@@ -149,13 +150,18 @@ def curvature_costs(
 
 
 def curvature_cost(
-    error: Tensor, inputs: Tensor | None, outputs: Tensor | None, diagonal: Tensor | None
+    error: Tensor,
+    inputs: Any,
+    outputs: Any,
+    diagonal: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """1/2 tr(G D^T A D): what an error of one kernel costs.
 
     Args:
         error: D, a tensor of the kernel's shape.
-        inputs, outputs, diagonal: the fields of `network.curvature.Factors`.
+        inputs, outputs, diagonal, positions: the fields of `network.curvature.Factors`, tensors or
+            `None`.
 
     Returns:
         A scalar tensor; 0 if all factors are `None`.
@@ -163,11 +169,15 @@ def curvature_cost(
     if inputs is None:
         return ops.zeros((), "float32") if diagonal is None else 0.5 * ops.sum(diagonal * error**2)
     groups, patch, _ = inputs.shape
-    matrix = ops.reshape(error, (patch, groups, -1))
-    matrix = ops.transpose(matrix, (1, 0, 2))  # (groups, patch, filters of the group)
-    gradient = ops.stop_gradient(ops.matmul(ops.matmul(inputs, matrix), outputs))
+    places = 1 if positions is None else positions.shape[-1]
+    matrix = ops.reshape(error, (places, patch, groups, -1))
+    matrix = ops.transpose(matrix, (2, 0, 1, 3))  # (groups, places, patch, filters of the group)
+    product = ops.matmul(ops.matmul(inputs[:, None], matrix), outputs[:, None])
+    if positions is not None:
+        rows = ops.reshape(product, (groups, places, -1))
+        product = ops.reshape(ops.matmul(positions, rows), matrix.shape)
     # The gradient of the quadratic form is A D G, which the value needs anyway.
-    value = ops.sum(matrix * gradient)
+    value = ops.sum(matrix * ops.stop_gradient(product))
     return value - 0.5 * ops.stop_gradient(value)
 
 

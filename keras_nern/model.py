@@ -8,6 +8,7 @@ normalization, biases, Dense layers) are those of the base.
 
 import dataclasses
 import inspect
+import os
 import types
 from collections.abc import Callable, Iterable
 from typing import Any, Self
@@ -30,6 +31,7 @@ from keras_nern.network.copying import build_configs, build_from_configs
 from keras_nern.network.kernels import walk_layers
 from keras_nern.network.original import OriginalNetwork
 from keras_nern.network.selection import Choice
+from keras_nern.network.teacher import Teacher
 from keras_nern.permutations.orders import check_permutation_arguments
 from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.build import build_predictor
@@ -89,8 +91,9 @@ class NeRNModel(keras.Model):
         encoding: a Keras layer that maps coordinates `(n, 3)` to features `(n, d)`; `None` for
             `PositionalEncoding()`. Defaults to `None`.
         normalize: `"layer"` to divide each layer's weights by their standard deviation, which is
-            stored, before they are predicted; `None` to predict the weights themselves; `"auto"`
-            for `"layer"` with local predictors and `None` otherwise. Defaults to `"auto"`.
+            stored, before they are predicted, and to give all layers equal shares of the
+            reconstruction loss; `None` to predict the weights themselves; `"auto"` for `"layer"`
+            with local predictors and `None` otherwise. Defaults to `"auto"`.
         metric: distance between kernels if `permutation` is a name: `"euclidean"` or the paper's
             `"cosine"`. Defaults to `"euclidean"`, whose cross-filter orders are easier to fit
             (benchmarks/README.md).
@@ -122,6 +125,10 @@ class NeRNModel(keras.Model):
             the predictor as a share of the represented weights; a string such as `"200 kB"` for
             the bytes of predictor, permutation and scales, as `summary_table` counts them. `None`
             for 0.4, but at least width 8. Defaults to `None`.
+        teacher: a better classifier of the same inputs and classes, or the path of its `.keras`
+            file. Distillation takes the logits from it, and the feature maps from the base; the
+            rebuilt classifier may then be better than the base. A model with a teacher is only
+            saved if the teacher is a path, see `teacher`. `None` for the base. Defaults to `None`.
         **kwargs: `keras.Model` arguments (`name`, ...).
 
     Raises:
@@ -194,10 +201,12 @@ class NeRNModel(keras.Model):
         output_activation: str = "auto",
         experts: int | str = "auto",
         size: float | str | None = None,
+        teacher: keras.Model | Path | None = None,
         **kwargs: Any,
     ) -> None:
         # The arguments by name: each part takes those that its constructor accepts.
-        given = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")}
+        not_given = ("self", "teacher", "kwargs", "__class__")
+        given = {k: v for k, v in locals().items() if k not in not_given}
         kwargs.setdefault("dtype", "float32")
         kwargs.setdefault("name", "nern")
         super().__init__(**kwargs)
@@ -220,7 +229,7 @@ class NeRNModel(keras.Model):
         permutation.check_grids(blocks.grids)
         scale_bytes = 0 if normalize is None else 4 * len(blocks.kernels)
         self.predictor = build_predictor(
-            blocks.num_blocks,
+            np.diff(blocks.offsets).tolist(),
             blocks.num_weights,
             blocks.block_length,
             other_bytes=permutation.bits / 8 + scale_bytes,
@@ -252,6 +261,7 @@ class NeRNModel(keras.Model):
             permutation.kind,
             permutation.method,
             permutation.metric,
+            balanced=normalize is not None,
         )
         if self.predictor.experts == 1:
             center_biases(self.predictor, self._representation.sample_inputs())
@@ -267,9 +277,13 @@ class NeRNModel(keras.Model):
         self.built = True
         self.phase = "reconstruction"
         self.compile()
+        self.teacher = teacher
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Before Keras, which would track layers in the value.
+        if name == "teacher":
+            object.__setattr__(self, name, value)
+            return
         if name in ("base", *ARGUMENTS) and "_arguments" in self.__dict__:
             raise AttributeError(
                 f"{name} is an argument of the constructor and cannot be changed: create another "
@@ -304,6 +318,25 @@ class NeRNModel(keras.Model):
         this property.
         """
         return self._original.base
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The `network.teacher.Teacher` whose logits are distilled; `None` for the base.
+
+        Assign a classifier, the path of a `.keras` file, or `None`. Training continues with the new
+        logits. A saved model holds the path of its teacher; one with a teacher that is no file
+        cannot be saved until `None` is assigned.
+        """
+        return self._objective.teacher
+
+    @teacher.setter
+    def teacher(self, value: keras.Model | Path | Teacher | None) -> None:
+        if value is not None and not isinstance(value, Teacher):
+            if not isinstance(value, keras.Model):
+                checks.instance("teacher", value, (str, os.PathLike), "a keras.Model or a path")
+            value = Teacher(value, self._original)
+        self._objective.teacher = value
+        self._retrace()
 
     @property
     def encoding(self) -> keras.layers.Layer | None:
@@ -431,7 +464,7 @@ class NeRNModel(keras.Model):
         distillation_learning_rate: float | str = "auto",
         kernel_sampling: Any = "auto",
         distillation_sampling: Any = "all",
-        reconstruction_weight: float = 1.0,
+        reconstruction_weight: float | str = "auto",
         logits_weight: float = 1e-2,
         feature_map_weight: float = 2e-2,
         temperature: float = 1.0,
@@ -452,8 +485,8 @@ class NeRNModel(keras.Model):
                 `"auto"`.
             loss, loss_weights: must be `None`, because the model has its own losses.
             reconstruction_steps: number of steps of the reconstruction phase, which `fit` runs
-                before distillation; `"auto"` for 800 epochs over all kernels, or 300 with local
-                predictors. Defaults to `"auto"`.
+                before distillation; `"auto"` for 800 epochs over all kernels, or 300 over the
+                longest run with local predictors. Defaults to `"auto"`.
             curvature_steps: number of steps on the curvature of the distillation losses, which
                 `fit` runs between reconstruction and distillation without running the networks;
                 `"auto"` for 300 with local predictors and 0 otherwise. Defaults to `"auto"`.
@@ -463,7 +496,7 @@ class NeRNModel(keras.Model):
             curvature_learning_rate: peak learning rate of the default optimizer in the curvature
                 phase; `"auto"` for 1e-3, or 3e-3 with local predictors. Defaults to `"auto"`.
             distillation_learning_rate: peak learning rate of the default optimizer in the
-                distillation phase; `"auto"` for 2.5e-4, or 1.5e-3 with local predictors. Defaults
+                distillation phase; `"auto"` for 2.5e-4, or 1e-3 with local predictors. Defaults
                 to `"auto"`.
             kernel_sampling: kernels per step of reconstruction: `"all"`, `"uniform"`,
                 `"magnitude"`, or an object such as `UniformSampling(1024)`. `"auto"` draws 4,096
@@ -471,7 +504,9 @@ class NeRNModel(keras.Model):
                 `"auto"`.
             distillation_sampling: kernels that receive gradients in a step of distillation, in
                 the same form; every step predicts all kernels. Defaults to `"all"`.
-            reconstruction_weight: weight of the reconstruction loss. Defaults to `1.0`.
+            reconstruction_weight: weight of the reconstruction loss in distillation; `"auto"` for
+                the paper's 1, or 0 with local predictors, which distillation then changes more
+                freely. Defaults to `"auto"`.
             logits_weight: weight of the logits distillation loss. Defaults to `1e-2`.
             feature_map_weight: weight of the feature map distillation loss. Defaults to `2e-2`.
             temperature: temperature of the logits distillation loss. Defaults to `1.0`.
@@ -611,7 +646,7 @@ class NeRNModel(keras.Model):
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         teacher = batch = None
         if self.phase == "distillation":
-            teacher = self._original.forward(inputs)  # outside the tape: it has no gradients
+            teacher = self._objective.targets(inputs)  # outside the tape: it has no gradients
             batch = keras.ops.shape(keras.tree.flatten(inputs)[0])[0]
         with tf.GradientTape() as tape:
             terms, means, parts = self._objective.terms(self._settings, self.phase, inputs, teacher)
@@ -868,12 +903,23 @@ class NeRNModel(keras.Model):
     # Saving.
 
     def get_config(self) -> dict[str, Any]:
+        self.check_saveable()
         return {
             **super().get_config(),
+            "teacher": None if self.teacher is None else self.teacher.path,
             "base": self._original.architecture(),
             "base_build": keras.saving.serialize_keras_object(build_configs(self.base)),
             **self._config(),
         }
+
+    def check_saveable(self) -> None:
+        """Raises a ValueError if the teacher is not a file, to which a saved model can refer."""
+        if self.teacher is not None and self.teacher.path is None:
+            raise ValueError(
+                "A saved model refers to its teacher by a path: assign the path of a .keras file "
+                "or None to nern.teacher before saving. Received: the teacher "
+                f"{self.teacher.model.name!r}"
+            )
 
     def _config(self) -> dict[str, Any]:
         """The constructor's arguments except `base`, as JSON-serializable values."""
@@ -925,6 +971,7 @@ class NeRNModel(keras.Model):
             other.predictor.encoding.set_weights(self.predictor.encoding.get_weights())
         other.scales.assign(self.scales)
         other.compile_from_config(self.get_compile_config())
+        other.teacher = self.teacher
         other.reconstruction_iterations.assign(self.reconstruction_iterations)
         other.curvature_iterations.assign(self.curvature_iterations)
         other.reconstruction_finished = self.reconstruction_finished
@@ -1077,11 +1124,11 @@ class NeRNModel(keras.Model):
         )
 
 
-# The constructor's arguments except `base`, and `size`, from which others follow.
+# The constructor's arguments except the networks, and `size`, from which others follow.
 ARGUMENTS = tuple(
     name
     for name in inspect.signature(NeRNModel).parameters
-    if name not in ("base", "size", "kwargs")
+    if name not in ("base", "size", "teacher", "kwargs")
 )
 
 

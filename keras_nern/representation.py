@@ -46,6 +46,12 @@ class Representation:
         positions: int variable or array `(blocks,)`, the position of each block in its layer, see
             `Permutation.positions`; `None` for the original order. Defaults to `None`.
         kind, method, metric: as for `Permutation`. Default to `None`.
+        balanced: whether each layer has the same share of the reconstruction loss, instead of a
+            share by its number of weights. Defaults to `False`.
+
+    Attributes:
+        layer_weights: float32 array `(layers,)`, by which the squared errors of each layer's
+            weights are multiplied in the reconstruction loss.
     """
 
     def __init__(
@@ -57,15 +63,19 @@ class Representation:
         kind: str | None = None,
         method: str | None = None,
         metric: str | None = None,
+        balanced: bool = False,
     ) -> None:
         self.blocks = blocks
         self.predictor = predictor
         self.scales = np.ones(len(blocks.kernels), "float32") if scales is None else scales
         self.positions = positions
         self._found_by = {"kind": kind, "method": method, "metric": metric}
+        self._balanced = balanced
+        sizes = np.array([kernel.num_weights for kernel in blocks.kernels])
+        weights = sizes.mean() / sizes if balanced else np.ones(len(sizes))
+        self.layer_weights = weights.astype("float32")
         # `None` for a single predictor, whose slots are the blocks
-        experts = predictor.experts
-        self.runs = Runs(blocks.num_blocks, experts) if experts > 1 else None
+        self.runs = Runs(predictor.run_lengths) if predictor.experts > 1 else None
 
     @property
     def permutation(self) -> Permutation:
@@ -123,6 +133,16 @@ class Representation:
         blocks = np.argsort(keras.ops.convert_to_numpy(self._block_ranks()))
         return blocks.astype("int32")[self.runs.ranks()]
 
+    def norms_of_slots(self) -> np.ndarray:
+        """The norm of the original block in each slot, 0 where another slot has the same block."""
+        norms = self.blocks.norms()[self.block_of_slots()]
+        if self.runs is None:
+            return norms
+        first = np.zeros_like(norms)
+        slots = self.runs.slots()
+        first[slots] = norms[slots]
+        return first
+
     def _block_ranks(self) -> Tensor:
         """The rank of every block: int32 `(blocks,)`."""
         starts = np.repeat(self.blocks.offsets[:-1], np.diff(self.blocks.offsets)).astype("int32")
@@ -133,7 +153,8 @@ class Representation:
     def _places(self, slots: Tensor) -> Tensor:
         """Converts slots, equally many of each run and sorted by run, to places of the runs."""
         assert self.runs is not None
-        return keras.ops.reshape(slots, (self.runs.experts, -1)) % self.runs.length
+        places = keras.ops.reshape(slots, (self.runs.experts, -1)) % self.runs.length
+        return places % self.runs.lengths[:, None].astype("int32")
 
     def draw(self, sampling: Any, seed: Any, cumulative: Tensor | None) -> tuple[Any, bool]:
         """Draws slots.
@@ -149,9 +170,13 @@ class Representation:
         """
         if self.runs is None:
             return sampling.sample(self.num_slots, seed, cumulative), False
-        if "runs" not in inspect.signature(sampling.sample).parameters:
-            return sampling.sample(self.num_slots, seed, cumulative), False
-        drawn = sampling.sample(self.num_slots, seed, cumulative, runs=self.runs.experts)
+        if "runs" not in inspect.signature(sampling.sample).parameters:  # it draws blocks by rank
+            slots = keras.ops.convert_to_tensor(self.runs.slots())
+            if cumulative is not None:  # constant over the slots without a block of their own
+                cumulative = keras.ops.take(cumulative, slots)
+            drawn = sampling.sample(self.blocks.num_blocks, seed, cumulative)
+            return None if drawn is None else keras.ops.take(slots, drawn), False
+        drawn = sampling.sample(self.num_slots, seed, cumulative, runs=self.runs.lengths)
         return drawn, True
 
     def predict(self, slots: Tensor | None, by_run: bool = False) -> tuple[Tensor, list[Tensor]]:
@@ -220,7 +245,8 @@ class Representation:
             if self.runs is None:
                 units = first + keras.ops.arange(size, dtype="int32")
                 return self.predictor(self.coordinates(units))
-            places = np.tile(np.arange(self.runs.length, dtype="int32"), (size, 1))
+            lengths = keras.ops.slice(self.runs.lengths.astype("int32"), (first,), (size,))
+            places = keras.ops.arange(self.runs.length, dtype="int32") % lengths[:, None]
             rows = self.predictor(places, first=first)
             return keras.ops.reshape(rows, (size * self.runs.length, rows.shape[-1]))
 
@@ -283,7 +309,8 @@ class Representation:
         """
         scales = keras.ops.convert_to_numpy(self.scales).astype("float64")
         errors, sizes = self._squares(originals, kernels)
-        mean_square = np.sum(errors / scales**2) / self.blocks.num_weights
+        weighted = self.layer_weights * errors / scales**2
+        mean_square = weighted.sum() / self.blocks.num_weights
         return {
             "reconstruction_loss": float(np.sqrt(max(mean_square, losses.EPSILON))),
             "relative_error": float(errors.sum() / max(sizes.sum(), losses.EPSILON)),
@@ -310,4 +337,11 @@ class Representation:
 
     def with_predictor(self, predictor: Predictor) -> "Representation":
         """Returns a representation with the same blocks, order and scales but another predictor."""
-        return Representation(self.blocks, predictor, self.scales, self.positions, **self._found_by)
+        return Representation(
+            self.blocks,
+            predictor,
+            self.scales,
+            self.positions,
+            **self._found_by,
+            balanced=self._balanced,
+        )

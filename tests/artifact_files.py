@@ -132,7 +132,7 @@ PARTS = {
 
 # The same classifier with two local predictors, each for a run of one block.
 LOCAL_CONFIG = changed(
-    ("predictor", {"precision": "float32", "experts": 2, **HIDDEN, "block_length": 4})
+    ("predictor", {"precision": "float32", "run_lengths": [1, 1], **HIDDEN, "block_length": 4})
 )
 W1_LOCAL = np.arange(64).reshape(2, 16, 2) / 32 - 1  # (experts, features, units)
 W2_LOCAL = np.arange(16).reshape(2, 2, 4) / 4

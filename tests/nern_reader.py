@@ -37,8 +37,8 @@ class NernReader:
 
     def kernels(self):
         """The kernels by the path of their layer."""
-        experts = self.predictor.get("experts")
-        blocks = self.single() if experts is None else self.local(experts)
+        lengths = self.predictor.get("run_lengths")
+        blocks = self.single() if lengths is None else self.local(lengths)
         scales = np.ones(len(self.grids))
         if self.config["normalize"]:
             scales = self.numbers("scales", "f4")
@@ -116,16 +116,15 @@ class NernReader:
                 x = np.maximum(x, 0)
         return x
 
-    def local(self, experts):
+    def local(self, lengths):
         """The blocks of local predictors by rank: `(blocks, B)`."""
-        count = sum(filters * columns for filters, columns in self.grids)
-        length = math.ceil(count / experts)
-        frequencies = [length ** (-(i + 1) / 8) / 2 for i in range(8)]
-        kernels = self.dense(2 * len(frequencies), experts)
+        frequencies = [max(lengths) ** (-(i + 1) / 8) / 2 for i in range(8)]
+        kernels = self.dense(2 * len(frequencies), len(lengths))
+        starts = [sum(lengths[:expert]) for expert in range(len(lengths))]
         blocks = []
-        for rank in range(count):
-            expert = max(e for e in range(experts) if e * count // experts <= rank)
-            place = rank - expert * count // experts
+        for rank in range(sum(lengths)):
+            expert = max(e for e, start in enumerate(starts) if start <= rank)
+            place = rank - starts[expert]
             angles = [2 * math.pi * place * frequency for frequency in frequencies]
             x = np.array([*map(math.sin, angles), *map(math.cos, angles)])
             for kernel in kernels:

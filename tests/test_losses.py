@@ -145,6 +145,21 @@ def test_curvature_matches_the_formula(shape, groups):
     np.testing.assert_allclose(found, gradient, rtol=1e-3, atol=1e-3 * np.abs(gradient).max())
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_curvature_of_channels_and_positions_is_that_of_their_product(groups):
+    inputs, outputs, positions = _definite(groups, 3), _definite(groups, 4), _definite(groups, 6)
+    error = tf.constant(RNG.normal(size=(2, 3, 3, 4 * groups)).astype("float32"))
+    both = np.stack([np.kron(p, a) for p, a in zip(positions, inputs, strict=True)])
+    results = []
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(error)
+        results.append(losses.curvature_cost(error, inputs, outputs, None, positions))
+        results.append(losses.curvature_cost(error, both, outputs))
+    np.testing.assert_allclose(*results, rtol=1e-4)
+    found, expected = (tape.gradient(one, error) for one in results)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
 def test_curvature_of_a_diagonal_and_of_nothing():
     error, diagonal = (RNG.normal(size=(3, 3, 2, 4)).astype("float32") for _ in range(2))
     error = tf.constant(error)

@@ -140,6 +140,7 @@ CALLS = {
             "bits": whole(2, 9, optional=True),
             "pruned": flag(),
             "output_activation": one_of("relu", optional=False),
+            "teacher": [3, [], layers.Dense(2), "no-such-file.keras"],
         },
     ),
     "NeRNModel.compile": (
@@ -349,11 +350,10 @@ CALLS = {
     ),
     "LocalPredictor": (
         lambda shared, **arguments: keras_nern.LocalPredictor(**arguments),
-        {"experts": 3, "hidden_size": 4, "run_length": 5},
+        {"run_lengths": [5, 2, 3], "hidden_size": 4},
         {
-            "experts": whole(2),
+            "run_lengths": [None, "a", 5, {}, [], [5], np.zeros(2), *([5, n] for n in whole(1))],
             "hidden_size": whole(1),
-            "run_length": whole(1),
             "num_layers": whole(2),
             "block_length": whole(1),
             "bits": whole(2, 9, optional=True),

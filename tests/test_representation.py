@@ -6,11 +6,16 @@ import pytest
 import tensorflow as tf
 
 import keras_nern
-from keras_nern.training.sampling import AllKernels, MagnitudeSampling, UniformSampling
+from keras_nern.training.sampling import (
+    AllKernels,
+    MagnitudeSampling,
+    UniformSampling,
+    cumulative_magnitude,
+)
 
 ORDERS = [None, "in_filter", "cross_filter"]
 # of 52 blocks in layers of 4, 24 and 24; no run ends where a layer does
-EXPERTS = [1, 3, 7]
+EXPERTS = [1, 3, 5]
 
 
 def _representation(base, experts, permutation=None):
@@ -26,6 +31,14 @@ def _block_of_slots(representation):
     coordinates = representation.permutation.coordinates().tolist()
     ranks = [(0, 4, 28)[layer] + f * columns[layer] + c for layer, f, c in coordinates]
     return [ranks.index(rank) for rank in representation.runs.ranks()]
+
+
+def _first_slots(representation, ranks):
+    """The first slot of the block of each rank."""
+    if representation.runs is None:
+        return ranks
+    every = representation.runs.ranks().tolist()
+    return [every.index(rank) for rank in ranks]
 
 
 @pytest.mark.parametrize("experts", EXPERTS)
@@ -57,9 +70,22 @@ def test_inputs_of_statistics_belong_to_layers(base, experts):
     expected = np.searchsorted([4, 28], _block_of_slots(representation), side="right")
     np.testing.assert_array_equal(layers.ravel(), expected)
     if experts > 1:
-        length = -(-52 // experts)
-        assert layers.shape == inputs.shape == (experts, length)
-        np.testing.assert_array_equal(inputs, np.tile(np.arange(length), (experts, 1)))
+        lengths = representation.predictor.run_lengths
+        assert len(set(lengths)) > 1
+        # past its end, a run starts over
+        expected = [[slot % length for slot in range(max(lengths))] for length in lengths]
+        assert layers.shape == inputs.shape == (experts, max(lengths))
+        np.testing.assert_array_equal(inputs, expected)
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+@pytest.mark.parametrize("permutation", ORDERS)
+def test_one_slot_of_each_block_has_its_norm(base, permutation, experts):
+    representation = _representation(base, experts, permutation)
+    blocks, norms = _block_of_slots(representation), representation.blocks.norms()
+    expected = [0 if block in blocks[:slot] else norms[block] for slot, block in enumerate(blocks)]
+    np.testing.assert_array_equal(representation.norms_of_slots(), expected)
+    assert np.count_nonzero(expected) == 52
 
 
 class _Own:
@@ -68,7 +94,20 @@ class _Own:
     by_magnitude = False
 
     def sample(self, count, seed, cumulative=None):
-        return keras.ops.convert_to_tensor(np.array([count - 1, 3, 3, 20], "int32"))
+        assert count == 52
+        self.cumulative = cumulative
+        return keras.ops.convert_to_tensor(np.array([51, 3, 3, 20], "int32"))
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_a_sampling_without_runs_draws_blocks_in_their_order(base, experts):
+    representation = _representation(base, experts, "cross_filter")
+    cumulative = cumulative_magnitude(representation.norms_of_slots())
+    own = _Own()
+    representation.draw(own, None, keras.ops.convert_to_tensor(cumulative))
+    blocks = range(52) if experts == 1 else np.argsort(representation._block_ranks())
+    expected = cumulative_magnitude(representation.blocks.norms()[blocks])
+    np.testing.assert_allclose(own.cumulative, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("experts", EXPERTS)
@@ -85,13 +124,13 @@ def test_predicts_the_slots_that_are_drawn(base, experts, sampling):
     predicted, means = representation.predict(drawn, by_run)
     if isinstance(sampling, _Own):
         assert not by_run
-        assert drawn.numpy().tolist() == [count - 1, 3, 3, 20]
+        assert drawn.numpy().tolist() == _first_slots(representation, [51, 3, 3, 20])
     elif type(sampling) is AllKernels:
         assert drawn is None
         drawn = np.arange(count)
     else:
         assert by_run == (experts > 1)
-        assert len(drawn) == {1: 20, 3: 21, 7: 21}[experts]
+        assert len(drawn) == {1: 20, 3: 21, 5: 20}[experts]
     np.testing.assert_allclose(predicted, every[drawn], atol=1e-6)
     assert len(means) == (3 if experts == 1 else 0)
 
@@ -101,7 +140,8 @@ def test_only_drawn_slots_get_the_gradients_of_a_whole_network(base, experts):
     nern = keras_nern.NeRNModel(base, 4, 3, permutation="cross_filter", experts=experts)
     representation = nern._representation
     cotangent = np.random.default_rng(0).normal(size=(52, 9)).astype("float32")
-    drawn = np.array([0, 9, 9, 17, 30, 30, 30, 51], "int32")  # some repeatedly
+    ranks = [0, 9, 9, 17, 30, 30, 30, 51]  # some repeatedly
+    drawn = np.array(_first_slots(representation, ranks), "int32")
     variables = nern.trainable_variables
     with tf.GradientTape() as tape:
         predicted, _ = representation.predict(drawn)
@@ -115,9 +155,8 @@ def test_only_drawn_slots_get_the_gradients_of_a_whole_network(base, experts):
         rows, _ = representation.predict(None)
         mask = np.isin(np.arange(representation.num_slots), drawn)[:, None]
         rows = tf.where(mask, rows, tf.stop_gradient(rows))
-        slots = [_block_of_slots(representation)[::-1].index(block) for block in range(52)]
-        last = representation.num_slots - 1 - np.array(slots)  # of two slots, the later one
-        value = tf.reduce_sum(tf.gather(rows, last) * cotangent)
+        slots = [_block_of_slots(representation).index(block) for block in range(52)]
+        value = tf.reduce_sum(tf.gather(rows, slots) * cotangent)
     for a, b in zip(found, tape.gradient(value, variables), strict=True):
         assert np.any(b)
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

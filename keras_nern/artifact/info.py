@@ -102,10 +102,13 @@ class ArtifactInfo(Printable):
         return {**dataclasses.asdict(self), "layers": layers, **counts}
 
     def tables(self) -> list[Table]:
+        predictor = dict(self.predictor)
+        if "run_lengths" in predictor:
+            predictor = {"experts": len(predictor.pop("run_lengths")), **predictor}
         rows = [
             ("classifier", self.name),
             ("format", f"{self.format_version} ({_listed(self.versions, ' ')})"),
-            ("predictor", f"{_listed(self.predictor)}, precision={self.precision}"),
+            ("predictor", f"{_listed(predictor)}, precision={self.precision}"),
             ("blocks", f"permutation={self.permutation}, {_listed(self.blocks)}"),
             ("precision of kept weights", self.kept_precision),
             ("represented", f"{len(self.layers)} kernels, {self.represented_weights:,} weights"),

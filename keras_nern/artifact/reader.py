@@ -8,6 +8,7 @@ docs/format.md specifies the parts.
 
 import json
 import math
+import reprlib
 from typing import Any
 
 import keras
@@ -20,7 +21,7 @@ from keras_nern.permutations.orders import KINDS
 from keras_nern.predictor.local import LocalPredictor
 from keras_nern.predictor.predictor import KernelPredictor, Predictor
 from keras_nern.predictor.quantization import Quantized
-from keras_nern.predictor.runs import NUM_FREQUENCIES, Runs
+from keras_nern.predictor.runs import NUM_FREQUENCIES
 from keras_nern.predictor.size import predictor_bytes
 from keras_nern.representation import Representation
 from keras_nern.utils import checks
@@ -59,8 +60,8 @@ def load(path: Path, custom_objects: dict | None = None, max_bytes: int = MAX_BY
         path: path of a file that `NeRNModel.export` wrote.
         custom_objects: dict from name to class or function, for layers that are neither part of
             Keras nor registered. Defaults to `None`.
-        max_bytes: limit in bytes for each of the classifier, the predictor, a run of local
-            predictors, and the order of the blocks. A file that needs more, or is larger than
+        max_bytes: limit in bytes for each of the classifier, the predictor, the runs of a kernel,
+            and the order of the blocks. A file that needs more, or is larger than
             three times the limit, is rejected before memory is allocated. Defaults to 2 GiB.
 
     Returns:
@@ -117,7 +118,9 @@ def read_config(parts: dict[str, bytes]) -> dict:
     _check_fields("its config", config, FIELDS)
     _check_fields("its blocks", config["blocks"], BLOCKS_FIELDS)
     predictor = config["predictor"]
-    fields = PREDICTOR_FIELDS | ({"experts": int} if "experts" in predictor else {"encoding": dict})
+    fields = PREDICTOR_FIELDS | (
+        {"run_lengths": list} if "run_lengths" in predictor else {"encoding": dict}
+    )
     _check_fields("its predictor", predictor, fields)
     for name, value, choices in (
         ("kept_precision", config["kept_precision"], codec.FLOATS),
@@ -137,8 +140,20 @@ def read_config(parts: dict[str, bytes]) -> dict:
     if predictor["num_layers"] > MAX_LAYERS:
         raise ValueError(f"its predictor has more than {MAX_LAYERS} layers")
     configs.check(config["architecture"])
-    configs.check(predictor, MAX_WIDTH, functions=())  # functions would run while reading
+    bounded = {name: value for name, value in predictor.items() if name != "run_lengths"}
+    configs.check(bounded, MAX_WIDTH, functions=())  # functions would run while reading
+    if "run_lengths" in predictor:
+        _check_runs(predictor["run_lengths"], config["kernels"])
     return config
+
+
+def _check_runs(lengths: list, kernels: list[dict]) -> None:
+    blocks = sum(math.prod(kernel["grid"]) for kernel in kernels)
+    if len(lengths) < 2 or not all(map(_is_size, lengths)) or sum(lengths) != blocks:
+        raise ValueError(
+            f"its run_lengths must be at least 2 positive integers whose sum is {blocks:,}, the "
+            f"number of blocks, but are {reprlib.repr(lengths)}"
+        )
 
 
 def _check_fields(what: str, config: object, fields: dict[str, Any]) -> None:
@@ -265,7 +280,7 @@ class _Reader:
         """Builds the predictor with float weights, also from quantized kernels."""
         config = dict(self._config["predictor"])
         precision = config.pop("precision")
-        predictor = self._local(config) if "experts" in config else self._single(config)
+        predictor = self._local(config) if "run_lengths" in config else self._single(config)
         kernels = self._kernels(precision, predictor.layers)
         for layer, kernel in zip(predictor.layers, kernels, strict=True):
             layer.kernel.assign(kernel)
@@ -278,14 +293,22 @@ class _Reader:
         return predictor
 
     def _local(self, config: dict[str, Any]) -> LocalPredictor:
-        experts = checks.integer("its experts", config["experts"], minimum=2)
-        blocks = sum(math.prod(kernel["grid"]) for kernel in self._config["kernels"])
-        length = Runs(blocks, experts).length
+        lengths = config["run_lengths"]
         features = 2 * NUM_FREQUENCIES
         widest = max(features, config["hidden_size"], config["block_length"])
-        self._check_bytes("a run of its blocks", 4 * widest * length)  # which is predicted at once
-        predictor = LocalPredictor(**config, run_length=length)
-        self._check_bytes("its predictor", int(predictor_bytes(**config, features=features)))
+        longest = max(lengths)
+        self._check_bytes("a run of its blocks", 4 * widest * longest)  # which is predicted at once
+        self._check_bytes("a table of its runs", 4 * longest * len(lengths))
+        # A kernel needs all slots of the runs that hold its blocks.
+        counts = [math.prod(kernel["grid"]) for kernel in self._config["kernels"]]
+        stops, ends = np.cumsum(lengths), np.cumsum(counts)
+        first, last = (np.searchsorted(stops, rank, "right") for rank in (ends - counts, ends - 1))
+        runs = int(np.max(last - first)) + 1
+        self._check_bytes("a kernel in runs", 4 * config["block_length"] * longest * runs)
+        shape = {name: config[name] for name in ("hidden_size", "num_layers", "block_length")}
+        needed = predictor_bytes(**shape, features=features, experts=len(lengths))
+        self._check_bytes("its predictor", int(needed))
+        predictor = LocalPredictor(**config)
         predictor.build()
         return predictor
 

@@ -36,7 +36,7 @@ from keras_nern.utils.version import __version__
 
 # Fields of a predictor's config that the file omits: those that every layer has, and those that
 # follow from the precision and the blocks.
-OMITTED = (*keras.layers.Layer().get_config(), "bits", "pruned", "run_length")
+OMITTED = (*keras.layers.Layer().get_config(), "bits", "pruned")
 
 
 def write(

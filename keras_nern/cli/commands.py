@@ -243,9 +243,23 @@ training_options = _all(
 )
 @option(keras_nern.NeRNModel, "include_dense", "Represent Dense layers, too.")
 @option(
+    keras_nern.NeRNModel,
+    "teacher",
+    "A better classifier (.keras) of the same classes, whose outputs are distilled.",
+    type=ModelFile(CLASSIFIER),
+)
+@option(
     keras_nern.NeRNModel.compile,
     "reconstruction_steps",
     "Steps of reconstruction, without images. auto chooses by the number of kernels.",
+    type=AutoInteger(),
+    metavar="auto|N",
+)
+@option(
+    keras_nern.NeRNModel.compile,
+    "curvature_steps",
+    "Steps on the curvature of the losses. auto is 300 with local predictors and --epochs above 0, "
+    "otherwise 0.",
     type=AutoInteger(),
     metavar="auto|N",
 )

@@ -76,8 +76,8 @@ def compress(options: dict, resume_command: str) -> tuple[dict, str]:
 
 
 def _training_images(options: dict, base: keras.Model) -> Any:
-    """The images of `--data`; `None` if there are no epochs of distillation."""
-    if not options["epochs"]:
+    """The images of `--data`; `None` if no phase needs them."""
+    if not options["epochs"] and options.get("curvature_steps") in (None, "auto", 0):
         return None
     images, _ = data.load(options, base, "train", for_training=True)
     return images

@@ -21,8 +21,13 @@ Probes are multiplied by the square roots of the losses' weights and summed, so 
 serves for all of them. They are independent and have mean 0, so that products of different probes
 cancel on average.
 
-Layers whose patches are not known (transposed and separable convolutions) get the diagonal of the
-Gauss-Newton matrix: mean squares of the probes' gradients with respect to the kernel.
+If A would have more than `MAX_FACTOR` rows, it is approximated by a Kronecker product itself, of
+the second moments A_c over the channels and A_s over the positions of a patch:
+A ~ (A_s x A_c) / tr A.
+
+Layers whose patches are not known (transposed and separable convolutions), and those with more than
+`MAX_FACTOR` channels or filters, get the diagonal of the Gauss-Newton matrix: mean squares of the
+probes' gradients with respect to the kernel.
 """
 
 import math
@@ -43,7 +48,7 @@ ROWS_PER_INPUT = 24  # patches per entry of a patch that A and G use, of all ima
 MIN_ROWS = 8_192  # ... and at least
 MIN_NORM = 1e-6  # of a feature map that is probed
 ENTRIES_AT_ONCE = 2**26  # of patches, 256 MB
-MAX_PATCH = 6_144  # entries of a patch for which A is a full matrix
+MAX_FACTOR = 6_144  # rows of A, G and the parts of A, 151 MB
 
 _PLAIN = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.Dense)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -53,14 +58,17 @@ class Factors(NamedTuple):
     """The curvature of one kernel: A and G, or a diagonal.
 
     Attributes:
-        inputs: A, float32 `(groups, patch, patch)`, or `None`.
+        inputs: A, float32 `(groups, patch, patch)`, or A_c, `(groups, channels, channels)`, with
+            the channels of one group; or `None`.
         outputs: G, float32 `(groups, filters, filters)`, with the filters of one group; or `None`.
         diagonal: float32 array of the kernel's shape, or `None`.
+        positions: A_s / tr A, float32 `(groups, S, S)` for the S positions of a patch, or `None`.
     """
 
     inputs: np.ndarray | None = None
     outputs: np.ndarray | None = None
     diagonal: np.ndarray | None = None
+    positions: np.ndarray | None = None
 
 
 def gather_factors(
@@ -89,7 +97,7 @@ def gather_factors(
     """
     kernels = original.blocks.kernels
     factored = _factored(original)
-    sums = [_Sums() for _ in kernels]
+    sums = [_Sums(kernel) for kernel in kernels]
     random = np.random.default_rng(seed)
     generator = keras.random.SeedGenerator(seed)
     count = 0
@@ -137,7 +145,8 @@ def _factored(original: OriginalNetwork) -> dict[int, tuple[int, Kernel]]:
     return {
         key: (index, kernel)
         for key, (index, kernel) in found.items()
-        if isinstance(kernel.layer, (*_PLAIN, *_DEPTHWISE)) and _patch_size(kernel) <= MAX_PATCH
+        if isinstance(kernel.layer, (*_PLAIN, *_DEPTHWISE))
+        and max(_channels(kernel), _group_filters(kernel)) <= MAX_FACTOR
     }
 
 
@@ -175,13 +184,17 @@ def probes(
 
 
 def removal_cost(
-    kernel: Kernel, inputs: Any = None, outputs: Any = None, diagonal: Any = None
+    kernel: Kernel,
+    inputs: Any = None,
+    outputs: Any = None,
+    diagonal: Any = None,
+    positions: Any = None,
 ) -> np.ndarray:
     """What the removal of each filter's channel costs: 1/2 w^T H w for its S weights w.
 
     Args:
         kernel: the kernel.
-        inputs, outputs, diagonal: its `Factors`.
+        inputs, outputs, diagonal, positions: its `Factors`.
 
     Returns:
         float64 array `(filters, channels)`; zeros if all factors are `None`.
@@ -198,8 +211,11 @@ def removal_cost(
     if _is_depthwise(kernel):  # one group for each channel; w is (multiplier, channels, S)
         return 0.5 * own.T * np.einsum("mcs,cst,mct->mc", w, a, w)
     channels = kernel.channels
-    a = a.reshape(groups, spatial, channels, spatial, channels)
-    a = np.einsum("gsctc->gcst", a)  # (groups, channels, S, S)
+    if positions is None:
+        a = a.reshape(groups, spatial, channels, spatial, channels)
+        a = np.einsum("gsctc->gcst", a)  # (groups, channels, S, S)
+    else:
+        a = np.einsum("gcc,gst->gcst", a, keras.ops.convert_to_numpy(positions))
     w = w.reshape(groups, -1, channels, spatial)
     cost = 0.5 * own[:, :, None] * np.einsum("gfcs,gcst,gfct->gfc", w, a, w)
     return cost.reshape(kernel.filters, channels)
@@ -208,16 +224,24 @@ def removal_cost(
 class _Sums:
     """Sums over the images of one kernel."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernel: Kernel) -> None:
+        self.channels = _channels(kernel) if _patch_size(kernel) > MAX_FACTOR else None
         self.inputs: Any = 0.0
         self.outputs: Any = 0.0
+        self.positions: Any = 0.0
         self.rows = 0
         self.squares: Any = None
 
     def add(self, patches: Tensor, gradients: Tensor, positions: int) -> None:
         """Adds rows `(groups, rows, ...)`, each of which stands for others of `positions` rows."""
-        rows = patches.shape[1]
-        self.inputs += _product(patches)
+        groups, rows, _ = patches.shape
+        if self.channels is None:
+            self.inputs += _product(patches)
+        else:
+            split = keras.ops.reshape(patches, (groups, rows, -1, self.channels))
+            self.inputs += _product(keras.ops.reshape(split, (groups, -1, self.channels)))
+            split = keras.ops.transpose(split, (0, 1, 3, 2))
+            self.positions += _product(keras.ops.reshape(split, (groups, -1, split.shape[-1])))
         self.outputs += _product(gradients) * (positions / rows)
         self.rows += rows
 
@@ -227,7 +251,12 @@ class _Sums:
     def factors(self, count: int) -> Factors:
         if self.rows:
             inputs, outputs = self.inputs / self.rows, self.outputs / count
-            return Factors(inputs.astype("float32"), outputs.astype("float32"))
+            found = Factors(inputs.astype("float32"), outputs.astype("float32"))
+            if self.channels is None:
+                return found
+            trace = np.einsum("gcc->g", self.inputs)[:, None, None]
+            positions = self.positions / np.where(trace > 0, trace, 1.0)
+            return found._replace(positions=positions.astype("float32"))
         if self.squares is not None:
             return Factors(diagonal=(self.squares / count).astype("float32"))
         return Factors()
@@ -250,8 +279,20 @@ def _in_parts(batches: Iterable) -> Iterator:
             yield keras.tree.map_structure(lambda one, i=start, n=count: one[i : i + n], batch)
 
 
+def _channels(kernel: Kernel) -> int:
+    """Channels of a patch of one group."""
+    return 1 if _is_depthwise(kernel) else kernel.channels
+
+
 def _patch_size(kernel: Kernel) -> int:
-    return kernel.spatial_size * (1 if _is_depthwise(kernel) else kernel.channels)
+    return kernel.spatial_size * _channels(kernel)
+
+
+def _group_filters(kernel: Kernel) -> int:
+    """Filters of one group."""
+    if _is_depthwise(kernel):
+        return kernel.layer.depth_multiplier
+    return kernel.filters // getattr(kernel.layer, "groups", 1)
 
 
 def _is_depthwise(kernel: Kernel) -> bool:
@@ -285,7 +326,8 @@ def _rows(
     count = inputs.shape[0]
     per_image = math.prod(gradient.shape[1:-1]) * kernel.spatial_size * inputs.shape[-1]
     at_once = max(1, ENTRIES_AT_ONCE // per_image)
-    rows_wanted = share * max(MIN_ROWS, ROWS_PER_INPUT * _patch_size(kernel))
+    factor = min(_patch_size(kernel), MAX_FACTOR)
+    rows_wanted = share * max(MIN_ROWS, ROWS_PER_INPUT * factor)
     for start in range(0, count, at_once):
         images, at_output = (one[start : start + at_once] for one in (inputs, gradient))
         at_output = keras.ops.reshape(at_output, (-1, groups, gradient.shape[-1] // groups))

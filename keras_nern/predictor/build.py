@@ -1,18 +1,19 @@
 """Builds the predictor of a network's blocks: a single one, or local ones."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from keras_nern.predictor.local import LocalPredictor
 from keras_nern.predictor.predictor import KernelPredictor, Predictor
-from keras_nern.predictor.runs import Runs
+from keras_nern.predictor.runs import run_lengths
 from keras_nern.predictor.size import DEFAULT_FEATURES, choose_shape
 from keras_nern.utils import checks
 
 
 def build_predictor(
-    num_blocks: int,
+    layer_sizes: Sequence[int],
     num_weights: int,
     block_length: int,
     other_bytes: float = 0.0,
@@ -21,7 +22,8 @@ def build_predictor(
     """Builds a predictor.
 
     Args:
-        num_blocks, num_weights: number of blocks and of weights to represent.
+        layer_sizes: number of blocks of each layer.
+        num_weights: number of weights to represent.
         block_length: B, weights per block.
         other_bytes: as for `size.choose_shape`. Defaults to `0.0`.
         **arguments: arguments of `NeRNModel`; those of `size.choose_shape` and of the predictors
@@ -46,7 +48,7 @@ def build_predictor(
         if isinstance(encoding, keras.layers.Layer):  # KernelPredictor refuses anything else
             features = encoding(keras.KerasTensor((None, 3), "int32")).shape[-1]
     shape = choose_shape(
-        num_blocks,
+        sum(layer_sizes),
         num_weights,
         features=features,
         other_bytes=other_bytes,
@@ -56,7 +58,7 @@ def build_predictor(
     kind: type[Predictor] = KernelPredictor
     if shape.experts > 1:
         kind = LocalPredictor
-        arguments["run_length"] = Runs(num_blocks, shape.experts).length
+        arguments["run_lengths"] = run_lengths(layer_sizes, shape.experts)
     predictor = kind(**checks.accepted(kind, arguments), name="predictor")
     predictor.build((None, 3))
     predictor.compress()

@@ -1,15 +1,15 @@
 """Local predictors: many small MLPs, each for a run of blocks.
 
 The cost of one MLP for all blocks is blocks x parameters, and both grow with the network. Here the
-blocks, in the order of their coordinates, are cut into runs of equal length (see `runs`). Every run
-has an MLP of its own, an *expert* (Reiser et al., "KiloNeRF", ICCV 2021, arXiv 2103.13744), so that
-the cost of a block does not depend on the size of the network:
+blocks, in the order of their coordinates, are cut into runs (see `runs`). Every run has an MLP of
+its own, an *expert* (Reiser et al., "KiloNeRF", ICCV 2021, arXiv 2103.13744), so that the cost of a
+block does not depend on the size of the network:
 
     features(place) -> [matmul -> sin] x (n - 1) -> matmul -> B weights
 
 * The features are sines and cosines of a block's place within its run, at F geometric frequencies,
-  the lowest of which is half a cycle per run (see `runs`). Features of the filter and the column do
-  not lower the error, whatever the order (docs/predictors.md).
+  the lowest of which is half a cycle per longest run (see `runs`). Features of the filter and the
+  column do not lower the error, whatever the order (docs/predictors.md).
 * Activations are sines (Sitzmann et al., "Implicit Neural Representations with Periodic Activation
   Functions", NeurIPS 2020, arXiv 2006.09661). They reach a given error in about half the time of
   ReLU. There are no biases, which would only be further numbers to store.
@@ -106,9 +106,9 @@ class LocalPredictor(Predictor):
     """Predicts the blocks of each run by an MLP of its own.
 
     Args:
-        experts: number of runs and MLPs, at least 2.
+        run_lengths: list of the number of blocks of each run, of at least 2 runs. Each has an MLP
+            of its own.
         hidden_size: h, width of the hidden layers of an expert.
-        run_length: places of a run.
         num_layers: number of layers of an expert including the output layer, at least 2. Defaults
             to `9`.
         block_length: B, weights per block, such as k * k. Defaults to `9`.
@@ -124,13 +124,13 @@ class LocalPredictor(Predictor):
         float32 `(experts, n, block_length)`.
 
     Raises:
-        ValueError: if `hidden_size`, `run_length` or `block_length` is not an integer of at least
-            1, if `experts` or `num_layers` is not an integer of at least 2, or if `bits` is
-            neither `None` nor an integer from 2 to 8.
+        ValueError: if `hidden_size`, `block_length` or one of `run_lengths` is not an integer of at
+            least 1, if `run_lengths` is not a list of at least 2, if `num_layers` is not an integer
+            of at least 2, or if `bits` is neither `None` nor an integer from 2 to 8.
 
     Example:
 
-    >>> predictor = keras_nern.LocalPredictor(experts=16, hidden_size=31, run_length=1879)
+    >>> predictor = keras_nern.LocalPredictor(run_lengths=[1879] * 16, hidden_size=31)
     >>> predictor(np.zeros((16, 100), "int32")).shape
     TensorShape([16, 100, 9])
 
@@ -140,9 +140,8 @@ class LocalPredictor(Predictor):
 
     def __init__(
         self,
-        experts: int,
+        run_lengths: Sequence[int],
         hidden_size: int,
-        run_length: int,
         num_layers: int = 9,
         block_length: int = 9,
         bits: int | None = None,
@@ -150,8 +149,11 @@ class LocalPredictor(Predictor):
         **kwargs: Any,
     ) -> None:
         super().__init__(hidden_size, num_layers, block_length, bits, pruned, **kwargs)
-        self.experts = checks.integer("experts", experts, minimum=2)
-        self.run_length = checks.integer("run_length", run_length, minimum=1)
+        checks.instance("run_lengths", run_lengths, (list, tuple), "a list of integers")
+        self.run_lengths = [
+            checks.integer(f"run_lengths[{i}]", one, minimum=1) for i, one in enumerate(run_lengths)
+        ]
+        self.experts = checks.integer("the number of run_lengths", len(self.run_lengths), minimum=2)
         common: dict[str, Any] = {
             "experts": self.experts,
             "bits": bits,
@@ -163,7 +165,7 @@ class LocalPredictor(Predictor):
             for i in range(self.num_layers - 1)
         ]
         self.output_layer = LocalDense(units=self.block_length, name=OUTPUT_LAYER, **common)
-        self._features = place_features(self.run_length)
+        self._features = place_features(max(self.run_lengths))
 
     def build(self, input_shape: Shape | None = None) -> None:
         shape: Shape = (self.experts, None, self._features.shape[1])
@@ -195,5 +197,4 @@ class LocalPredictor(Predictor):
         return (*input_shape, self.block_length)
 
     def get_config(self) -> dict[str, Any]:
-        own = {"experts": self.experts, "run_length": self.run_length}
-        return {**super().get_config(), **own}
+        return {**super().get_config(), "run_lengths": self.run_lengths}

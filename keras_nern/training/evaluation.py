@@ -93,13 +93,14 @@ class Evaluation:
             rebuilt classifier.
         """
         kernels = [keras.ops.convert_to_tensor(kernel) for kernel in self._kernels]
-        teacher = self._original.forward(inputs)
+        original = self._original.forward(inputs)
+        teacher = self._objective.targets(inputs, original)
         student = self._original.forward(inputs, kernels)
         terms = {name: keras.ops.convert_to_tensor(v) for name, v in self._errors.items()}
         terms.update(self._objective.distillation_terms(settings, teacher, student))
         terms["loss"] = self._objective.weighted(settings, terms)
         classes = list(map(_classes_of, student.logits))
-        expected = [keras.ops.argmax(logits, axis=-1) for logits in teacher.logits]
+        expected = [keras.ops.argmax(logits, axis=-1) for logits in original.logits]
         terms["agreement"] = _mean_share_equal(classes, expected)
         if labels is not None:
             names = self._original.label_shapes

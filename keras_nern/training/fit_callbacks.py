@@ -93,7 +93,8 @@ class FitCallbacks(keras.callbacks.CallbackList):
         **params: as for `keras.callbacks.CallbackList`: `verbose`, `epochs`, `steps`.
 
     Raises:
-        ValueError: if `callbacks` contains something else.
+        ValueError: if `callbacks` contains something else, or a callback saves a model that cannot
+            be saved.
         OSError: if a callback cannot write its files.
     """
 
@@ -101,6 +102,9 @@ class FitCallbacks(keras.callbacks.CallbackList):
         callbacks = check_callbacks(callbacks)
         for callback in callbacks:
             _check_paths(callback)
+            checkpoint = isinstance(callback, keras.callbacks.ModelCheckpoint)
+            if checkpoint and not callback.save_weights_only:
+                model.check_saveable()
         self.history = EpochHistory()
         self.finite_check = FiniteCheck(callbacks)
         # The check comes first, so that callbacks do not use or save values that are not finite.

@@ -1,6 +1,6 @@
 """The losses that a training step minimizes.
 
-    reconstruction   a_1 L_rec
+    reconstruction   L_rec
     curvature        L_curvature
     distillation     a_1 L_rec + a_2 L_logits + a_3 L_maps
 
@@ -18,9 +18,10 @@ import tensorflow as tf
 from keras_nern import losses
 from keras_nern.network.curvature import Factors, gather_factors, removal_cost
 from keras_nern.network.original import ForwardOutputs, OriginalNetwork
+from keras_nern.network.teacher import Teacher
 from keras_nern.representation import Representation
 from keras_nern.training import sampling
-from keras_nern.training.settings import LOSSES, Settings
+from keras_nern.training.settings import DISTILLATION_LOSSES, LOSSES, Settings
 from keras_nern.utils import checks
 from keras_nern.utils.backend import assign_or_create, constant
 from keras_nern.utils.types import Tensor
@@ -36,6 +37,7 @@ class Objective:
 
     Attributes:
         scope: function that opens the distribution strategy's scope, to create variables in.
+        teacher: the `network.teacher.Teacher` whose logits are distilled; `None` for the base.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Objective:
         self._original = original
         self._representation = representation
         self._seed = seed
+        self.teacher: Teacher | None = None
         self.scope = tf.distribute.get_strategy().scope
         with self.scope():
             self._multipliers = constant(np.ones(len(LOSSES)))
@@ -80,7 +83,8 @@ class Objective:
             order = self._representation.block_of_slots()
             self._slot_blocks = assign_or_create(self._slot_blocks, order, "int32")
             if any(getattr(one, "by_magnitude", True) for one in samplings):
-                cumulative = sampling.cumulative_magnitude(blocks.norms()[order])
+                norms = self._representation.norms_of_slots()
+                cumulative = sampling.cumulative_magnitude(norms)
                 self._cumulative = assign_or_create(self._cumulative, cumulative)
 
     def scale(self, multipliers: Mapping[str, float]) -> None:
@@ -104,13 +108,15 @@ class Objective:
 
     @property
     def without_factors(self) -> dict[str, str]:
-        """What the curvature loss takes for layers without factors, by name of the kernel."""
-        kinds = {True: "nothing: no gradient reaches it", False: "the diagonal"}
-        return {
-            kernel.name: kinds[factors.diagonal is None]
-            for kernel, factors in zip(self._original.blocks.kernels, self._factors, strict=False)
-            if factors.inputs is None
-        }
+        """What the curvature loss takes for layers without full factors, by name of the kernel."""
+        found = {}
+        for kernel, factors in zip(self._original.blocks.kernels, self._factors, strict=False):
+            if factors.positions is not None:
+                found[kernel.name] = "factors of channels and of positions"
+            elif factors.inputs is None:
+                missing = "nothing: no gradient reaches it"
+                found[kernel.name] = missing if factors.diagonal is None else "the diagonal"
+        return found
 
     def gather_curvature(self, settings: Settings, batches: Iterable, images: int) -> None:
         """Gathers the factors that L_curvature needs; see `network.curvature.gather_factors`."""
@@ -154,6 +160,16 @@ class Objective:
             for kernel, factors in zip(self._original.blocks.kernels, self._factors, strict=True)
         ]
 
+    def targets(self, inputs: Any, original: ForwardOutputs | None = None) -> ForwardOutputs:
+        """The feature maps of the base, and the logits of the teacher if there is one.
+
+        Args:
+            inputs: a batch of the base's inputs.
+            original: the outputs of the base for them; `None` to compute them. Defaults to `None`.
+        """
+        outputs = self._original.forward(inputs) if original is None else original
+        return outputs._replace(logits=self.teacher.logits(inputs)) if self.teacher else outputs
+
     def terms(
         self,
         settings: Settings,
@@ -168,7 +184,7 @@ class Objective:
             phase: `"reconstruction"`, `"curvature"` or `"distillation"`. Defaults to
                 `"reconstruction"`.
             inputs: a batch of the base's inputs, for distillation. Defaults to `None`.
-            teacher: outputs of the base for `inputs`, for distillation. Defaults to `None`.
+            teacher: the `targets` of `inputs`, for distillation. Defaults to `None`.
 
         Returns:
             `(terms, means, parts)`. `terms` is a dict from the names of the losses, and
@@ -186,10 +202,11 @@ class Objective:
             None if self._cumulative is None else keras.ops.convert_to_tensor(self._cumulative),
         )
         predicted, means = representation.predict(drawn, by_run)
-        slots = drawn
-        if slots is None:
-            slots = keras.ops.arange(representation.num_slots, dtype="int32")
-        indices = keras.ops.take(keras.ops.convert_to_tensor(self._slot_blocks), slots)
+        if drawn is None:  # each block once, although short runs have some in several slots
+            predicted = representation.in_block_order(predicted)
+            indices = keras.ops.arange(representation.blocks.num_blocks, dtype="int32")
+        else:
+            indices = keras.ops.take(keras.ops.convert_to_tensor(self._slot_blocks), drawn)
         terms = self._weight_errors(indices, predicted)
         parts = {"the predictor": terms["reconstruction_loss"]}
         if teacher is not None:
@@ -238,7 +255,7 @@ class Objective:
     def distillation_terms(
         self, settings: Settings, teacher: ForwardOutputs, student: ForwardOutputs
     ) -> dict[str, Tensor]:
-        """The losses between the base and the rebuilt network on one batch."""
+        """The losses between `targets` and the rebuilt network's outputs on one batch."""
         logits = zip(teacher.logits, student.logits, strict=True)
         return {
             "logits_loss": sum(
@@ -250,7 +267,7 @@ class Objective:
     def weighted(
         self, settings: Settings, terms: Mapping[str, Tensor], scaled: bool = False
     ) -> Tensor:
-        """The weighted sum of losses.
+        """The weighted sum of losses; without those of distillation, the weight of L_rec is 1.
 
         Args:
             settings: settings of the model.
@@ -260,9 +277,12 @@ class Objective:
         multipliers = (
             keras.ops.convert_to_tensor(self._multipliers) if scaled else [1.0] * len(LOSSES)
         )
+        weights = settings.weights
+        if not any(name in terms for name in DISTILLATION_LOSSES):
+            weights["reconstruction_loss"] = 1.0
         return sum(
             multipliers[i] * weight * terms[name]
-            for i, (name, weight) in enumerate(settings.weights.items())
+            for i, (name, weight) in enumerate(weights.items())
             if name in terms
         )
 
@@ -273,8 +293,11 @@ class Objective:
         layers, _ = blocks.locate(indices)
         scales = keras.ops.convert_to_tensor(self._representation.scales)
         scale = keras.ops.take(scales, layers)[:, None]
+        weights = mask * keras.ops.take(self._representation.layer_weights, layers)[:, None]
         return {
-            "reconstruction_loss": losses.reconstruction_loss(originals / scale, predicted, mask),
+            "reconstruction_loss": losses.reconstruction_loss(
+                originals / scale, predicted, weights
+            ),
             "relative_error": losses.relative_error(originals, scale * predicted, mask),
         }
 
@@ -282,7 +305,7 @@ class Objective:
         """Predicts all blocks `(blocks, B)`; only those of the drawn slots get gradients."""
         representation = self._representation
         if drawn is None:
-            return representation.in_block_order(predicted)
+            return predicted
         rest = keras.ops.stop_gradient(representation.predict_all())
         # A slot drawn n times has n rows; each gets 1 / n of the slot's gradient.
         times = keras.ops.segment_sum(

@@ -10,11 +10,12 @@ of kernels, drawn with replacement:
   (Ashkenazi et al., ICLR 2023, section 3.3 and appendix).
 
 Local predictors compute equally many kernels of each run at once, so these samplings then draw the
-same number from every run. Uniform draws are spread evenly over a run, which lowers the variance of
-the gradient. A sampling of your own without the parameter `runs` works, but each step then computes
-all kernels.
+same number from every run, and each kernel of a short run more often. Uniform draws are spread
+evenly over a run, which lowers the variance of the gradient. A sampling of your own without the
+parameter `runs` works, but each step then computes all kernels.
 """
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
@@ -44,7 +45,7 @@ class AllKernels:
         count: int,
         seed: keras.random.SeedGenerator,
         cumulative: Tensor | None = None,
-        runs: int = 1,
+        runs: Sequence[int] | None = None,
     ) -> Tensor | None:
         """Returns `None`, which stands for all kernels."""
         return None
@@ -84,36 +85,41 @@ class UniformSampling(AllKernels):
         count: int,
         seed: keras.random.SeedGenerator,
         cumulative: Tensor | None = None,
-        runs: int = 1,
+        runs: Sequence[int] | None = None,
     ) -> Tensor | None:
         """Draws a batch.
 
         Args:
-            count: number of kernels.
+            count: number of kernels, or of slots of all runs.
             seed: a `keras.random.SeedGenerator`.
             cumulative: not used. Defaults to `None`.
-            runs: number of runs of equal length into which the kernels are divided. Defaults to
-                `1`.
+            runs: `None`, or the number of kernels of each run. Every run then has
+                `count / len(runs)` slots, of which the first hold its kernels. Defaults to `None`.
 
         Returns:
-            int32 indices `(batch_size,)`, or `None` for all. With several runs, `batch_size` is
-            rounded up to a multiple of `runs`, and the indices are sorted by run.
+            int32 indices `(batch_size,)`, or `None` for all. With runs, `batch_size` is rounded up
+            to a multiple of their number, and the indices are slots, sorted by run.
         """
         if count <= self.batch_size:
             return None
         return self._uniform(count, seed, runs)
 
-    def _uniform(self, count: int, seed: keras.random.SeedGenerator, runs: int) -> Tensor:
-        if runs == 1:
+    def _uniform(
+        self, count: int, seed: keras.random.SeedGenerator, runs: Sequence[int] | None
+    ) -> Tensor:
+        if runs is None:
             return keras.random.randint((self.batch_size,), 0, count, seed=seed)
-        length, draws = count // runs, -(-self.batch_size // runs)
+        number, draws = len(runs), -(-self.batch_size // len(runs))
+        lengths = np.asarray(runs, "int32")[:, None]
         # one draw in each of `draws` equal pieces of the run, which are shifted around at random
         pieces = keras.ops.arange(draws, dtype="float32")
-        within = keras.random.uniform((runs, draws), seed=seed)
-        shift = keras.random.uniform((runs, 1), seed=seed)
+        within = keras.random.uniform((number, draws), seed=seed)
+        shift = keras.random.uniform((number, 1), seed=seed)
         places = (pieces + within) / draws + shift
-        places = keras.ops.cast((places - keras.ops.floor(places)) * length, "int32")
-        return _slots(keras.ops.minimum(places, length - 1), length)
+        places = (places - keras.ops.floor(places)) * lengths.astype("float32")
+        places = keras.ops.minimum(keras.ops.cast(places, "int32"), lengths - 1)
+        starts = count // number * np.arange(number, dtype="int32")[:, None]
+        return keras.ops.reshape(starts + places, (-1,))
 
     def get_config(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size}
@@ -151,17 +157,17 @@ class MagnitudeSampling(UniformSampling):
         count: int,
         seed: keras.random.SeedGenerator,
         cumulative: Tensor | None = None,
-        runs: int = 1,
+        runs: Sequence[int] | None = None,
     ) -> Tensor:
         """Draws a batch.
 
         Args:
-            count: number of kernels.
+            count: number of kernels, or of slots of all runs.
             seed: a `keras.random.SeedGenerator`.
-            cumulative: float32 `(kernels,)`, as `cumulative_magnitude` returns; required. Defaults
-                to `None`, which raises an error.
-            runs: as for `UniformSampling.sample`; with several runs, probabilities are
-                proportional to the norms within each run. Defaults to `1`.
+            cumulative: float32 `(count,)`, as `cumulative_magnitude` returns, where slots without a
+                kernel have the norm 0; required. Defaults to `None`, which raises an error.
+            runs: as for `UniformSampling.sample`; with runs, probabilities are proportional to the
+                norms within each run. Defaults to `None`.
 
         Returns:
             int32 indices `(batch_size,)`, see `UniformSampling.sample`.
@@ -175,16 +181,17 @@ class MagnitudeSampling(UniformSampling):
                 "Received: cumulative=None"
             )
         uniform = self._uniform(count, seed, runs)
-        if runs == 1:
+        if runs is None:
             draws = keras.random.uniform((self.batch_size,), seed=seed)
             first, last = 0, count - 1
         else:
-            length = count // runs
+            length = count // len(runs)
             ends = keras.ops.pad(cumulative[length - 1 :: length], [[1, 0]])[:, None]
-            draws = keras.random.uniform((runs, -(-self.batch_size // runs)), seed=seed)
+            draws = keras.random.uniform((len(runs), -(-self.batch_size // len(runs))), seed=seed)
             draws = keras.ops.reshape(ends[:-1] + draws * (ends[1:] - ends[:-1]), (-1,))
-            first = uniform // length * length
-            last = first + length - 1
+            run = uniform // length
+            first = run * length
+            last = first + keras.ops.take(np.asarray(runs, "int32"), run) - 1
         # side="right" skips kernels of norm 0, whose interval is empty; a draw that rounding puts
         # past the end goes to the last kernel.
         weighted = keras.ops.searchsorted(cumulative, draws, side="right")
@@ -194,12 +201,6 @@ class MagnitudeSampling(UniformSampling):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "share": self.share}
-
-
-def _slots(places: Tensor, length: int) -> Tensor:
-    """Converts places `(runs, n)` in runs of `length` kernels to indices `(runs * n,)`."""
-    starts = length * keras.ops.arange(places.shape[0], dtype="int32")
-    return keras.ops.reshape(starts[:, None] + places, (-1,))
 
 
 def cumulative_magnitude(norms: ArrayLike) -> np.ndarray:

@@ -22,12 +22,14 @@ AUTO = {
         "reconstruction_learning_rate": 1e-2,
         "curvature_learning_rate": 1e-3,
         "distillation_learning_rate": 2.5e-4,
+        "reconstruction_weight": 1.0,
     },
     True: {
         "curvature_steps": 300,
         "reconstruction_learning_rate": 4e-2,
         "curvature_learning_rate": 3e-3,
-        "distillation_learning_rate": 1.5e-3,
+        "distillation_learning_rate": 1e-3,
+        "reconstruction_weight": 0.0,
     },
 }
 EPOCHS = {False: 800, True: 300}  # of reconstruction, over all kernels

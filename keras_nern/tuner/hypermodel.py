@@ -33,7 +33,7 @@ from keras_nern.permutations.orders import check_permutation_arguments
 from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.positional_encoding import PositionalEncoding
 from keras_nern.predictor.predictor import KernelPredictor
-from keras_nern.predictor.runs import Runs
+from keras_nern.predictor.runs import run_lengths
 from keras_nern.training.fit_callbacks import DivergedError
 from keras_nern.training.settings import NAMES, Settings
 from keras_nern.tuner.search_space import MIN_WIDTH, SearchSpace
@@ -163,7 +163,7 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         for value in experts:
             if not (isinstance(value, str) and value == "auto"):
                 count = checks.integer("experts", value, minimum=1)
-                Runs(self._blocks.num_blocks, count)  # raises if there are more than blocks
+                run_lengths([self._blocks.num_blocks], count)  # raises for more than blocks
         of_encoding = {name: choices[name] for name in ("num_frequencies", "encoding_base")}
         given = {name: values for name, values in of_encoding.items() if values != [None]}
         if given and not any(value in ("auto", 1) for value in experts):

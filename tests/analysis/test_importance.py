@@ -52,14 +52,17 @@ def test_scores_by_hand(constant):
     assert set(BY_HAND) | {"random", "curvature"} == set(MEASURES)
 
 
-@pytest.mark.parametrize("kind", ["grouped", "depthwise", "dense", "separable"])
-def test_the_curvature_scores_a_kernel_by_the_loss_without_it(kind):
+@pytest.mark.parametrize("kind", ["grouped", "depthwise", "dense", "separable", "large"])
+def test_the_curvature_scores_a_kernel_by_the_loss_without_it(kind, monkeypatch):
     keras.utils.set_random_seed(1)
+    if kind == "large":
+        monkeypatch.setattr("keras_nern.network.curvature.MAX_FACTOR", 4)
     layer = {
         "grouped": layers.Conv2D(4, (2, 1), groups=2, name="one"),
         "depthwise": layers.DepthwiseConv2D(2, depth_multiplier=2, name="one"),
         "dense": layers.Dense(3, name="one"),
         "separable": layers.SeparableConv2D(3, 2, name="one"),  # has a diagonal only
+        "large": layers.Conv2D(3, 2, name="one"),  # has factors of channels and of positions
     }[kind]
     base = keras.Sequential(
         [keras.Input((4, 4, 4)), layer, layers.GlobalAveragePooling2D(), layers.Dense(3)]
@@ -84,8 +87,9 @@ def test_the_curvature_scores_a_kernel_by_the_loss_without_it(kind):
     shares = nern.layer_errors("curvature")
     assert sum(shares.values()) == pytest.approx(1)
     assert list(shares) == [kernel.name for kernel in kernels]
-    coarse = nern.summary_table().coarse
-    assert set(coarse.values()) == ({"the diagonal"} if kind == "separable" else set())
+    coarse = set(nern.summary_table().coarse.values())
+    kinds = {"separable": {"the diagonal"}, "large": {"factors of channels and of positions"}}
+    assert coarse == kinds.get(kind, set())
 
 
 def test_random_scores_depend_on_the_seed(constant):

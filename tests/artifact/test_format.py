@@ -10,7 +10,7 @@ from nern_reader import NernReader
 
 import keras_nern
 
-# Numbers of experts that do not divide the 58 blocks of the crop view and the 33 of the block view.
+# The runs have different lengths, in the crop view and in the block view.
 LOCAL = {"experts": 3, "hidden_size": 5, "num_layers": 3}
 BLOCK_VIEW = {"experts": 4, "hidden_size": 12, "num_layers": 2, "view": "block"}
 SINGLE = {"hidden_size": 6, "num_layers": 3, "normalize": "layer"}
@@ -39,6 +39,7 @@ def test_a_reader_of_the_specification_reads_every_kind(arguments, permutation, 
     for name, kernel in read.items():
         np.testing.assert_allclose(loaded.get_layer(name).kernel, kernel, rtol=1e-4, atol=1e-5)
     if arguments is not SINGLE:
+        assert len(set(reader.predictor["run_lengths"])) > 1
         assert reader.parts.keys().isdisjoint({"predictor.biases", "predictor.encoding.float32"})
 
 

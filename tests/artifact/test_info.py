@@ -51,7 +51,7 @@ def test_prints_as_tables(path):
 def test_describes_local_predictors(path):
     path.write_bytes(assembled(LOCAL_PARTS))
     info = inspect(path)
-    assert info.to_dict()["predictor"]["experts"] == 2
+    assert info.to_dict()["predictor"]["run_lengths"] == [1, 1]
     shape = "experts=2, hidden_size=2, num_layers=2, block_length=4"
     assert f"{shape}, precision=float32" in str(info)
 

@@ -1,4 +1,5 @@
 import json
+import math
 import random
 import signal
 import sys
@@ -475,21 +476,46 @@ def local(*changes):
     return changed(*changes, config=LOCAL_CONFIG)
 
 
-EXPERTS = ("predictor", "experts")
+RUNS = ("predictor", "run_lengths")
+NOT_RUNS = "its run_lengths must be at least 2 positive integers whose sum is 2, .*, but are "
+
+
+def one_layer(filters, block_sides, lengths, **predictor):
+    """The config of a layer with one block per filter, and runs of these lengths."""
+    block_length = math.prod(block_sides)
+    own = {"block_length": block_length, "run_lengths": lengths, **predictor}
+    return local(
+        ("kernels", [{**KERNEL, "shape": [*block_sides, 1, filters], "grid": [filters, 1]}]),
+        (*LAYERS, 1, "config", {"name": "c", "filters": filters, "kernel_size": block_sides}),
+        (*LAYERS, 1, "config", "padding", "same"),
+        (*LAYERS, 1, "config", "use_bias", False),
+        ("predictor", LOCAL_CONFIG["predictor"] | own),
+        ("permutation", None),
+    )
+
+
 LOCAL = {
-    "a negative number of experts": (local((*EXPERTS, -1)), "experts must be .* at least 2.*=-1"),
-    "no experts": (local((*EXPERTS, 0)), "experts must be an integer of at least 2.*=0"),
-    "one expert": (local((*EXPERTS, 1)), "experts must be an integer of at least 2.*=1"),
-    "true experts": (local((*EXPERTS, True)), "its predictor has the invalid field experts=True"),
-    "a fraction of an expert": (local((*EXPERTS, 2.0)), "the invalid field experts=2.0"),
-    "more experts than blocks": (
-        local((*EXPERTS, 3)),
-        "experts must be at most 2, the number of blocks. Received: experts=3",
+    "no runs": (local((*RUNS, [])), NOT_RUNS + r"\[\]"),
+    "one run": (local((*RUNS, [2])), NOT_RUNS + r"\[2\]"),
+    "an empty run": (local((*RUNS, [2, 0])), NOT_RUNS + r"\[2, 0\]"),
+    "a run of negative length": (local((*RUNS, [3, -1])), NOT_RUNS + r"\[3, -1\]"),
+    "a run of true length": (local((*RUNS, [True, 1])), NOT_RUNS + r"\[True, 1\]"),
+    "a fraction of a run": (local((*RUNS, [1, 1.0])), NOT_RUNS + r"\[1, 1.0\]"),
+    "a run of text": (local((*RUNS, ["1", 1])), NOT_RUNS + r"\['1', 1\]"),
+    "a function for a run": (local((*RUNS, [function("os", "system"), 1])), NOT_RUNS),
+    "a number of runs": (local((*RUNS, 2)), "its predictor has the invalid field run_lengths=2"),
+    "fewer places than blocks": (
+        changed((*RUNS, [1, 1]), ("kernels", 0, "grid", [3, 1]), config=LOCAL_CONFIG),
+        r"whose sum is 3, the number of blocks, but are \[1, 1\]",
     ),
-    "a large number of experts": (local((*EXPERTS, 2**40)), "experts=1099511627776, more than 65,"),
-    "a run length": (
-        local(("predictor", "run_length", 2**30)),
-        r"its predictor has the unknown fields \['run_length'\]",
+    "more places than blocks": (
+        local((*RUNS, [1] * 9)),
+        NOT_RUNS + r"\[1, 1, 1, 1, 1, 1, \.\.\.\]",
+    ),
+    "a long run beyond the blocks": (local((*RUNS, [1, 2**70])), NOT_RUNS),
+    "a number of experts": (
+        local(("predictor", "experts", 2)),
+        r"its predictor has the unknown fields \['experts'\]",
     ),
     "experts with an encoding": (
         local((*ENCODING, CONFIG["predictor"]["encoding"])),
@@ -504,7 +530,7 @@ LOCAL = {
         "num_layers must be an integer of at least 2.*=1",
     ),
     "experts without a width": (
-        local(("predictor", {"precision": "int8", "experts": 2, "num_layers": 2})),
+        local(("predictor", {"precision": "int8", "run_lengths": [1, 1], "num_layers": 2})),
         "its predictor has the invalid field hidden_size=None",
     ),
     "wide experts": (
@@ -512,15 +538,18 @@ LOCAL = {
         r"its predictor takes 34,370,\d{3},.* bytes, more than max_bytes=536,870,912",
     ),
     "a long run": (
-        local(
-            ("kernels", [{**KERNEL, "shape": [1, 1, 1, 2**23], "grid": [2**23, 1]}]),
-            (*LAYERS, 1, "config", {"name": "c", "filters": 2**23, "kernel_size": [1, 1]}),
-            (*LAYERS, 1, "config", "use_bias", False),
-            ("predictor", "block_length", 1),
-            ("predictor", "hidden_size", 64),
-            ("permutation", None),
-        ),
+        one_layer(2**23, [1, 1], [2**22, 2**22], hidden_size=64),
         "a run of its blocks takes 1,073,741,824 bytes, more than max_bytes=536,870,912",
+    ),
+    # 2^10 runs of one block and one of 2^20 blocks: 4 bytes for each of the 1025 x 2^20 slots
+    "a long run after many short ones": (
+        one_layer(2**20 + 2**10, [1, 1], [1] * 2**10 + [2**20]),
+        "a table of its runs takes 4,299,161,600 bytes, more than max_bytes=536,870,912",
+    ),
+    # 2^7 runs of one block and one of 2^17 blocks: 129 x 2^17 slots of 4 x 9 bytes
+    "a kernel of a long run and many short ones": (
+        one_layer(2**17 + 2**7, [3, 3], [1] * 2**7 + [2**17]),
+        "a kernel in runs takes 608,698,368 bytes, more than max_bytes=536,870,912",
     ),
     "levels without step sizes": (
         local(("predictor", "precision", "int4")),
@@ -528,6 +557,12 @@ LOCAL = {
     ),
 }
 HOSTILE = CODE_AND_FILES | MEMORY | DAMAGE | LOCAL
+
+
+def test_a_run_may_be_longer_than_a_predictor_may_be_wide(path):
+    lengths = [2**17, 2**16 + 1]
+    path.write_bytes(with_config(one_layer(sum(lengths), [1, 1], lengths), LOCAL_PARTS))
+    assert inspect(path).predictor["run_lengths"] == lengths
 
 
 @pytest.mark.parametrize("name", HOSTILE)

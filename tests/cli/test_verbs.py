@@ -65,6 +65,23 @@ def test_fit_chooses_the_shape_as_the_api_does(folder, tmp_path, options, argume
     assert found["predictor_parameters"] == same.predictor.num_parameters
 
 
+def test_fit_runs_curvature_steps_and_takes_a_teacher(folder, tmp_path):
+    base, output = folder / "base.keras", tmp_path / "taught.keras"
+    options = ("--data", folder / "images.npz", "--hidden-size", 4, "--reconstruction-steps", 1)
+    results("fit", base, output, *options, "--epochs", 0, "--curvature-steps", 3, "--quiet")
+    nern = keras.models.load_model(output)
+    assert int(nern.curvature_iterations) == 3
+    assert nern.teacher is None
+    teacher = tmp_path / "teacher.keras"
+    keras.models.load_model(base).save(teacher)
+    results(
+        "fit", base, output, *options, "--epochs", 1, "--teacher", teacher, "--force", "--quiet"
+    )
+    nern = keras.models.load_model(output)
+    assert int(nern.curvature_iterations) == 0  # of a single predictor
+    assert nern.teacher.path == str(teacher)
+
+
 def test_fit_runs_the_automatic_number_of_steps(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "EPOCHS", {False: 5, True: 7})
     command = ("fit", folder / "base.keras", tmp_path / "auto.keras", "--epochs", 0)

@@ -176,9 +176,9 @@ def test_factors_match_loops_over_positions(fixed, name, activation):
     linear.build((None, *shape))
     linear.set_weights(layer.get_weights())
     factors = _gather(base, [images[:4], images[4:]], exclude="head")
-    ((inputs, outputs, diagonal),) = factors
+    ((inputs, outputs, diagonal, positions),) = factors
     expected = _slow_factors(base, layer, linear, images)
-    assert diagonal is None
+    assert diagonal is positions is None
     assert inputs.dtype == outputs.dtype == "float32"
     for found, wanted in zip((inputs, outputs), expected, strict=True):
         assert found.shape == wanted.shape
@@ -297,28 +297,62 @@ def test_the_diagonal_has_the_mean_squares_of_each_images_gradients(fixed, shape
         gradients = tape.gradient(probed, [kernel.value for kernel in kernels])
         squares = [s + g.numpy() ** 2 for s, g in zip(squares, gradients, strict=True)]
     assert len(factors) == len(kernels) == (2 if "Separable" in type(layer).__name__ else 1)
-    for (inputs, outputs, diagonal), square in zip(factors, squares, strict=True):
+    for (inputs, outputs, diagonal, _), square in zip(factors, squares, strict=True):
         assert inputs is outputs is None
         assert diagonal.dtype == "float32"
         np.testing.assert_allclose(diagonal, square / len(images), rtol=1e-3, atol=1e-5)
 
 
-def test_large_patches_take_the_diagonal(monkeypatch):
+COARSE = ["2-D", "2-D, strided, same", "2-D in groups", "1-D, channels first", "3-D"]
+
+
+@pytest.mark.parametrize("name", COARSE)
+def test_large_patches_have_factors_of_channels_and_of_positions(fixed, monkeypatch, name):
+    shape, make = LAYERS[name]
+    layer, linear = make(activation="relu"), make()
+    base, images = _base(shape, layer)
+    linear.build((None, *shape))
+    linear.set_weights(layer.get_weights())
+    monkeypatch.setattr(curvature, "MAX_FACTOR", 4)
+    (factors,) = _gather(base, [images[:4], images[4:]], exclude="head")
+    a, g = _slow_factors(base, layer, linear, images)
+    groups, patch, _ = a.shape
+    channels = layer.kernel.shape[-2]
+    a = a.reshape(groups, patch // channels, channels, patch // channels, channels)
+    of_channels = np.einsum("gscsd->gcd", a)
+    of_positions = np.einsum("gsctc->gst", a) / np.einsum("gscsc->g", a)[:, None, None]
+    assert factors.diagonal is None
+    for found, wanted in zip(
+        (factors.inputs, factors.positions, factors.outputs),
+        (of_channels, of_positions, g),
+        strict=True,
+    ):
+        assert found.dtype == "float32"
+        assert found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    # the trace is that of A
+    trace = np.einsum("gcc->g", factors.inputs) * np.einsum("gss->g", factors.positions)
+    np.testing.assert_allclose(trace, np.einsum("gscsc->g", a), rtol=1e-3)
+
+
+def test_layers_of_many_channels_or_filters_take_the_diagonal(monkeypatch):
     base = keras.Sequential(
         [
             keras.Input((6, 6, 2)),
-            L.Conv2D(4, 3),  # patches of 18
-            L.Conv2D(4, 2),  # of 16
+            L.Conv2D(5, 3),  # patches of 18
+            L.Conv2D(20, 1),  # 20 filters
+            L.Conv2D(40, 1, groups=4),  # 5 channels and 10 filters in each group
             L.DepthwiseConv2D(3, padding="same"),  # of 9
             L.Flatten(),
-            L.Dense(3),  # of 36
+            L.Dense(3),  # of 640 channels
         ]
     )
-    monkeypatch.setattr(curvature, "MAX_PATCH", 16)
+    monkeypatch.setattr(curvature, "MAX_FACTOR", 16)
     factors = _gather(base, [RNG.normal(size=(3, 6, 6, 2)).astype("float32")])
-    assert [one.inputs is None for one in factors] == [True, False, False, True]
-    assert [one.diagonal is None for one in factors] == [False, True, True, False]
-    assert factors[0].diagonal.shape == (3, 3, 2, 4)
+    assert [one.inputs is None for one in factors] == [False, True, False, False, True]
+    assert [one.diagonal is None for one in factors] == [True, False, True, True, False]
+    assert [one.positions is None for one in factors] == [False, True, True, True, True]
+    assert factors[1].diagonal.shape == (1, 1, 5, 20)
 
 
 class Mapping(L.Layer):

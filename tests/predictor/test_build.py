@@ -4,12 +4,12 @@ import pytest
 
 from keras_nern import KernelPredictor, LocalPredictor, PositionalEncoding
 from keras_nern.predictor.build import build_predictor
-from keras_nern.predictor.runs import Runs
+from keras_nern.predictor.runs import run_lengths
 from keras_nern.predictor.size import predictor_bytes
 
 
-def _build(num_blocks=52, **arguments):
-    return build_predictor(num_blocks, num_blocks * 9, 9, **arguments)
+def _build(layer_sizes=(4, 24, 24), **arguments):
+    return build_predictor(layer_sizes, sum(layer_sizes) * 9, 9, **arguments)
 
 
 def test_builds_one_predictor():
@@ -25,7 +25,7 @@ def test_builds_local_predictors():
     predictor = _build(experts=5, hidden_size=6, num_layers=3, bits=4, pruned=True)
     assert type(predictor) is LocalPredictor
     assert (predictor.experts, predictor.hidden_size, predictor.num_layers) == (5, 6, 3)
-    assert predictor.run_length == Runs(52, 5).length == 11
+    assert predictor.run_lengths == run_lengths([4, 24, 24], 5)
     assert (predictor.block_length, predictor.bits, predictor.pruned) == (9, 4, True)
     assert predictor.name == "predictor"
 
@@ -41,7 +41,7 @@ def test_step_sizes_fit_the_initial_kernels(experts):
 
 def test_bytes_of_the_other_parts_are_subtracted():
     sizes = [
-        _build(30_000, size="200 kB", other_bytes=other, experts=experts).num_bytes
+        _build([10_000, 20_000], size="200 kB", other_bytes=other, experts=experts).num_bytes
         for experts in (1, 7, "auto")
         for other in (0, 50_000)
     ]
@@ -52,7 +52,7 @@ def test_bytes_of_the_other_parts_are_subtracted():
 
 def test_an_encoding_belongs_to_one_predictor_and_counts_by_its_features():
     encoding = keras.layers.Rescaling(0.1)
-    predictor = _build(30_000, encoding=encoding, size=0.4)
+    predictor = _build([30_000], encoding=encoding, size=0.4)
     assert predictor.encoding is encoding
     assert predictor.experts == 1
     budget = 0.4 * 270_000 * 4

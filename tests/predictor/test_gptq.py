@@ -221,7 +221,7 @@ def test_a_single_coordinate_keeps_its_output(predictor):
 def local():
     """Three experts of runs of 30 places that cross layers, briefly trained to smooth targets."""
     keras.utils.set_random_seed(0)
-    predictor = keras_nern.LocalPredictor(3, 12, run_length=30, num_layers=3)
+    predictor = keras_nern.LocalPredictor([30] * 3, 12, num_layers=3)
     predictor.build()
     phases = np.random.default_rng(2).uniform(0, 6, (3, 1, 9))
     targets = np.sin(np.arange(30)[:, None] / 4 + phases)  # (experts, places, 9)
@@ -243,7 +243,7 @@ RUN_LAYERS = np.repeat([[0, 1], [2, 3], [4, 5]], [20, 10], axis=1)
 
 
 def _local_copy(predictor, bits=None, pruned=False, experts=3):
-    copy = keras_nern.LocalPredictor(experts, 12, 30, 3, bits=bits, pruned=pruned)
+    copy = keras_nern.LocalPredictor([30] * experts, 12, 3, bits=bits, pruned=pruned)
     copy.build()
     return copy
 

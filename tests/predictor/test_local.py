@@ -10,21 +10,24 @@ from keras_nern import LocalPredictor
 from keras_nern.predictor.local import LocalDense
 from keras_nern.predictor.predictor import OUTPUT_LAYER
 
+RUNS = [4, 11, 7]
 
-def _predictor(experts=3, hidden_size=5, run_length=11, num_layers=3, **arguments):
-    predictor = LocalPredictor(experts, hidden_size, run_length, num_layers, **arguments)
+
+def _predictor(run_lengths=RUNS, hidden_size=5, num_layers=3, **arguments):
+    predictor = LocalPredictor(run_lengths, hidden_size, num_layers, **arguments)
     predictor.build()
     return predictor
 
 
 def _places(predictor, count=7):
+    lengths = np.reshape(predictor.run_lengths, (-1, 1))
     shape = (predictor.experts, count)
-    return np.random.default_rng(0).integers(0, predictor.run_length, shape).astype("int32")
+    return np.random.default_rng(0).integers(0, lengths, shape).astype("int32")
 
 
 def _slow_block(predictor, expert, place, kernels):
     """The block at one place of a run, by the formula of the module."""
-    length = predictor.run_length
+    length = max(predictor.run_lengths)
     angles = [math.pi * place * length ** (-(i + 1) / 8) for i in range(8)]
     x = np.array([*map(math.sin, angles), *map(math.cos, angles)])
     *hidden, last = [kernel[expert].astype("float64") for kernel in kernels]
@@ -44,9 +47,9 @@ def _slow(predictor, places, kernels=None):
 
 
 @pytest.mark.parametrize("num_layers", [2, 5])
-@pytest.mark.parametrize("run_length", [1, 11])
-def test_matches_the_formula(num_layers, run_length):
-    predictor = _predictor(num_layers=num_layers, run_length=run_length, block_length=4)
+@pytest.mark.parametrize("run_lengths", [[1, 1, 1], RUNS])
+def test_matches_the_formula(num_layers, run_lengths):
+    predictor = _predictor(run_lengths, num_layers=num_layers, block_length=4)
     places = _places(predictor)
     predicted = predictor(places).numpy()
     assert predicted.shape == (3, 7, 4)
@@ -55,7 +58,7 @@ def test_matches_the_formula(num_layers, run_length):
 
 @pytest.mark.parametrize(("bits", "pruned"), [(None, False), (4, True)])
 def test_a_part_of_the_experts_predicts_as_all_do(bits, pruned):
-    predictor = _predictor(experts=5, bits=bits, pruned=pruned)
+    predictor = _predictor([4, 11, 7, 2, 9], bits=bits, pruned=pruned)
     predictor.compress(0.3 if pruned else 0.0)
     places = _places(predictor)
     whole = predictor(places).numpy()
@@ -132,11 +135,11 @@ def test_kernels_start_with_glorots_distribution_and_differ_between_experts():
 
 
 def test_counts_parameters():
-    predictor = _predictor(experts=16, hidden_size=31, run_length=1879, num_layers=9)
+    predictor = _predictor([1879] * 16, hidden_size=31, num_layers=9)
     count = 16 * (16 * 31 + 7 * 31 * 31 + 31 * 9)
     assert predictor.count_params() == predictor.num_parameters == count
     assert predictor.num_bytes == 4 * count
-    quantized = _predictor(16, 31, 1879, 9, bits=5, pruned=True)
+    quantized = _predictor([1879] * 16, 31, 9, bits=5, pruned=True)
     assert quantized.num_parameters == count
     assert quantized.num_bytes == count * 5 / 8 + 2 * 16 * 9
 
@@ -154,9 +157,8 @@ def test_stays_in_float32_under_mixed_precision():
 
 def test_from_config_restores_every_argument():
     predictor = LocalPredictor(
-        experts=np.int64(3),
+        run_lengths=[12, np.int64(7), 3],
         hidden_size=4,
-        run_length=12,
         num_layers=5,
         block_length=25,
         bits=3,
@@ -164,10 +166,10 @@ def test_from_config_restores_every_argument():
         name="mine",
     )
     copy = assert_config_round_trip(predictor)
-    assert (copy.experts, copy.hidden_size, copy.run_length) == (3, 4, 12)
+    assert (copy.experts, copy.hidden_size, copy.run_lengths) == (3, 4, [12, 7, 3])
     assert (copy.num_layers, copy.block_length) == (5, 25)
     assert (copy.bits, copy.pruned, copy.name) == (3, True, "mine")
-    assert type(copy.get_config()["experts"]) is int
+    assert [type(one) for one in predictor.get_config()["run_lengths"]] == [int, int, int]
     assert copy.output_layer.name == OUTPUT_LAYER
     layer = assert_config_round_trip(LocalDense(3, 4, sine=True, bits=4, pruned=True))
     assert (layer.experts, layer.units, layer.sine) == (3, 4, True)
@@ -184,10 +186,12 @@ def test_saves(bits, pruned, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"experts": 1}, "experts must be an integer of at least 2. .*experts=1"),
-        ({"experts": "auto"}, "experts must be an integer of at least 2. .*experts='auto'"),
+        ({"run_lengths": [3]}, "the number of run_lengths must be .* at least 2. .*lengths=1"),
+        ({"run_lengths": "auto"}, "run_lengths must be a list of integers. .*run_lengths='auto'"),
+        ({"run_lengths": 3}, "run_lengths must be a list of integers. .*run_lengths=3"),
+        ({"run_lengths": [3, 0]}, r"run_lengths\[1\] must be .* at least 1. .*lengths\[1\]=0"),
+        ({"run_lengths": [2.5, 3]}, r"run_lengths\[0\] must be .* at least 1. .*\[0\]=2.5"),
         ({"hidden_size": 0}, "hidden_size must be an integer of at least 1. .*hidden_size=0"),
-        ({"run_length": 0}, "run_length must be an integer of at least 1. .*run_length=0"),
         ({"num_layers": 1}, "num_layers must be .* at least 2.*num_layers=1"),
         ({"block_length": 2.5}, "block_length must be .* at least 1.*block_length=2.5"),
         ({"bits": 9}, "bits must be an integer from 2 to 8. Received: bits=9"),
@@ -195,4 +199,4 @@ def test_saves(bits, pruned, tmp_path):
 )
 def test_raises_for_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        LocalPredictor(**{"experts": 2, "hidden_size": 4, "run_length": 3, **arguments})
+        LocalPredictor(**{"run_lengths": [3, 3], "hidden_size": 4, **arguments})

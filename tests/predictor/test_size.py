@@ -36,7 +36,7 @@ def test_counts_the_weights_of_a_built_predictor(num_layers, bits):
 @pytest.mark.parametrize("bits", [None, 2, 7])
 @pytest.mark.parametrize("num_layers", [2, 5])
 def test_counts_the_weights_of_built_local_predictors(num_layers, bits):
-    predictor = keras_nern.LocalPredictor(3, 7, 100, num_layers, 4, bits=bits, pruned=True)
+    predictor = keras_nern.LocalPredictor([100] * 3, 7, num_layers, 4, bits=bits, pruned=True)
     predictor.build()
     weights = sum(layer.kernel.numpy().size for layer in predictor.layers)
     expected = 4 * weights

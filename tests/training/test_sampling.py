@@ -67,60 +67,78 @@ def test_draws_differ_between_steps_and_depend_on_the_seed():
     np.testing.assert_array_equal(first, again)
 
 
-# Runs of equal length.
+# Runs, which have as many slots as the longest of them has kernels.
 
 
 def _draw(sampler, norms, runs, steps=1):
-    """The places of each run that were drawn: an array `(steps, runs, draws)`."""
+    """The places of each run that were drawn: an array `(steps, runs, draws)`.
+
+    Asserts that no place is past the end of its run.
+    """
     seed = keras.random.SeedGenerator(0)
     cumulative = sampling.cumulative_magnitude(norms)
     count = len(norms)
     drawn = [np.asarray(sampler.sample(count, seed, cumulative, runs)) for _ in range(steps)]
     assert drawn[0].dtype == "int32"
-    drawn = np.stack(drawn).reshape(steps, runs, -1)
-    length = count // runs
+    drawn = np.stack(drawn).reshape(steps, len(runs), -1)
+    length = count // len(runs)
     # sorted by run, equally many of each
-    np.testing.assert_array_equal(drawn // length, np.arange(runs)[:, None] + 0 * drawn)
-    return drawn % length
+    np.testing.assert_array_equal(drawn // length, np.arange(len(runs))[:, None] + 0 * drawn)
+    places = drawn % length
+    assert (places < np.reshape(runs, (-1, 1))).all()
+    return places
+
+
+def _norms(runs):
+    """Norms of the slots of runs, 0 past the end of a run."""
+    norms = np.random.default_rng(0).uniform(0.1, 1, (len(runs), max(runs)))
+    return np.where(np.arange(max(runs)) < np.reshape(runs, (-1, 1)), norms, 0).ravel()
 
 
 @pytest.mark.parametrize(
     "sampler", [UniformSampling(10), MagnitudeSampling(10, 1.0), MagnitudeSampling(10, 0.0)]
 )
-def test_runs_get_equally_many_draws(sampler):
-    norms = np.random.default_rng(0).uniform(size=60)
-    assert _draw(sampler, norms, runs=3, steps=20).shape == (20, 3, 4)  # 10 rounded up to 12
+@pytest.mark.parametrize("runs", [[20, 20, 20], [20, 1, 7]])
+def test_runs_get_equally_many_draws(sampler, runs):
+    # 10 rounded up to 12
+    assert _draw(sampler, _norms(runs), runs, steps=20).shape == (20, 3, 4)
 
 
 @pytest.mark.parametrize("sampler", [UniformSampling(40), MagnitudeSampling(40, share=0.0)])
-def test_uniform_draws_are_spread_evenly_over_each_run(sampler):
-    places = np.sort(_draw(sampler, np.ones(4000), runs=4, steps=50), axis=-1)
-    # 10 draws of 1000 places, one in each of 10 pieces: neighbors are less than two pieces apart
-    gaps = np.diff(np.concatenate([places, places[..., :1] + 1000], axis=-1))
-    assert gaps.max() <= 200
-    assert gaps.std() > 20  # at random within the pieces
-    assert len(np.unique(places[:, :, 0])) > 50  # and the pieces are shifted
+@pytest.mark.parametrize("runs", [[1000] * 4, [1000, 400, 700, 200]])
+def test_uniform_draws_are_spread_evenly_over_each_run(sampler, runs):
+    lengths = np.reshape(runs, (-1, 1))
+    places = np.sort(_draw(sampler, _norms(runs), runs, steps=50), axis=-1)
+    # 10 draws of a run, one in each of 10 pieces: neighbors are less than two pieces apart
+    gaps = np.diff(np.concatenate([places, places[..., :1] + lengths], axis=-1))
+    assert (gaps <= lengths / 5).all()
+    # at random within the pieces, and the pieces are shifted
+    assert (gaps.std(axis=(0, 2)) > lengths[:, 0] / 50).all()
+    assert all(len(np.unique(places[:, run, 0])) > 10 for run in range(4))
 
 
-def test_uniform_draws_all_places_of_a_run_equally_often():
-    places = _draw(UniformSampling(10), np.ones(14), runs=2, steps=200)  # (200, 2, 5)
-    for run in range(2):
-        shares = np.bincount(places[:, run].ravel(), minlength=7) / 1000
-        assert np.abs(shares - 1 / 7).max() < 5 * np.sqrt(1 / 7 * 6 / 7 / 1000)
+@pytest.mark.parametrize("sampler", [UniformSampling(10), MagnitudeSampling(10, share=0.0)])
+@pytest.mark.parametrize("runs", [[7, 7], [7, 3], [1, 7]])
+def test_uniform_draws_all_places_of_a_run_equally_often(sampler, runs):
+    places = _draw(sampler, _norms(runs), runs, steps=200)  # (200, 2, 5)
+    for run, length in enumerate(runs):
+        shares = np.bincount(places[:, run].ravel(), minlength=length) / 1000
+        assert np.abs(shares - 1 / length).max() <= 5 * np.sqrt((length - 1) / length**2 / 1000)
     # the runs are drawn independently
     assert np.mean(places[:, 0, 0] == places[:, 1, 0]) < 0.3
 
 
 def test_uniform_takes_all_kernels_of_runs_if_they_fit_the_batch():
     seed = keras.random.SeedGenerator(0)
-    assert UniformSampling(6).sample(6, seed, None, runs=3) is None
-    assert UniformSampling(5).sample(6, seed, None, runs=3).shape == (6,)
-    assert AllKernels().sample(6, seed, None, runs=3) is None
+    assert UniformSampling(6).sample(6, seed, None, runs=[2, 1, 2]) is None
+    assert UniformSampling(5).sample(6, seed, None, runs=[2, 1, 2]).shape == (6,)
+    assert AllKernels().sample(6, seed, None, runs=[2, 1, 2]) is None
 
 
-def test_magnitude_draws_by_norm_within_each_run():
+@pytest.mark.parametrize("runs", [[4, 4], [4, 2]])
+def test_magnitude_draws_by_norm_within_each_run(runs):
     norms = np.array([5.0, 0.0, 1.0, 4.0, 0.3, 0.1, 0.0, 0.0])
-    places = _draw(MagnitudeSampling(128, share=1.0), norms, runs=2, steps=50)
+    places = _draw(MagnitudeSampling(128, share=1.0), norms, runs, steps=50)
     for run, expected in enumerate([[0.5, 0, 0.1, 0.4], [0.75, 0.25, 0, 0]]):
         drawn = places[:, run].ravel()
         shares = np.bincount(drawn, minlength=4) / drawn.size
@@ -128,9 +146,10 @@ def test_magnitude_draws_by_norm_within_each_run():
         assert (np.abs(shares - expected) <= bound).all(), shares
 
 
-def test_a_run_of_zero_kernels_is_drawn_from_as_well():
-    places = _draw(MagnitudeSampling(6, share=1.0), np.array([1.0, 2, 0, 0, 3, 4]), 3, steps=20)
-    assert places.shape == (20, 3, 2)
+@pytest.mark.parametrize("runs", [[2, 2, 2], [2, 1, 2]])
+def test_a_run_of_zero_kernels_is_drawn_from_as_well(runs):
+    norms = np.array([1.0, 2, 0, 0, 3, 4])
+    assert _draw(MagnitudeSampling(6, share=1.0), norms, runs, steps=20).shape == (20, 3, 2)
 
 
 @pytest.mark.parametrize("sampler", [UniformSampling(7), MagnitudeSampling(7, 0.3), AllKernels()])

@@ -96,7 +96,7 @@ def test_default_rates_and_centering():
         return (*rates, settings.gradient_centering)
 
     assert found(1) == (1e-2, 1e-3, 2.5e-4, True)
-    assert found(3) == (4e-2, 3e-3, 1.5e-3, False)
+    assert found(3) == (4e-2, 3e-3, 1e-3, False)
     assert found(1, False) == (1e-2, 1e-3, 2.5e-4, False)
     assert found(1, False, gradient_centering=True)[3] is True
     given = {f"{phase}_learning_rate": rate for rate, phase in enumerate(PHASES)}
@@ -128,8 +128,8 @@ def test_defaults_of_a_model(base, experts):
     assert nern.reconstruction_learning_rate == (1e-2 if experts == 1 else 4e-2)
     nern.kernel_sampling = keras_nern.UniformSampling(13)
     nern.reconstruction_steps = "auto"
-    # 52 kernels, and 54 places of 3 runs
-    assert nern.reconstruction_steps == (3200 if experts == 1 else np.ceil(300 * 54 / 13))
+    # 52 kernels, and 57 slots of 3 runs of 15, 18 and 19
+    assert nern.reconstruction_steps == (3200 if experts == 1 else np.ceil(300 * 57 / 13))
 
 
 @pytest.mark.traced

@@ -1,4 +1,4 @@
-"""CIFAR-10 and the ResNets trained on it."""
+"""CIFAR-10 and CIFAR-100, and the ResNets trained on them."""
 
 import os
 import pathlib
@@ -8,6 +8,8 @@ import tensorflow as tf
 
 import keras_nern
 
+# Mean and standard deviation of the pixels in 0..1, of CIFAR-100's training images.
+CIFAR100 = {"mean": (0.5070, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2761)}
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 PADDING = 4
 
@@ -18,35 +20,41 @@ def add_arguments(parser):
         "--data-dir",
         type=pathlib.Path,
         default=os.environ.get("KERAS_NERN_TFDS", SHARED / "data" / "tfds"),
-        help="TFDS data_dir; CIFAR-10 is downloaded into it if it is missing",
+        help="TFDS data_dir; a dataset that is missing is downloaded into it",
     )
     parser.add_argument(
         "--weights",
         type=pathlib.Path,
         default=os.environ.get("KERAS_NERN_WEIGHTS", SHARED / "weights"),
-        help="folder with cifar10_resnet20.npz and cifar10_resnet56.npz",
+        help="folder with cifar10_resnet20.npz and other trained networks",
     )
 
 
-def load(data_dir, split):
-    """Loads a split as `(images, labels)`: uint8 `(n, 32, 32, 3)` and int64 `(n,)`."""
+def load(data_dir, split, dataset="cifar10"):
+    """Loads a split as `(images, labels)`: uint8 `(n, 32, 32, 3)` and int64 `(n,)`.
+
+    Args:
+        data_dir: folder of TFDS.
+        split: `"train"` or `"test"`.
+        dataset: `"cifar10"` or `"cifar100"`. Defaults to `"cifar10"`.
+    """
     import tensorflow_datasets as tfds
 
-    images, labels = tfds.load(
-        "cifar10",
+    data = tfds.load(
+        dataset,
         split=split,
         data_dir=data_dir,
-        download=not (pathlib.Path(data_dir) / "cifar10").exists(),
+        download=not (pathlib.Path(data_dir) / dataset).exists(),
         batch_size=-1,
-        as_supervised=True,
     )
-    return images.numpy(), labels.numpy().astype("int64")
+    return data["image"].numpy(), data["label"].numpy().astype("int64")
 
 
-def resnet(depth, weights):
-    """Loads the trained ResNet of the given depth from the folder `weights`."""
-    network = keras_nern.models.resnet_cifar(depth)
-    path = pathlib.Path(weights) / f"cifar10_resnet{depth}.npz"
+def resnet(depth, weights, dataset="cifar10"):
+    """Loads the ResNet of a depth that was trained on `dataset` from the folder `weights`."""
+    arguments = {"classes": 100, **CIFAR100} if dataset == "cifar100" else {}
+    network = keras_nern.models.resnet_cifar(depth, **arguments)
+    path = pathlib.Path(weights) / f"{dataset}_resnet{depth}.npz"
     return keras_nern.models.load_torch_weights(network, path)
 
 
