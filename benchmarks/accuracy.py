@@ -102,17 +102,48 @@ TWO_OPT = {"permutation_method": "two_opt"}
 PLAIN, SMOOTH = "resnet20-cifar10", "resnet20-cifar10-smooth"
 
 LOCAL_20, LOCAL_56 = {"parameters": 117_289}, {"parameters": 306_049}
+LITE = {"parameters": 1_498_046}  # 45 % of the weights
 
 ROWS = {
-    "ResNet20, local, a minute": Row(20, None, (700, 0), **LOCAL_20, curvature_steps=200),
-    "ResNet20, local, a minute, noise": Row(
-        20, None, (700, 0), **LOCAL_20, curvature_steps=200, images="batch_norm"
+    "ResNet20, a minute": Row(20, None, (700, 0), **LOCAL_20, curvature_steps=250),
+    "ResNet20, two minutes, noise": Row(
+        20, None, (1_500, 60), **LOCAL_20, curvature_steps=300, images="batch_norm"
     ),
-    "ResNet20, local": Row(20, None, (3_000, 150), **LOCAL_20, **TWO_OPT, curvature_steps=600),
-    "ResNet20, local, long": Row(
-        20, None, (12_000, 1_500), **LOCAL_20, **TWO_OPT, curvature_steps=2_000
+    "ResNet20, five minutes": Row(
+        20, None, (3_000, 350), **LOCAL_20, **TWO_OPT, curvature_steps=300
     ),
-    "ResNet56, local": Row(56, None, (1_500, 0), **LOCAL_56, curvature_steps=300),
+    "ResNet20, half an hour": Row(
+        20, None, (10_000, 2_500), **LOCAL_20, **TWO_OPT, curvature_steps=600
+    ),
+    "ResNet20, taught by ResNet56": Row(
+        20, None, (10_000, 2_500), **LOCAL_20, **TWO_OPT, curvature_steps=600, teacher=56
+    ),
+    "ResNet20, a fifth of the weights": Row(
+        20, None, (3_000, 400), **TWO_OPT, parameters=54_000, curvature_steps=400
+    ),
+    "ResNet56, eight minutes": Row(56, None, (2_500, 120), **LOCAL_56, curvature_steps=300),
+    "ResNet56, a fifth of the weights": Row(
+        56, None, (2_500, 150), parameters=170_000, curvature_steps=400
+    ),
+    "CIFAR-100, ResNet56, 479,889 parameters": Row(
+        56, None, (2_500, 300), parameters=479_889, curvature_steps=400, dataset="cifar100"
+    ),
+    "CIFAR-100, ResNet56, 581,209 parameters": Row(
+        56, None, (2_500, 300), parameters=581_209, curvature_steps=400, dataset="cifar100"
+    ),
+    "EfficientNet-lite0": Row(
+        0, None, (1_500, 200), **LITE, curvature_steps=400, dataset="imagenet", batch_size=16
+    ),
+    "EfficientNet-lite0, noise": Row(
+        0,
+        None,
+        (1_500, 200),
+        **LITE,
+        curvature_steps=400,
+        dataset="imagenet",
+        batch_size=16,
+        images="batch_norm",
+    ),
     "ResNet20, h=140": Row(20, 140, (10_000, 2_000), **TWO_OPT),
     "ResNet20, h=160": Row(20, 160, (10_000, 2_000), **TWO_OPT),
     "ResNet20, h=180": Row(20, 180, (10_000, 2_000), **TWO_OPT),

@@ -361,28 +361,37 @@ def _before_activation(layer: keras.layers.Layer, call: Call, gradient: Tensor) 
 
 
 def _patches(inputs: Tensor, kernel: Kernel) -> Tensor:
-    """The patches of channels-last inputs: `(positions, spatial, channels)`."""
+    """The patches of channels-last inputs: `(positions, S, channels)`.
+
+    `keras.ops.image.extract_patches` (Keras 3.15) is a convolution with an identity kernel, which
+    has (S x channels) x S x channels entries.
+    """
     layer = kernel.layer
     channels = inputs.shape[-1]
     if isinstance(layer, keras.layers.Dense):
         return keras.ops.reshape(inputs, (-1, 1, channels))
     rank = len(layer.kernel_size)
-    size, strides, dilation = layer.kernel_size, layer.strides, layer.dilation_rate
-    strides = strides if isinstance(strides, tuple) else (strides,) * rank
-    padding = layer.padding
-    if padding == "causal":
-        before = dilation[0] * (size[0] - 1)
-        inputs = keras.ops.pad(inputs, ((0, 0), (before, 0), (0, 0)))
-        padding = "valid"
-    if rank == 1:
-        inputs = inputs[:, None]
-        size, strides, dilation = (1, *size), (1, *strides), (1, *dilation)
-    patches = keras.ops.image.extract_patches(
-        inputs,
-        size,
-        strides=strides,
-        dilation_rate=dilation,
-        padding=padding,
-        data_format="channels_last",
-    )
-    return keras.ops.reshape(patches, (-1, kernel.spatial_size, channels))
+    strides = layer.strides if isinstance(layer.strides, tuple) else (layer.strides,) * rank
+    padding, steps = [(0, 0)], []  # of each axis; stride, dilation and outputs
+    for side, size, stride, dilation in zip(
+        inputs.shape[1:-1], layer.kernel_size, strides, layer.dilation_rate, strict=True
+    ):
+        reach = dilation * (size - 1)
+        before = after = 0
+        if layer.padding == "causal":
+            before = reach
+        elif layer.padding == "same":
+            total = max((math.ceil(side / stride) - 1) * stride + reach + 1 - side, 0)
+            before, after = total // 2, total - total // 2
+        padding.append((before, after))
+        count = (side + before + after - reach - 1) // stride + 1
+        steps.append((stride, dilation, count))
+    inputs = keras.ops.pad(inputs, [*padding, (0, 0)])
+    parts = []
+    for offsets in np.ndindex(*layer.kernel_size):
+        places = tuple(
+            slice(offset * dilation, offset * dilation + (count - 1) * stride + 1, stride)
+            for offset, (stride, dilation, count) in zip(offsets, steps, strict=True)
+        )
+        parts.append(keras.ops.reshape(inputs[(slice(None), *places)], (-1, channels)))
+    return keras.ops.stack(parts, axis=1)
