@@ -20,7 +20,7 @@ def local(base):
     """A representation by three local predictors."""
     keras.utils.set_random_seed(1)
     nern = keras_nern.NeRNModel(base, 12, 4, permutation="cross_filter", experts=3)
-    nern.compile(reconstruction_steps=60, run_eagerly=True)
+    nern.compile(reconstruction_steps=60, curvature_steps=4, run_eagerly=True)
     nern.fit(steps_per_epoch=60, verbose=0)
     return nern
 

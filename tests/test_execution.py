@@ -22,6 +22,7 @@ def _fit(images, policy="float32", experts=1, **compile_arguments):
     nern.compile(
         **{
             "reconstruction_steps": 6,
+            "curvature_steps": 0 if experts == 1 else 6,
             # keras.random.uniform, which draws from runs, gives other numbers in XLA
             "kernel_sampling": keras_nern.UniformSampling(20) if experts == 1 else "all",
             "distillation_learning_rate": 1e-2,
@@ -169,6 +170,7 @@ with strategy.scope():
     nern.compile(
         optimizer=optimizer,
         reconstruction_steps=20,
+        curvature_steps=0 if experts == "1" else 5,
         kernel_sampling=keras_nern.MagnitudeSampling(9),
         distillation_learning_rate=1e-2,
         # Keras (3.15) cannot build compiled metrics between workers

@@ -578,9 +578,9 @@ CALLS = {
         },
     ),
     "plots.plot_layer_errors": (
-        lambda shared, **arguments: plots.plot_layer_errors(**arguments),
+        lambda shared, **arguments: plots.plot_layer_errors(**{"nern": shared.nern, **arguments}),
         {},
-        {"nern": model()},
+        {"nern": model(), "measure": one_of(optional=False)},
     ),
     "plots.plot_history": (
         lambda shared, **arguments: plots.plot_history(**arguments),

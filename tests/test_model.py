@@ -435,6 +435,7 @@ def _a_model_for_stopping(base, experts):
     nern = keras_nern.NeRNModel(base, 16, permutation="cross_filter", experts=experts)
     nern.compile(
         reconstruction_steps=9,
+        curvature_steps=0 if experts == 1 else 6,
         kernel_sampling=keras_nern.MagnitudeSampling(20),
         distillation_sampling=keras_nern.UniformSampling(3),
     )

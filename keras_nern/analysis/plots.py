@@ -177,17 +177,20 @@ def plot_images(images: ArrayLike, titles: Sequence | None = None, limit: int = 
     return figure
 
 
-def plot_layer_errors(nern: NeRNModel) -> Figure:
-    """Draws the relative squared error of each layer's predicted kernels.
+def plot_layer_errors(nern: NeRNModel, measure: str = "weights") -> Figure:
+    """Draws the error of each layer's predicted kernels.
 
     Args:
         nern: a `NeRNModel`.
+        measure: `"weights"` for relative squared errors, or `"curvature"` for each layer's share of
+            the curvature loss, see `NeRNModel.layer_errors`. Defaults to `"weights"`.
 
     Returns:
-        A `matplotlib.figure.Figure` with one bar per layer, in the network's order, and a line
-        at the relative error of all weights together.
+        A `matplotlib.figure.Figure` with one bar per layer, in the network's order. Relative errors
+        come with a line at that of all weights together.
 
     Raises:
+        ValueError: if the measure is unknown, or the curvature has not been gathered.
         ImportError: if matplotlib is not installed.
 
     Example:
@@ -195,14 +198,17 @@ def plot_layer_errors(nern: NeRNModel) -> Figure:
     >>> figure = plot_layer_errors(nern)
     """
     checks.instance("nern", nern, NeRNModel, "a NeRNModel")
-    errors = nern.layer_errors()
+    errors = nern.layer_errors(measure)
     figure = new_figure(figsize=(max(6, 0.35 * len(errors)), 4.5))
     axes = figure.subplots()
     axes.bar(range(len(errors)), list(errors.values()))
-    axes.axhline(nern.relative_error(), color="black", linestyle="--", label="all layers")
     axes.set_xticks(range(len(errors)), list(errors), rotation=90)
-    axes.set_ylabel("relative squared error")
     axes.grid(axis="y", alpha=0.3)
+    if measure == "curvature":
+        axes.set_ylabel("share of the curvature loss")
+        return figure
+    axes.set_ylabel("relative squared error")
+    axes.axhline(nern.relative_error(), color="black", linestyle="--", label="all layers")
     axes.legend()
     return figure
 

@@ -111,6 +111,11 @@ def test_plot_layer_errors_draws_a_bar_for_each_kernel():
         plots.plot_kernels(originals[name], predicted[name], name)
     (line,) = axes.lines
     assert line.get_ydata()[0] == pytest.approx(nern.relative_error())
+    nern.gather_curvature(np.random.default_rng(0).normal(size=(4, 8, 8, 2)).astype("float32"))
+    (axes,) = plots.plot_layer_errors(nern, "curvature").axes
+    assert axes.get_ylabel() == "share of the curvature loss"
+    heights = [bar.get_height() for bar in axes.patches]
+    assert heights == pytest.approx(list(nern.layer_errors("curvature").values()))
 
 
 def test_plot_history_draws_both_phases_at_their_epochs(nern, images):

@@ -338,7 +338,12 @@ def test_the_history_contains_validation_and_compiled_metrics(nern, images, labe
 @pytest.mark.parametrize("experts", [1, 3])
 def test_sampled_gradients_reach_the_predictor_in_both_phases(base, images, sampling, experts):
     nern = keras_nern.NeRNModel(base, hidden_size=8, experts=experts)
-    nern.compile(kernel_sampling=sampling, distillation_sampling=sampling, reconstruction_steps=2)
+    nern.compile(
+        kernel_sampling=sampling,
+        distillation_sampling=sampling,
+        reconstruction_steps=2,
+        curvature_steps=0,
+    )
     before = [weight.numpy() for weight in nern.trainable_variables]
     nern.fit(images, epochs=1, verbose=0)
     for a, b in zip(before, nern.trainable_variables, strict=True):
@@ -363,6 +368,7 @@ def test_a_kernel_drawn_twice_has_the_gradient_of_one_draw(base, images, experts
         nern.compile(
             optimizer=keras.optimizers.SGD(1.0),
             reconstruction_steps=0,
+            curvature_steps=0,
             reconstruction_weight=0.0,
             distillation_sampling=sampling,
         )
@@ -436,7 +442,8 @@ def test_the_seed_determines_the_result(base, images, experts):
     def kernels():
         keras.utils.set_random_seed(3)
         nern = keras_nern.NeRNModel(base, hidden_size=8, experts=experts)
-        nern.compile(reconstruction_steps=4, kernel_sampling=keras_nern.MagnitudeSampling(16))
+        sampling = keras_nern.MagnitudeSampling(16)
+        nern.compile(reconstruction_steps=4, curvature_steps=3, kernel_sampling=sampling)
         nern.fit(images, epochs=2, batch_size=4, verbose=0)
         return nern.predict_kernels()
 
