@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import os
 import types
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -103,9 +104,10 @@ class NeRNModel(keras.Model):
         permutation_method: search for the order of the kernels if `permutation` is a name:
             `"greedy"`, `"two_opt"` or `"fast_tsp"`, see `permutations.tours`. Defaults to
             `"greedy"`.
-        view: how kernels are cut into the blocks that are predicted: the paper's `"crop"`, or
-            `"block"`, whose blocks have almost no unused entries if kernels differ in size; see
-            `network.blocks`. Defaults to `"crop"`.
+        view: how kernels are cut into the blocks that are predicted: the paper's `"crop"`;
+            `"block"`, whose blocks have almost no unused entries if kernels differ in size; or
+            `"auto"` for `"crop"` if at least half of its entries are used, and `"block"` otherwise;
+            see `network.blocks`. Defaults to `"auto"`.
         block_size: side of the blocks of the block view; `None` for 3. Defaults to `None`.
         include, exclude: layers to represent and layers to skip: a layer, its name or path, a
             compiled regular expression, a function from a layer to a bool, or a list of these.
@@ -191,7 +193,7 @@ class NeRNModel(keras.Model):
         metric: str = "euclidean",
         feature_maps: str = "convolutions",
         permutation_method: str = "greedy",
-        view: str = "crop",
+        view: str = "auto",
         block_size: int | None = None,
         include: Choice = None,
         exclude: Choice = None,
@@ -235,7 +237,14 @@ class NeRNModel(keras.Model):
             other_bytes=permutation.bits / 8 + scale_bytes,
             **given,
         )
-        given["experts"] = self.predictor.experts
+        given["experts"], given["view"] = self.predictor.experts, blocks.view
+        if self.predictor.num_parameters > blocks.num_weights:
+            warnings.warn(
+                f"The predictor has {self.predictor.num_parameters:,} parameters for "
+                f"{blocks.num_weights:,} weights, so the representation is larger than the "
+                "kernels. A smaller size or hidden_size makes it smaller",
+                stacklevel=2,
+            )
         own = checks.accepted(type(self.predictor), given)
         given |= {name: getattr(self.predictor, name) for name in own}
         if normalize == "auto":

@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import processes
@@ -511,3 +513,18 @@ def test_loading_weights_of_another_base_raises_and_changes_nothing(base, nern, 
     nern.predictor.output_layer.kernel.assign(np.zeros((16, 9)))
     nern.load_weights(tmp_path / "own.weights.h5")
     _assert_same(predictor, nern.get_weights())
+
+
+def test_warns_of_a_predictor_that_is_larger_than_the_kernels(base):
+    with pytest.warns(UserWarning, match=r"has [\d,]+ parameters for 276 weights"):
+        keras_nern.NeRNModel(base, hidden_size=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        keras_nern.NeRNModel(base, hidden_size=1, num_layers=2)  # 241 + 18 parameters
+
+
+def test_the_automatic_view_is_saved_as_the_one_it_stands_for(base, tmp_path):
+    nern = keras_nern.NeRNModel(base, 4)
+    assert nern.view == "crop"
+    nern.save(tmp_path / "nern.keras")
+    assert keras.models.load_model(tmp_path / "nern.keras").view == "crop"

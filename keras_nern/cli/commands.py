@@ -223,7 +223,7 @@ training_options = _all(
     keras_nern.NeRNModel,
     "view",
     "How kernels are cut into blocks.",
-    type=click.Choice(VIEWS),
+    type=click.Choice(["auto", *VIEWS]),
 )
 @option(
     keras_nern.NeRNModel,

@@ -12,12 +12,14 @@ of the rows:
   cut into runs of channels, a 7x7 kernel into several blocks. Only the last block of a row may have
   entries without a weight.
 
-Both views are equal if all kernels are k x k. Blocks are numbered layer by layer, filter by filter
-and column by column. Position p of a layer's grid has the coordinate
-(layer, p // columns, p % columns). A *permutation* assigns the positions of a layer to its blocks
-in another order (see `permutations`); weights never move. Layer, coordinate and weights of a block
-are computed from its number, so the cost of a training step depends only on the number of blocks
-that it draws.
+Both views are equal if all kernels are k x k. The view `"auto"` is *crop* if at least half of all
+predicted entries then carry a weight, and *block* otherwise, as for networks of mostly 1x1 kernels.
+
+Blocks are numbered layer by layer, filter by filter and column by column. Position p of a layer's
+grid has the coordinate (layer, p // columns, p % columns). A *permutation* assigns the positions of
+a layer to its blocks in another order (see `permutations`); weights never move. Layer, coordinate
+and weights of a block are computed from its number, so the cost of a training step depends only on
+the number of blocks that it draws.
 """
 
 import math
@@ -42,13 +44,14 @@ class Blocks:
 
     Args:
         model: a built `keras.Model`.
-        view: `"crop"` or `"block"`. Defaults to `"crop"`.
-        block_size: k of the block view; `None` for 3. It must be `None` for the crop view.
-            Defaults to `None`.
+        view: `"crop"`, `"block"` or `"auto"`. Defaults to `"auto"`.
+        block_size: k of the block view; `None` for 3. It must be `None` for the crop view, and
+            makes `"auto"` the block view. Defaults to `None`.
         include, exclude: as for `selection.find_kernels`. Default to `None`.
         include_dense: as for `selection.find_kernels`. Defaults to `False`.
 
     Attributes:
+        view: `"crop"` or `"block"`.
         kernels: list of `kernels.Kernel`.
         skipped: list of `selection.SkippedLayer`.
         block_length: B.
@@ -70,20 +73,20 @@ class Blocks:
     def __init__(
         self,
         model: keras.Model,
-        view: str = "crop",
+        view: str = "auto",
         block_size: int | None = None,
         include: Choice = None,
         exclude: Choice = None,
         include_dense: bool = False,
     ) -> None:
         check_built("model", model)
-        checks.one_of("view", view, VIEWS)
+        checks.one_of("view", view, ("auto", *VIEWS))
         include_dense = checks.flag("include_dense", include_dense)
         if block_size is not None:
             block_size = checks.integer("block_size", block_size, minimum=1)
             if view == "crop":
                 raise ValueError(
-                    "block_size must be None unless view='block'. "
+                    "block_size must be None if view='crop'. "
                     f"Received: block_size={block_size}, view={view!r}"
                 )
         self.kernels, self.skipped = find_kernels(model, include, exclude, include_dense)
@@ -95,6 +98,12 @@ class Blocks:
             )
         row_lengths = [kernel.channels * kernel.spatial_size for kernel in self.kernels]
         shapes = [kernel.spatial_shape for kernel in self.kernels]
+        if view == "auto":
+            crops = sum(kernel.filters * kernel.channels for kernel in self.kernels)
+            predicted = crops * math.prod(block_sides("crop", None, shapes))
+            used = sum(kernel.num_weights for kernel in self.kernels) / predicted
+            view = "crop" if block_size is None and used >= 0.5 else "block"
+        self.view = view
         sides = block_sides(view, block_size, shapes)
         self.block_length = math.prod(sides)
         if view == "crop":

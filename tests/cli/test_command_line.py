@@ -49,7 +49,7 @@ def test_options_have_the_defaults_of_the_api(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     _, out, _ = run("fit", "--help")
     texts = {one.split()[0]: " ".join(one.split()) for one in out.split("\n  --")[1:]}
-    assert "[default: crop]" in texts["view"]
+    assert "[default: auto]" in texts["view"]
     for name in ("experts", "reconstruction-steps"):
         assert "[default: auto]" in texts[name]
     for name in ("hidden-size", "num-layers", "include-dense", "exclude", "size"):

@@ -124,6 +124,21 @@ def test_the_block_view_fills_its_blocks_with_1x1_kernels():
     assert Blocks(model, "block").grids == [(8, 4), (90, 1), (5, 10)]
 
 
+@pytest.mark.parametrize(("ones", "view"), [(5, "crop"), (6, "block")])
+def test_the_automatic_view_uses_at_least_half_of_its_entries(ones, view):
+    # 8 x 4 kernels of 9 weights and n x 8 of one weight: crops carry 288 + 8 n in 9 (32 + 8 n)
+    # entries, which is half of them at n = 36 / 7 = 5.1
+    blocks = Blocks(_model(keras.layers.Conv2D(8, 3), keras.layers.Conv2D(ones, 1)))
+    assert blocks.view == view
+    assert blocks.block_length == 9
+
+
+def test_a_block_size_makes_the_automatic_view_the_block_view():
+    blocks = Blocks(MODELS["3x3"](), block_size=2)
+    assert (blocks.view, blocks.block_length) == ("block", 4)
+    assert Blocks(MODELS["3x3"]()).view == "crop"
+
+
 def test_dense_layers_can_be_included():
     model = _model(keras.layers.Conv2D(2, 3), keras.layers.Flatten(), keras.layers.Dense(3))
     blocks = Blocks(model, "block", include_dense=True)
@@ -137,7 +152,10 @@ def test_dense_layers_can_be_included():
         ({"view": "tile"}, r"view must be one of .*view='tile'"),
         ({"view": "block", "block_size": 0}, r"block_size must be .* at least 1.*block_size=0"),
         ({"view": "block", "block_size": 2.5}, "block_size must be an integer.*block_size=2.5"),
-        ({"block_size": 3}, r"unless view='block'. Received: block_size=3, view='crop'"),
+        (
+            {"view": "crop", "block_size": 3},
+            r"must be None if view='crop'. Received: block_size=3, view='crop'",
+        ),
         ({"exclude": lambda layer: True}, r"whose layers are all skipped: in exclude"),
     ],
 )
