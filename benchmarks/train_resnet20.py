@@ -56,17 +56,34 @@ def train(options):
     keras.utils.set_random_seed(options.seed)
     images, labels = cifar.load(options.data_dir, "train")
     model = keras_nern.models.resnet_cifar(20, shortcut="B")
-    if options.smoothness:
-        regularizer = keras_nern.SmoothnessRegularizer(
-            filters=options.smoothness, channels=options.smoothness
-        )
+    fit(model, images, labels, options.epochs, options.smoothness, PEAK_RATE, options.seed)
+    trained = keras_nern.models.resnet_cifar(20)  # without optimizer and regularizers
+    trained.set_weights(model.get_weights())
+    with atomic_write(options.output) as path:
+        trained.save_weights(path)
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+def fit(model, images, labels, epochs, smoothness, peak_rate, seed):
+    """Trains a network.
+
+    Args:
+        model: the network, which is compiled and gets the regularizer.
+        images, labels: uint8 `(n, 32, 32, 3)` and int `(n,)`.
+        epochs: number of epochs.
+        smoothness: strength of the regularizer along filters and channels; 0 for none.
+        peak_rate: peak of the learning rate.
+        seed: seed of the order and the augmentation.
+    """
+    if smoothness:
+        regularizer = keras_nern.SmoothnessRegularizer(filters=smoothness, channels=smoothness)
         keras_nern.add_regularizer(model, regularizer)
     steps_per_epoch = len(images) // BATCH_SIZE
-    steps = steps_per_epoch * options.epochs
+    steps = steps_per_epoch * epochs
     schedule = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0,
         decay_steps=steps - steps // 5,
-        warmup_target=PEAK_RATE,
+        warmup_target=peak_rate,
         warmup_steps=steps // 5,
     )
     optimizer = keras.optimizers.SGD(schedule, 0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
@@ -77,13 +94,8 @@ def train(options):
         metrics=["accuracy"],
         jit_compile=False,  # XLA's convolutions are slower on CPUs
     )
-    dataset = cifar.augmented(images, BATCH_SIZE, options.seed, labels=labels)
-    model.fit(dataset, epochs=options.epochs, steps_per_epoch=steps_per_epoch, verbose=2)
-    trained = keras_nern.models.resnet_cifar(20)  # without optimizer and regularizers
-    trained.set_weights(model.get_weights())
-    with atomic_write(options.output) as path:
-        trained.save_weights(path)
-    print(f"{time.perf_counter() - start:.0f} s")
+    dataset = cifar.augmented(images, BATCH_SIZE, seed, labels=labels)
+    model.fit(dataset, epochs=epochs, steps_per_epoch=steps_per_epoch, verbose=2)
 
 
 def report(options):
