@@ -1000,14 +1000,15 @@ class NeRNModel(keras.Model):
             **kwargs: as for `keras.Model.save`.
 
         Raises:
-            ValueError: if `filepath` ends in `.h5` or `.hdf5`, or if a copy of the base does not
+            ValueError: if `filepath` does not end in `.keras`, or if a copy of the base does not
                 give its outputs.
         """
         checks.path("filepath", filepath)
         checks.flag("overwrite", overwrite)
-        if str(filepath).endswith((".h5", ".hdf5")):
+        if not str(filepath).endswith(".keras") and zipped is not False:
             raise ValueError(
-                "filepath must end in .keras, because an HDF5 file would hold only the weights. "
+                "filepath must end in .keras: save_weights writes HDF5 files of the weights alone, "
+                "export(filepath, format='tf_saved_model') a SavedModel of the rebuilt classifier. "
                 f"Received: filepath={str(filepath)!r}"
             )
         self._original.check_copyable()
@@ -1094,9 +1095,9 @@ class NeRNModel(keras.Model):
             **kwargs: as for `keras.Model.export`; not allowed for `"nern"`.
 
         Raises:
-            ValueError: if a precision is unknown or given with another format, if weights of the
-                predictor are not finite, or if the base holds code (a Lambda layer) or cannot be
-                built from its config.
+            ValueError: if `filepath` of a compact file has no extension, if a precision is unknown
+                or given with another format, if weights of the predictor are not finite, or if the
+                base holds code (a Lambda layer) or cannot be built from its config.
             OSError: if `filepath` cannot be written.
             ImportError: if the extra `compact` is not installed.
 
@@ -1117,6 +1118,12 @@ class NeRNModel(keras.Model):
                 )
             self.reconstruct().export(filepath, format=format, **kwargs)
             return
+        if not os.path.splitext(filepath)[1]:
+            raise ValueError(
+                "filepath must have an extension, as in 'classifier.nern', for a compact file; "
+                "export(filepath, format='tf_saved_model') writes the folder of a SavedModel. "
+                f"Received: filepath={str(filepath)!r}"
+            )
         if kwargs:
             raise ValueError(
                 f"format='nern' takes precision and kept_precision only. Received: {kwargs}"

@@ -136,6 +136,10 @@ def invalid_file_error(path: Path, reason: object) -> ValueError:
 def _read_header(file: typing.BinaryIO) -> bytes:
     start = file.read(8)
     length = int.from_bytes(start, "little")
+    if start.startswith((b"PK\x03\x04", b"\x89HDF")):
+        raise ValueError(
+            "it is a zip archive or an HDF5 file: keras.models.load_model loads those of Keras"
+        )
     if len(start) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
         raise ValueError(f"it begins with {start!r}, which is not the length of a header")
     header = file.read(length)

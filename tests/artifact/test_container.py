@@ -113,12 +113,13 @@ def an_npz():
     return file.getvalue()
 
 
+KERAS = r"a zip archive or an HDF5 file: keras\.models\.load_model loads those of Keras"
 NO_LENGTH = "which is not the length of a header"
 HOSTILE = {
     "empty": (b"", f"it begins with b'', {NO_LENGTH}"),
-    "a .keras file": (a_zip(), f"it begins with b'PK.*{NO_LENGTH}"),
-    "an .npz file": (an_npz(), f"it begins with b'PK.*{NO_LENGTH}"),
-    "an HDF5 file": (b"\x89HDF\r\n\x1a\n" + bytes(100), NO_LENGTH),
+    "a .keras file": (a_zip(), KERAS),
+    "an .npz file": (an_npz(), KERAS),
+    "an HDF5 file": (b"\x89HDF\r\n\x1a\n" + bytes(100), KERAS),
     "text": (b"import os; os.remove('x')", NO_LENGTH),
     "a header of 64 TiB": ((2**46).to_bytes(8, "little") + b"{}", NO_LENGTH),
     "a truncated header": (

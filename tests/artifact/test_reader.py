@@ -749,3 +749,11 @@ def test_a_killed_export_leaves_a_file_that_loads(path):
         process.wait()
     bias = keras_nern.load(path).layers[-1].bias.numpy().tolist()
     assert bias in ([0, 0, 0], [1, 1, 1])
+
+
+def test_a_file_of_keras_points_to_keras(nern, tmp_path):
+    nern.save(tmp_path / "nern.keras")
+    nern.save_weights(tmp_path / "nern.weights.h5")
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=r"keras\.models\.load_model loads those of Keras"):
+            keras_nern.load(path)

@@ -248,3 +248,11 @@ def test_raises_for_a_package_that_is_not_installed(nern, module, path, monkeypa
     with pytest.raises(ImportError, match=r'pip install "keras-nern\[compact\]"'):
         nern.export(path)
     assert not path.exists()
+
+
+def test_a_path_without_an_extension_is_asked_for_its_format(nern, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"an extension.*format='tf_saved_model'.*folder"
+    ):
+        nern.export(tmp_path / "folder")
+    assert not list(tmp_path.iterdir())

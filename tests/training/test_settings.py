@@ -197,7 +197,7 @@ def test_quantize_points_to_compress(nern):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".hdf5"])
+@pytest.mark.parametrize("suffix", [".h5", ".hdf5", ""])
 def test_hdf5_points_to_keras(nern, tmp_path, suffix):
     with pytest.raises(ValueError, match=r"filepath must end in \.keras.*Received: filepath="):
         nern.save(tmp_path / f"nern{suffix}")
