@@ -71,7 +71,7 @@ class TwoPhaseFit:
         class_weight: dict[int, float] | None,
         **arguments: Any,
     ) -> keras.callbacks.History:
-        """Checks the arguments of `NeRNModel.fit`, then runs both phases.
+        """Checks the arguments of `NeRNModel.fit`, then runs the phases.
 
         Args:
             x, y, sample_weight, callbacks, class_weight: as for `NeRNModel.fit`.

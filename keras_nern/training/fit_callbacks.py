@@ -85,7 +85,7 @@ class EpochHistory(keras.callbacks.History):
 
 
 class FitCallbacks(keras.callbacks.CallbackList):
-    """Calls the user's callbacks through both phases of a fit.
+    """Calls the user's callbacks through the phases of a fit.
 
     Args:
         callbacks: `None`, a callback, a list of callbacks or a `CallbackList`, as for `fit`.

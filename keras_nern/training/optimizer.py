@@ -6,7 +6,7 @@ zero along half a cosine (Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv 1608.0
 
     rate(t) = initial_learning_rate * (1 + cos(pi * t / decay_steps)) / 2.
 
-Each phase starts with a new optimizer state. The gradients of the second phase are far larger than
+Each phase starts with a new optimizer state. The gradients of the later phases are far larger than
 those of the first, so AdamW's moving averages from the first phase would cause giant steps.
 """
 
