@@ -118,7 +118,7 @@ LITE = {
 ROWS = {
     "ResNet20, a minute": Row(20, None, (700, 0), **LOCAL_20, curvature_steps=250),
     "ResNet20, two minutes, noise": Row(
-        20, None, (1_500, 60), **LOCAL_20, curvature_steps=300, images="batch_norm"
+        20, None, (2_500, 0), **LOCAL_20, **TWO_OPT, curvature_steps=200, images="batch_norm"
     ),
     "ResNet20, five minutes": Row(
         20, None, (3_000, 350), **LOCAL_20, **TWO_OPT, curvature_steps=300
@@ -154,11 +154,11 @@ ROWS = {
         dataset="cifar100",
         reference="-0.35",
     ),
-    "EfficientNet-lite0": Row(0, None, (1_500, 200), **LITE, curvature_steps=400),
+    "EfficientNet-lite0": Row(0, None, (2_500, 400), **LITE, curvature_steps=600),
     "EfficientNet-lite0, noise": Row(
         0,
         None,
-        (1_500, 200),
+        (1_500, 0),
         **LITE,
         curvature_steps=400,
         images="batch_norm",
