@@ -154,7 +154,7 @@ ROWS = {
         dataset="cifar100",
         reference="-0.35",
     ),
-    "EfficientNet-lite0": Row(0, None, (2_500, 400), **LITE, curvature_steps=600),
+    "EfficientNet-lite0": Row(0, None, (1_500, 200), **LITE, curvature_steps=400),
     "EfficientNet-lite0, noise": Row(
         0,
         None,
