@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 
 NUM_FREQUENCIES = 8  # F, of the features of a place
-# By how much more a block of a smaller layer costs. Of 0 to 0.5, the curvature loss of ResNet20,
-# ResNet56 and EfficientNet-lite0 was lowest here.
+# By how much more a block of a smaller layer costs. For 0, 0.3, 0.4 and 0.5, the curvature loss of
+# ResNet20 (117,000 parameters, 700 steps) was 0.097, 0.017, 0.009 and 0.010, tried by script.
 DENSITY_POWER = 0.4
 
 
