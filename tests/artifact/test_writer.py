@@ -235,11 +235,16 @@ def test_raises_for_a_predictor_that_is_not_finite(precision, path):
     assert not path.exists()
 
 
-@pytest.mark.parametrize(("place", "error"), [("", IsADirectoryError), ("no/a", OSError)])
-def test_raises_for_a_path_that_cannot_be_written_before_any_work(nern, place, error, monkeypatch):
+@pytest.mark.parametrize(
+    ("place", "error"), [("folder.nern", IsADirectoryError), ("no/a.nern", OSError)]
+)
+def test_raises_for_a_path_that_cannot_be_written_before_any_work(
+    nern, place, error, tmp_path, monkeypatch
+):
     monkeypatch.setattr("keras_nern.artifact.writer._config_part", None)
-    with pytest.raises(error, match=f"Expected .*'{place}'"):
-        nern.export(place)
+    (tmp_path / "folder.nern").mkdir()
+    with pytest.raises(error, match=f"Expected .*{place}'"):
+        nern.export(tmp_path / place)
 
 
 @pytest.mark.parametrize("module", ["safetensors.numpy", "constriction", "zstandard"])
@@ -251,8 +256,6 @@ def test_raises_for_a_package_that_is_not_installed(nern, module, path, monkeypa
 
 
 def test_a_path_without_an_extension_is_asked_for_its_format(nern, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"an extension.*format='tf_saved_model'.*folder"
-    ):
+    with pytest.raises(ValueError, match=r"an extension.*format='tf_saved_model'.*folder"):
         nern.export(tmp_path / "folder")
     assert not list(tmp_path.iterdir())

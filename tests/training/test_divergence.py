@@ -72,8 +72,9 @@ def test_the_error_names_the_layer_that_overflows(base, images):
 
 
 def test_weights_that_overflow_in_the_last_step_are_found(base):
-    settings = {"optimizer": keras.optimizers.SGD(1e38), "reconstruction_weight": 1e6}
-    nern, keep = _model(base, **settings), _Keep("reconstruction", 0)
+    nern = _model(base, optimizer=keras.optimizers.SGD(1e38))
+    nern.scale_losses(reconstruction_loss=1e6)
+    keep = _Keep("reconstruction", 0)
     with pytest.raises(DivergedError, match="infinity in the predictor at step 1 of the recon"):
         nern.fit(steps_per_epoch=1, verbose=0, callbacks=[keep])
     _assert_is_back(nern, keep)
