@@ -224,7 +224,12 @@ def _model(base, optimizer=None, experts=1, **compile_arguments):
     if optimizer:
         compile_arguments["optimizer"] = keras.optimizers.deserialize(optimizer)
     nern.compile(
-        **{"reconstruction_steps": 6, "distillation_learning_rate": 1e-2, **compile_arguments}
+        **{
+            "reconstruction_steps": 6,
+            "curvature_steps": 0 if experts == 1 else 4,
+            "distillation_learning_rate": 1e-2,
+            **compile_arguments,
+        }
     )
     return nern
 
