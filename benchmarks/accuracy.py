@@ -114,6 +114,7 @@ LITE = {
     "batch_size": 16,
     "reference": "0.99 (ResNet18)",
 }
+CIFAR100_56 = Row(56, None, (2_500, 300), curvature_steps=400, dataset="cifar100")
 
 ROWS = {
     "ResNet20, a minute": Row(20, None, (700, 0), **LOCAL_20, curvature_steps=250),
@@ -136,23 +137,11 @@ ROWS = {
     "ResNet56, a fifth of the weights": Row(
         56, None, (2_500, 150), parameters=170_000, curvature_steps=400
     ),
-    "CIFAR-100, ResNet56, 479,889 parameters": Row(
-        56,
-        None,
-        (2_500, 300),
-        parameters=479_889,
-        curvature_steps=400,
-        dataset="cifar100",
-        reference="0.84",
+    "CIFAR-100, ResNet56, 479,889 parameters": dataclasses.replace(
+        CIFAR100_56, parameters=479_889, reference="0.84"
     ),
-    "CIFAR-100, ResNet56, 581,209 parameters": Row(
-        56,
-        None,
-        (2_500, 300),
-        parameters=581_209,
-        curvature_steps=400,
-        dataset="cifar100",
-        reference="-0.35",
+    "CIFAR-100, ResNet56, 581,209 parameters": dataclasses.replace(
+        CIFAR100_56, parameters=581_209, reference="-0.35"
     ),
     "EfficientNet-lite0": Row(0, None, (1_500, 200), **LITE, curvature_steps=400),
     "EfficientNet-lite0, noise": Row(

@@ -35,7 +35,7 @@ from keras_nern.utils.types import Path, Tensor
 from keras_nern.utils.version import __version__
 
 # Fields of a predictor's config that the file omits: those that every layer has, and those that
-# follow from the precision and the blocks.
+# follow from the precision.
 OMITTED = (*keras.layers.Layer().get_config(), "bits", "pruned")
 
 

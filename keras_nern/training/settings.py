@@ -32,7 +32,7 @@ AUTO = {
         "reconstruction_weight": 0.0,
     },
 }
-EPOCHS = {False: 800, True: 300}  # of reconstruction, over all kernels
+EPOCHS = {False: 800, True: 300}  # of reconstruction, over all slots
 SINGLE_BATCH = 4096  # kernels per step of a single predictor
 RUN_BATCH = 512  # kernels per step of each expert ...
 BATCH = 8_192  # ... more if there are few experts, and ...
