@@ -32,7 +32,6 @@ from keras_nern.network.blocks import Blocks
 STRENGTHS = (0.0, 0.003, 0.01, 0.03, 0.1)
 PEAK_RATE = 0.02
 PARAMETERS = 117_289
-PREDICTORS = {"local": {"size": None}, "one": {"hidden_size": 160, "experts": 1}}
 COLUMNS = {
     "accuracy, %": ("accuracy", 2),
     "cosine along channels": ("along_channels", 3),
@@ -102,10 +101,9 @@ def run(options, strength, seed):
         "along_filters": float(along_filters),
         "core_seconds": core_seconds,
     }
-    for name, arguments in PREDICTORS.items():
-        arguments = dict(arguments)
-        if "size" in arguments:
-            arguments["size"] = PARAMETERS / Blocks(base, "block").num_weights
+    size = PARAMETERS / Blocks(base, "block").num_weights
+    predictors = {"local": {"size": size}, "one": {"hidden_size": 160, "experts": 1}}
+    for name, arguments in predictors.items():
         nern = keras_nern.NeRNModel(base, **arguments, view="block")
         nern.compile(reconstruction_steps=1_000 if name == "local" else 2_000, curvature_steps=300)
         dataset = cifar.augmented(images, 64, seed, mixup=True)
