@@ -18,6 +18,7 @@ import runs
 import tables
 
 import keras_nern
+from keras_nern.analysis.figure import label_lines, new_figure, style
 from keras_nern.analysis.importance import MEASURES
 
 SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.4)
@@ -144,26 +145,26 @@ def print_table(results, sparsities):
 
 def plot(results, sparsities, path):
     """Draws accuracy against the share of pruned weights, one line per measure."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
+    figure = new_figure(figsize=(6.4, 4))
+    axes = style(figure.subplots())
     original = _accuracies(results, "original", 0.0)
-    for measure in _measures(results):
+    lines = {}
+    for measure, marker in zip(_measures(results), "os^Dv", strict=False):
         points = [(0.0, original)] if original else []
         points += [(share, _accuracies(results, measure, share)) for share in sparsities]
-        axes.errorbar(
+        line, *_ = axes.errorbar(
             [100 * share for share, _ in points],
             [np.mean(values) for _, values in points],
             [np.std(values, ddof=1) if len(values) > 1 else 0 for _, values in points],
-            marker="o",
+            marker=marker,
+            markersize=5,
             capsize=3,
-            label=measure,
         )
+        lines[measure] = line
     axes.set_xlabel("weights pruned, %")
     axes.set_ylabel("accuracy on the test images, %")
-    axes.grid(alpha=0.3)
-    axes.legend(title="pruned by")
+    axes.set_ylim(0, 100)
+    label_lines(axes, lines)
     figure.savefig(path)
 
 

@@ -1,7 +1,7 @@
 """Kernels as images of pixels, without matplotlib.
 
-Many kernels are drawn side by side in a *mosaic*: a float array with one pixel per weight, and
-NaN in the gaps between kernels.
+Many kernels are drawn side by side in a *mosaic*: a float array with a square of pixels for each
+weight, and NaN in the gaps between kernels, which are one pixel wide.
 """
 
 import keras
@@ -34,12 +34,12 @@ def kernel_image(
     >>> kernel_image(np.ones((3, 3, 1, 1)), np.zeros((3, 3, 1, 1)), magnify=1).shape
     (3, 7, 3)
     """
-    mosaics, scale = largest_kernels(original, predicted, limit)
+    mosaics, scale = largest_kernels(original, predicted, limit, magnify)
     parts = []
     for weights in mosaics:
         value = np.clip(weights / scale, -1, 1)[..., None]  # (height, width, 1)
         colors = 1 - np.abs(value) * np.where(value > 0, [0, 1, 1], [1, 1, 0])
-        parts.append(np.nan_to_num(colors.repeat(magnify, 0).repeat(magnify, 1), nan=0.8))
+        parts.append(np.nan_to_num(colors, nan=0.6))  # grey gaps, as zeros are white
     parts.insert(1, np.zeros((len(parts[0]), magnify, 3)))
     return np.rint(255 * np.concatenate(parts, axis=1)).astype("uint8")
 
@@ -66,7 +66,7 @@ def to_images(kernel: ArrayLike, name: str = "kernel") -> np.ndarray:
 
 
 def largest_kernels(
-    original: ArrayLike, predicted: ArrayLike, limit: int
+    original: ArrayLike, predicted: ArrayLike, limit: int, magnify: int
 ) -> tuple[list[np.ndarray], float]:
     """Draws the kernels of largest norm in the original.
 
@@ -83,19 +83,20 @@ def largest_kernels(
         )
     largest = np.argsort(-np.linalg.norm(kernels[0], axis=(1, 2)))[:limit]
     scale = np.abs(kernels[0][largest]).max() or 1.0
-    return [mosaic(one[largest]) for one in kernels], scale
+    return [mosaic(one[largest], magnify) for one in kernels], scale
 
 
-def mosaic(kernels: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Arranges kernels `(n, kh, kw)` in rows, with gaps of one pixel.
+def mosaic(kernels: np.ndarray, magnify: int, columns: int | None = None) -> np.ndarray:
+    """Arranges kernels `(n, kh, kw)` in rows, a weight as `magnify` by `magnify` pixels.
 
-    Without `columns`, the mosaic has about as many rows as columns.
+    Without `columns`, the mosaic is about as high as it is wide.
     """
-    n, kh, kw = kernels.shape
-    columns = columns or int(np.ceil(np.sqrt(n)))
-    rows = int(np.ceil(n / columns))
-    grid = np.full((rows * (kh + 1) - 1, columns * (kw + 1) - 1), np.nan)
+    kernels = kernels.repeat(magnify, axis=1).repeat(magnify, axis=2)
+    n, height, width = kernels.shape
+    columns = columns or min(n, int(np.ceil(np.sqrt(n * (height + 1) / (width + 1)))))
+    rows = -(-n // columns)
+    grid = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
     for i, kernel in enumerate(kernels):
-        top, left = i // columns * (kh + 1), i % columns * (kw + 1)
-        grid[top : top + kh, left : left + kw] = kernel
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        grid[top : top + height, left : left + width] = kernel
     return grid

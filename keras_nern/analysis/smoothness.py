@@ -20,7 +20,7 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_nern.analysis.figure import new_figure
+from keras_nern.analysis.figure import new_figure, style
 from keras_nern.network.blocks import Blocks
 from keras_nern.permutations.nearest_neighbours import METRICS
 from keras_nern.permutations.orders import check_order, check_permutation_arguments
@@ -130,16 +130,15 @@ class SmoothnessReport(Printable):
             A `matplotlib.figure.Figure` that is attached to no window. The layers are on the
             horizontal axis, in the network's order.
         """
-        figure = new_figure(figsize=(max(6, 0.35 * len(self.layers)), 4.5))
-        axes = figure.subplots()
+        figure = new_figure(figsize=(max(6, 0.35 * len(self.layers)), 5))
+        axes = style(figure.subplots())
         places = range(len(self.layers))
         for order, cosines in self.cosines.items():
             axes.plot(places, cosines[:, 0], marker="o", label=order)
         axes.set_xticks(places, self.layers, rotation=90)
-        axes.set_ylim(-1.05, 1.05)
-        axes.set_ylabel("mean cosine of neighbors along channels")
-        axes.grid(axis="y", alpha=0.3)
-        axes.legend()
+        axes.set_ylim(top=1.05)
+        axes.set_ylabel("mean cosine along channels")
+        figure.legend(loc="outside upper left", ncols=3, frameon=False)
         return figure
 
 

@@ -8,7 +8,17 @@ def test_mosaic_has_gaps_between_kernels():
     kernels = np.arange(1, 6).reshape(5, 1, 1)
     gap = np.nan
     expected = [[1, gap, 2, gap, 3], [gap] * 5, [4, gap, 5, gap, gap]]
-    np.testing.assert_array_equal(mosaic(kernels), expected)
+    np.testing.assert_array_equal(mosaic(kernels, magnify=1), expected)
+    row = [1, 1, gap, 2, 2, gap, 3, 3]
+    np.testing.assert_array_equal(mosaic(kernels[:3], 2, columns=3), [row, row])
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((16, 3, 3), (15, 15)), ((16, 1, 5), (11, 17)), ((2, 5, 1), (5, 3)), ((1, 3, 3), (3, 3))],
+)
+def test_mosaic_is_about_a_square(shape, expected):
+    assert mosaic(np.ones(shape), magnify=1).shape == expected
 
 
 @pytest.mark.parametrize(
@@ -30,7 +40,8 @@ def test_pixels_match_values_by_hand():
     predicted = np.array([0.0, -4.0]).reshape(1, 1, 1, 2)  # -4 is clipped to the scale, 2
     image = kernel_image(original, predicted, magnify=1)
     red, half_blue, white, blue = [255, 0, 0], [128, 128, 255], [255] * 3, [0, 0, 255]
-    gap, black = [204] * 3, [0] * 3
+    gap, black = [153] * 3, [0] * 3
     np.testing.assert_array_equal(image, [[red, gap, half_blue, black, white, gap, blue]])
     magnified = kernel_image(original, predicted, magnify=2)
-    np.testing.assert_array_equal(magnified, image.repeat(2, axis=0).repeat(2, axis=1))
+    row = [red, red, gap, half_blue, half_blue, black, black, white, white, gap, blue, blue]
+    np.testing.assert_array_equal(magnified, [row, row])

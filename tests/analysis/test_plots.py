@@ -11,6 +11,8 @@ from keras_nern.analysis.pareto import ParetoFront, ParetoPoint
 
 pytest.importorskip("matplotlib", reason="install keras-nern[plots]")
 
+STRIDE = plots.MAGNIFY + 1  # pixels from a kernel of one weight to the next
+
 
 def _lines(axes):
     """The curves of a panel: {label: (style, x, y)}."""
@@ -25,10 +27,12 @@ def test_plot_kernels_shows_the_largest_on_one_scale(tmp_path):
     figure = plots.plot_kernels(original, original / 2, "layer", limit=3)
     left, right = (axes.images[0] for axes in figure.axes[:2])
     # filter by filter, the kernels are 1, 0.5, -3, 2; by size -3, 2, 1
-    np.testing.assert_array_equal(left.get_array()[::2, ::2].compressed(), [-3, 2, 1])
-    np.testing.assert_array_equal(right.get_array()[::2, ::2].compressed(), [-1.5, 1, 0.5])
+    shown = [image.get_array()[::STRIDE, ::STRIDE].compressed() for image in (left, right)]
+    np.testing.assert_array_equal(shown, [[-3, 2, 1], [-1.5, 1, 0.5]])
     assert left.get_clim() == right.get_clim() == (-3, 3)
     assert figure.get_suptitle() == "layer"
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["original", "predicted"]
+    assert figure.axes[2].get_ylabel() == "weight"
     figure.savefig(tmp_path / "layer.png")
     assert (tmp_path / "layer.png").stat().st_size > 1000
 
@@ -47,14 +51,21 @@ def test_plot_grids_shows_kernels_at_their_positions():
     figure = plots.plot_grids(
         {"as trained": kernel, "permuted": kernel}, {"permuted": [0, 2, 3, 4, 1, 5]}
     )
-    left, right = figure.axes
-    assert [axes.get_title() for axes in figure.axes] == ["as trained", "permuted"]
+    left, right, bar = figure.axes
+    assert (left.get_title(), right.get_title()) == ("as trained", "permuted")
     assert (left.get_xlabel(), left.get_ylabel()) == ("channels", "filters")
-    shown = [axes.images[0].get_array()[::2, ::2] for axes in (left, right)]
+    assert bar.get_ylabel() == "weight / norm of its kernel"
+    shown = [axes.images[0].get_array()[::STRIDE, ::STRIDE] for axes in (left, right)]
     np.testing.assert_array_equal(shown[0], [[1, -1, 1], [1, 1, -1]])
     np.testing.assert_array_equal(shown[1], [[1, 1, 1], [1, -1, -1]])
     part = plots.plot_grids({"part": kernel}, limit=2).axes[0].images[0].get_array()
-    np.testing.assert_array_equal(part[::2, ::2], [[1, -1], [1, 1]])
+    np.testing.assert_array_equal(part[::STRIDE, ::STRIDE], [[1, -1], [1, 1]])
+
+
+def test_plot_grids_has_one_scale_for_all_panels():
+    even, uneven = np.ones((2, 2, 1, 1)), np.array([3.0, 4.0]).reshape(2, 1, 1, 1)
+    left, right, _ = plots.plot_grids({"even": even, "uneven": uneven}).axes
+    assert left.images[0].get_clim() == right.images[0].get_clim() == (-0.8, 0.8)
 
 
 @pytest.mark.parametrize(
@@ -103,61 +114,116 @@ def test_plot_layer_errors_draws_a_bar_for_each_kernel():
     nern = keras_nern.NeRNModel(base, hidden_size=8, include_dense=True)
     (axes,) = plots.plot_layer_errors(nern).axes
     names = ["separable/depthwise_kernel", "separable/pointwise_kernel", "transposed", "dense"]
-    assert [label.get_text() for label in axes.get_xticklabels()] == names
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
     originals, predicted = nern.original_kernels(), nern.predict_kernels()
     for bar, name in zip(axes.patches, names, strict=True):
         error = np.sum((predicted[name] - originals[name]) ** 2) / np.sum(originals[name] ** 2)
-        assert bar.get_height() == pytest.approx(error, rel=1e-5)
+        assert bar.get_width() == pytest.approx(error, rel=1e-5)
         plots.plot_kernels(originals[name], predicted[name], name)
+    places = [bar.get_y() for bar in axes.patches]
+    assert places == sorted(places)
+    assert axes.yaxis_inverted()  # the first layer is on top
     (line,) = axes.lines
-    assert line.get_ydata()[0] == pytest.approx(nern.relative_error())
+    assert line.get_xdata()[0] == pytest.approx(nern.relative_error())
+    assert axes.texts[0].get_text() == f"all layers: {nern.relative_error():.2g}"
     nern.gather_curvature(np.random.default_rng(0).normal(size=(4, 8, 8, 2)).astype("float32"))
     (axes,) = plots.plot_layer_errors(nern, "curvature").axes
-    assert axes.get_ylabel() == "share of the curvature loss"
-    heights = [bar.get_height() for bar in axes.patches]
-    assert heights == pytest.approx(list(nern.layer_errors("curvature").values()))
+    assert axes.get_xlabel() == "share of the curvature loss, %"
+    assert axes.xaxis.get_major_formatter()(0.125, 0) == "12.5"
+    widths = [bar.get_width() for bar in axes.patches]
+    assert widths == pytest.approx(list(nern.layer_errors("curvature").values()))
 
 
-def test_plot_history_draws_both_phases_at_their_epochs(nern, images):
-    nern.compile(reconstruction_steps=2, run_eagerly=True)
+def _history(history, places, steps, **phases):
+    """A `FitHistory` with these curves."""
+    made = keras.callbacks.History()
+    made.history, made.places, made.steps = history, places, steps
+    made.epoch = [place - 1 for place in places.get("loss", [])]
+    made.reconstruction, made.curvature = phases["reconstruction"], phases["curvature"]
+    return made
+
+
+def test_plot_history_draws_all_phases_on_one_axis():
+    history = _history(
+        {
+            "loss": [0.4, 0.2, 0.1],
+            "logits_loss": [0.3, 0.1, 0.05],
+            "relative_error": [0.2, 0.1, 0.05],
+            "val_agreement": [0.96, 0.98],
+        },
+        {name: [2, 3, 4] for name in ("loss", "logits_loss", "relative_error")}
+        | {"val_agreement": [2, 4]},
+        {"reconstruction": [50, 100], "curvature": [10, 20], "distillation": [30, 60, 90]},
+        reconstruction={"loss": [4.0, 2.0], "relative_error": [0.9, 0.4]},
+        curvature={"loss": [1.0, 0.5], "relative_error": [0.3, 0.2]},
+    )
+    losses, errors, shares = plots.plot_history(history).axes
+    drawn = [(line.get_label(), line.get_xydata().tolist()) for line in losses.lines[:4]]
+    assert drawn == [
+        ("loss", [[50, 4], [100, 2]]),
+        ("loss", [[110, 1], [120, 0.5]]),
+        ("logits_loss", [[150, 0.3], [180, 0.1], [210, 0.05]]),
+        ("loss", [[150, 0.4], [180, 0.2], [210, 0.1]]),
+    ]
+    assert [line.get_xdata()[0] for line in errors.lines[3:]] == [100, 120]  # where phases begin
+    assert (losses.get_yscale(), errors.get_yscale(), shares.get_yscale()) == (
+        *("log", "log", "linear"),
+    )
+    assert losses.lines[0].get_color() == losses.lines[3].get_color()
+    assert losses.lines[0].get_color() != losses.lines[2].get_color()
+    assert _lines(shares)["val_agreement"] == ("--", [150, 210], [0.96, 0.98])
+    assert shares.get_ylabel() == "share of images, %"
+    assert shares.yaxis.get_major_formatter()(0.965, 0) == "96.5"
+    assert shares.get_xlabel() == "step (dashed: validation data)"
+    assert {text.get_text() for text in losses.texts} == {
+        *("loss", "logits loss", "reconstruction", "curvature", "distillation"),
+    }
+    assert [text.get_text() for text in shares.texts] == ["validation agreement"]
+
+
+def test_plot_history_draws_epochs_without_images_as_reconstruction():
+    history = _history(
+        {"loss": [2.0, 1.0], "learning_rate": [0.1, 0.05]},
+        {"loss": [1, 2], "learning_rate": [1, 2]},
+        {"reconstruction": [5, 10], "curvature": [], "distillation": []},
+        reconstruction={},
+        curvature={},
+    )
+    losses, rates = plots.plot_history(history).axes
+    assert _lines(losses)["loss"][1:] == ([5, 10], [2.0, 1.0])
+    assert losses.texts[-1].get_text() == "reconstruction"
+    assert rates.get_ylabel() == "learning rate"
+    assert rates.get_xlabel() == "step"
+
+
+def test_plot_history_draws_a_fit(nern, images):
+    nern.compile(reconstruction_steps=4, run_eagerly=True)
     arguments = {"verbose": 0, "validation_data": (images,), "validation_freq": 2}
-    history = nern.fit(images, initial_epoch=2, epochs=6, **arguments)
-    figure = plots.plot_history(history)
-    upper, lower = figure.axes[:2], figure.axes[2:]
-    assert [axes.get_title() for axes in upper] == ["reconstruction", "distillation"]
-    assert [axes.get_xlabel() for axes in lower] == ["epoch", "epoch"]
-    assert all(axes.get_yscale() == "log" for axes in upper)
-    curves = [{**_lines(a), **_lines(b)} for a, b in zip(upper, lower, strict=True)]
-    for lines, logs in zip(curves, (history.reconstruction, history.history), strict=True):
-        assert {name: y for name, (_, _, y) in lines.items()} == logs
-    assert {"loss", "val_loss", "feature_map_loss"} <= set(_lines(upper[1]))
-    assert {"relative_error", "val_agreement"} <= set(_lines(lower[1]))
-    assert curves[1]["loss"][:2] == ("-", [3, 4, 5, 6])
-    assert curves[1]["val_loss"][:2] == ("--", [4, 6])
-    assert curves[1]["val_agreement"][1] == [4, 6]
+    history = nern.fit(images, initial_epoch=2, epochs=4, **arguments)
+    losses, _, shares = plots.plot_history(history).axes
+    curve = losses.lines[0]
+    assert curve.get_label() == "loss"
+    assert curve.get_xydata().tolist() == [
+        [step, value] for step, value in enumerate(history.reconstruction["loss"], start=1)
+    ]
+    per_epoch = history.steps["distillation"][0]
+    ends = [4 + per_epoch * epoch for epoch in (1, 2)]
+    assert _lines(losses)["logits_loss"][1:] == (ends, history.history["logits_loss"])
+    assert _lines(shares)["val_agreement"][1:] == (ends[1::2], history.history["val_agreement"])
 
 
-def test_plot_history_draws_a_reconstruction_alone(nern):
-    nern.compile(run_eagerly=True)
-    history = nern.fit(steps_per_epoch=2, epochs=3, verbose=0)
-    upper, lower = plots.plot_history(history).axes
-    assert upper.get_title() == "reconstruction"
-    assert _lines(upper)["loss"][1:] == ([1, 2, 3], history.history["loss"])
-    assert _lines(lower)["relative_error"][2] == history.history["relative_error"]
-
-
-def test_plot_history_draws_both_phases_by_steps():
+def test_plot_history_draws_what_evaluate_rebuilt_records():
     results = [
         {"phase": "reconstruction", "step": 2, "loss": 3.0, "accuracy": 0.1},
         {"phase": "reconstruction", "step": 4, "loss": 2.0, "accuracy": 0.3},
         {"phase": "distillation", "step": 2, "loss": 1.0, "accuracy": 0.5},
     ]
-    first, second, below_first, below_second = plots.plot_history(results).axes
-    assert [axes.get_title() for axes in (first, second)] == ["reconstruction", "distillation"]
-    assert _lines(first) == {"loss": ("-", [2, 4], [3.0, 2.0])}
-    assert _lines(below_first) == {"accuracy": ("-", [2, 4], [0.1, 0.3])}
-    assert _lines(below_second) == {"accuracy": ("-", [2], [0.5])}
-    assert below_first.get_xlabel() == "step"
+    losses, shares = plots.plot_history(results).axes
+    drawn = [line.get_xydata().tolist() for line in losses.lines[:2]]
+    assert drawn == [[[2, 3.0], [4, 2.0]], [[6, 1.0]]]
+    assert shares.lines[1].get_xydata().tolist() == [[6, 0.5]]
+    assert [text.get_text() for text in losses.texts[1:]] == ["reconstruction", "distillation"]
+    assert shares.get_xlabel() == "step"
 
 
 def test_plot_importance_shows_ranks(tmp_path):
@@ -168,8 +234,19 @@ def test_plot_importance_shows_ranks(tmp_path):
     np.testing.assert_array_equal(maps[1].get_array(), [[1 / 4], [2 / 4]])
     assert [axes.get_title() for axes in figure.axes[:2]] == ["a", "b"]
     assert all(image.get_clim() == (0, 1) for image in maps)
+    bar = figure.axes[-1]
+    assert bar.get_ylabel() == "kernels that score lower, %"
+    assert bar.yaxis.get_major_formatter()(0.2, 0) == "20"
+    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("channels", "filters")
     figure.savefig(tmp_path / "importance.png")
     assert (tmp_path / "importance.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("layers", "columns"), [(1, 1), (3, 3), (6, 6), (13, 7), (21, 7), (20, 4)])
+def test_plot_importance_leaves_few_places_empty(layers, columns):
+    scores = {str(index): np.ones((2, 2)) for index in range(layers)}
+    figure = plots.plot_importance(scores)
+    assert figure.axes[0].get_gridspec().ncols == columns
 
 
 def test_plot_pareto_front_shows_all_trials(tmp_path):
@@ -179,7 +256,10 @@ def test_plot_pareto_front_shows_all_trials(tmp_path):
     figure = plots.plot_pareto_front(ParetoFront.from_trials(trials, "val_accuracy"))
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("bytes", "val_accuracy")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("size, kB", "val_accuracy, %")
+    assert axes.yaxis.get_major_formatter()(0.6, 0) == "60"
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["Pareto front", "other trials"]
     (line,) = axes.lines
     assert line.get_xydata().tolist() == [[1000, 0.6], [4000, 0.9]]
     dots = axes.collections[0].get_offsets().tolist()
@@ -192,6 +272,7 @@ def test_plot_pareto_front_shows_all_trials(tmp_path):
     ("draw", "message"),
     [
         (lambda: plots.plot_history([]), "history must have at least one epoch or step"),
+        (lambda: plots.plot_history([{"phase": "a", "step": 1}]), "at least one epoch or step"),
         (lambda: plots.plot_importance({}), r"at least one\. Received: shapes \{\}"),
         (lambda: plots.plot_importance({"a": np.zeros(3)}), r"shapes \{'a': \(3,\)\}"),
         (
