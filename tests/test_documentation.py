@@ -19,7 +19,7 @@ import keras_nern
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<reason>.+) -->\n+)?```(?P<language>\S*)[^\n]*\n(?P<code>.*?)^```$",
+    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n+)?```(?P<language>\S*)[^\n]*\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -87,10 +87,13 @@ def test_docstring_example_runs(test):
 
 
 def test_finds_the_python_blocks_of_a_page():
-    page = (
-        "a\n\n```python\nx = 1\n```\n\n<!-- not run: no GPU -->\n```python\ny\n```\n```sh\nz\n```\n"
-    )
-    assert blocks_of(page) == [(3, "x = 1\n", None), (8, "y\n", "no GPU")]
+    skipped = "<!-- not run: no GPU -->\n```python\ny\n```\n"
+    page = f"a\n\n```python\nx = 1\n```\n\n{skipped}```sh\nz\n```\n{skipped}"
+    assert blocks_of(page) == [
+        (3, "x = 1\n", None),
+        (8, "y\n", "no GPU"),
+        (15, "y\n", "no GPU"),
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

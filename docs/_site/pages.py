@@ -1,8 +1,8 @@
 """Adds pages to the site that are not files of docs/, and adapts the links between pages.
 
 README.md and similar files are pages of the repository and of the site. Each module of the
-package has an API page, made from its docstrings: those that define public names are listed
-first, and the others are grouped by room under *Internals*.
+package has an API page, made from its docstrings: `model` and the other modules that define public
+names are listed first, and the rest is grouped by room under *Internals*.
 """
 
 import ast
@@ -86,7 +86,7 @@ def public_modules():
         owner = path if path in _modules() else module
         if not name.startswith("__"):
             modules.setdefault(owner, []).append(name)
-    return dict(sorted(modules.items()))
+    return dict(sorted(modules.items(), key=lambda item: (item[0] != "model", item)))
 
 
 def inner_modules():
@@ -115,30 +115,52 @@ def _pages():
     pages = {site: ROOT / source for source, site in PAGES.items() if not source.endswith("/")}
     for path in (ROOT / "notebooks").glob("*.ipynb"):  # offered for download
         pages[f"notebooks/{path.name}"] = path
-    for module in (*public_modules(), *inner_modules()):
+    for module in public_modules():
         pages[f"api/{module}.md"] = f"::: keras_nern.{module}\n"
+    for module in inner_modules():  # the search lists them after the other pages
+        front_matter = "---\nsearch: {boost: 0.2}\n---\n"
+        pages[f"api/{module}.md"] = f"{front_matter}::: keras_nern.{module}\n"
     for package in LAZY:
         names = [name for _, name in _imports(PACKAGE / package / "__init__.py")]
         pages[f"api/{package}.md"] += f"    options:\n      members: [{', '.join(names)}]\n"
-    rows = [
-        f"| [`{module}`]({module}.md) | {', '.join(_link(module, name) for name in names)} |"
+    public = [
+        f"| [`{module}`]({module}.md) | {', '.join(_link(module, name) for name in names)} "
+        f"| {_description(module)} |"
         for module, names in public_modules().items()
+    ]
+    internals = [
+        f"| [`{module}`]({module}.md) | {_description(module)} |" for module in inner_modules()
     ]
     pages["api/index.md"] = "\n".join(
         [
             "# API",
             "",
             "Each module has a page with its description and its public names. Import the names "
-            "in the right column from `keras_nern`. The modules under *Internals* are not part of "
-            "the public interface and may change. Their pages explain how the package works.",
+            "in the second column from `keras_nern`.",
             "",
-            "| module | public names |",
+            "| module | public names | description |",
+            "| --- | --- | --- |",
+            *public,
+            "",
+            "## Internals",
+            "",
+            "These modules are not part of the public interface and may change. Their pages "
+            "explain how the package works.",
+            "",
+            "| module | description |",
             "| --- | --- |",
-            *rows,
+            *internals,
             "",
         ]
     )
     return pages
+
+
+def _description(module):
+    """Returns the first line of a module's docstring, without the period."""
+    path = PACKAGE.joinpath(*module.split("."))
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.get_docstring(ast.parse(source.read_text())).splitlines()[0].removesuffix(".")
 
 
 def _link(module, name):

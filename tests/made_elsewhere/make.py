@@ -2,6 +2,7 @@
 
     python -m venv venv && venv/bin/pip install "tensorflow==2.15.1"   # Keras 2.15
     venv/bin/python tests/made_elsewhere/make.py keras2.h5
+    venv/bin/python tests/made_elsewhere/make.py keras2_depthwise.h5
     python -m venv venv && venv/bin/pip install "tensorflow==2.18.0" "keras==3.13.0"
     venv/bin/python tests/made_elsewhere/make.py keras3.keras
 
@@ -22,11 +23,11 @@ inputs = keras.Input((16, 16, 3), name="image")
 x = layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="stem")(inputs)
 x = layers.BatchNormalization(name="stem_bn")(x)
 x = layers.Activation("relu", name="stem_relu")(x)
-if keras.__version__.startswith("3"):
+if name == "keras2.h5":
+    y = layers.Conv2D(8, (1, 7), padding="same", name="oblong")(x)
+else:  # Keras 3 needs custom_objects to read those of Keras 2, see docs/troubleshooting.md
     y = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
     y = layers.SeparableConv2D(8, 3, padding="same", name="separable")(y)
-else:  # Keras 3 cannot read Keras 2's depthwise layers from .h5: they have a "groups" argument
-    y = layers.Conv2D(8, (1, 7), padding="same", name="oblong")(x)
 x = layers.Add(name="add")([x, y])
 x = layers.Conv2D(12, 5, padding="same", groups=2, activation="relu", name="grouped")(x)
 x = layers.GlobalAveragePooling2D(name="pool")(x)
