@@ -13,7 +13,9 @@ import tempfile
 
 import numpy as np
 
-from keras_nern.predictor.quantization import quantize
+import keras_nern
+from keras_nern.predictor.quantization import choose_step_sizes, quantize
+from keras_nern.predictor.residual import exponents_of, step_sizes_of
 
 ZSTANDARD_LEVEL = 22  # the highest
 NNCODEC = pathlib.Path(__file__).with_name("nncodec_worker.py")
@@ -87,6 +89,33 @@ def clustered(kernels, clusters):
         size += _integers_size(indices, bits) + compressed(codebook)
         decoded[name] = codebook.astype("float32")[indices].reshape(kernel.shape)
     return size, decoded
+
+
+def nearest_integers(base, bits):
+    """Represents the kernels of a classifier by integers that `fit` can distill.
+
+    Every filter has the step size of the least squared error, rounded to a quarter of an octave.
+
+    Args:
+        base: the classifier.
+        bits: bits per weight, from 2 to 8.
+
+    Returns:
+        A `NeRNModel` with a residual, in whose loss bits do not count.
+    """
+    small = keras_nern.NeRNModel(base, size=0, residual=True)
+    integers, exponents = [], []
+    for shape, kernel in zip(
+        small.residual_layer.shapes, small.original_kernels().values(), strict=True
+    ):
+        kernel = kernel.reshape(shape)  # convolutions of one group
+        steps = choose_step_sizes(kernel[0], bits).astype("float64")
+        exponents.append(exponents_of(steps.reshape(1, 1, -1)))
+        top = 2 ** (bits - 1) - 1
+        nearest = np.rint(kernel / step_sizes_of(exponents[-1]))
+        integers.append(np.clip(nearest, -top, top))
+    small.residual_layer.assign(integers, exponents)
+    return small
 
 
 def nncodec(kernels, parameter, python):

@@ -16,10 +16,18 @@ it. The other methods may use images, too: each is evaluated with the original b
 statistics and with statistics recomputed from 5,000 training images, and the better accuracy
 counts. No fit sees a test image. Accuracies are measured on all 10,000 CIFAR-10 test images.
 
+Of our own methods, "NeRN, residual" is `keras_nern.compress` without a predictor, to the kilobytes
+of --kilobytes: integers chosen by the curvature from 1,000 training images, and then distilled for
+the steps of --tune, once without and once with them. "trained integers" is what such a distillation
+does for usual integers: each filter has the step size of the least squared error for a number of
+bits, weights are rounded to the nearest integer, and no bits count in the loss. Their bytes are
+those of the exported file, too.
+
 Prints one row per setting, then the smallest size of each method at a drop of at most 0.5 points.
 Settings that --results contains are not measured again.
 """
 
+import itertools
 import pathlib
 import tempfile
 
@@ -32,10 +40,17 @@ import runs
 import tables
 
 import keras_nern
+from keras_nern.analysis.figure import COLORS, GREY, SMALL, bytes_axis, new_figure, spread, style
 from keras_nern.artifact.info import inspect
 
 MAX_DROP = 0.5  # points
+HIGHEST = 1.5  # points, the highest drop in the plot
+# Of the other methods, in the order of PEERS; COLORS[0] is that of NeRNs.
+PEER_COLORS = ("0.3", COLORS[1], *COLORS[3:], COLORS[2], "#882255")
 OURS = "NeRN"
+RESIDUAL = f"{OURS}, residual"
+TRAINED = "trained integers"
+CURVATURE_IMAGES = 1_000
 SPARSITIES = (0.3, 0.5, 0.6)  # shares of pruned weights
 # Method: its codec, and the arguments to try. Names and arguments are stored in the results.
 PEERS = {
@@ -58,7 +73,8 @@ def main():
     parser.add_argument(
         "--network", type=int, choices=(20, 56), default=20, help="depth of the ResNet"
     )
-    parser.add_argument("--methods", nargs="+", choices=[*PEERS, OURS], default=[*PEERS, OURS])
+    methods = [*PEERS, TRAINED, RESIDUAL, OURS]
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
     parser.add_argument(
         "--nncodec", metavar="PYTHON", help="Python interpreter that can import nncodec"
     )
@@ -82,6 +98,12 @@ def main():
         nargs=2,
         default=[10_000, 2_000],
         help="reconstruction and distillation steps of the fit",
+    )
+    parser.add_argument(
+        "--kilobytes", type=float, nargs="+", default=[120, 100, 85], help="of the residual's file"
+    )
+    parser.add_argument(
+        "--trained-bits", type=int, nargs="+", default=[4, 3], help="of the trained integers"
     )
     parser.add_argument(
         "--bits", type=int, nargs="+", default=[8, 6, 5, 4], help="bits of the predictor's kernels"
@@ -151,7 +173,14 @@ class Measurement:
     def run(self):
         """Measures every missing point."""
         for method in self.options.methods:
-            if method == OURS:
+            if method == RESIDUAL:
+                for seed in self.options.seeds:
+                    self._measure_residuals(seed)
+            elif method == TRAINED:
+                for bits in self.options.trained_bits:
+                    for seed in self.options.seeds:
+                        self._measure_trained(bits, seed)
+            elif method == OURS:
                 for width in self.options.widths:
                     for seed in self.options.seeds:
                         self._measure_nern(width, seed)
@@ -174,6 +203,52 @@ class Measurement:
         recompute_statistics(model, self.images[:5_000])
         accuracy = max(without_images, self._accuracy(model))
         self._add(key, size + self.other_bytes, accuracy, accuracy_without_images=without_images)
+
+    def _measure_residuals(self, seed):
+        keras.utils.set_random_seed(seed)
+        integers = keras_nern.NeRNModel(self.base, size=0)
+        _, steps = self.options.tune
+        key = {"network": self.options.network, "method": RESIDUAL, "seed": seed}
+        for kilobytes in self.options.kilobytes:
+            small = None
+            for count in dict.fromkeys((0, steps)):
+                arguments = {"kilobytes": kilobytes, "tune": f"0 + {count}"}
+                if not self.results.is_missing(key | {"arguments": arguments}):
+                    continue
+                if not integers._objective.has_curvature:
+                    images = cifar.augmented(self.images, fits.BATCH_SIZE, seed, mixup=True)
+                    integers.gather_curvature(images, CURVATURE_IMAGES, verbose=0)
+                if small is None:
+                    small = keras_nern.compress(integers, max_bytes=1_000 * kilobytes, verbose=0)
+                self._distill(small, count, seed)
+                model, parts = self._export(small)
+                self._add(
+                    key | {"arguments": arguments},
+                    sum(parts.values()),
+                    self._accuracy(model),
+                    parts=parts,
+                )
+
+    def _measure_trained(self, bits, seed):
+        _, steps = self.options.tune
+        key = {
+            "network": self.options.network,
+            "method": TRAINED,
+            "seed": seed,
+            "arguments": {"bits": bits, "steps": steps},
+        }
+        if not self.results.is_missing(key):
+            return
+        keras.utils.set_random_seed(seed)
+        small = peers.nearest_integers(self.base, bits)
+        self._distill(small, steps, seed)
+        model, parts = self._export(small)
+        self._add(key, sum(parts.values()), self._accuracy(model), parts=parts)
+
+    def _distill(self, small, steps, seed):
+        if steps:
+            dataset = cifar.augmented(self.images, fits.BATCH_SIZE, seed + 1, mixup=True)
+            small.fit(dataset, steps_per_epoch=steps, verbose=0)
 
     def _measure_nern(self, width, seed):
         options = self.options
@@ -222,9 +297,7 @@ class Measurement:
         first, second = self.options.tune
         if first:
             small.fit(steps_per_epoch=first, verbose=0)
-        if second:
-            dataset = cifar.augmented(self.images, fits.BATCH_SIZE, seed + 1, mixup=True)
-            small.fit(dataset, steps_per_epoch=second, verbose=0)
+        self._distill(small, second, seed)
         return small
 
     def _export(self, nern, precision="auto"):
@@ -289,30 +362,82 @@ def print_tables(points):
 
 
 def plot(points, path):
-    """Draws drop against bytes: a line per method, for NeRNs one per predictor and recipe."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    lines = {}
+    """Draws drop against bytes: a line per method, for NeRNs through those that no NeRN beats."""
+    figure = new_figure(figsize=(8, 5))
+    axes = style(figure.subplots())
+    axes.axhline(MAX_DROP, color=GREY, linestyle="--", linewidth=0.8)
+    curves = {}  # method: [(bytes, drop, standard deviation, arguments)], by increasing bytes
     for (method, _), group in _grouped(points).items():
-        name = method
-        if method.startswith(OURS):
-            name += f", {_predictor(group[0])}"
-            if _is_untuned(group[0]["arguments"]):
-                name += ", not tuned"
-        lines.setdefault(name, []).append((_mean(group, "bytes"), _mean(group, "drop")))
-    for name, places in lines.items():
-        style = "-o" if name.startswith(OURS) else "--s"
-        axes.plot(*zip(*sorted(places), strict=True), style, markersize=4, label=name)
-    axes.axhline(MAX_DROP, color="grey", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xlabel("bytes of the whole network")
+        deviation = np.std([point["drop"] for point in group], ddof=1) if len(group) > 1 else 0
+        place = _mean(group, "bytes"), _mean(group, "drop"), deviation, group[0]["arguments"]
+        name = OURS if method.startswith(OURS) and method != RESIDUAL else method
+        curves.setdefault(name, []).append(place)
+    for curve in curves.values():
+        curve.sort(key=lambda place: (round(place[0], -3), place[1]))
+    curves = {
+        method: curve
+        for method, curve in curves.items()
+        if any(place[1] <= HIGHEST for place in curve)
+    }
+    visible = [place[0] for curve in curves.values() for place in curve if place[1] <= HIGHEST]
+    ours = {name: curves.pop(name) for name in (OURS, RESIDUAL) if name in curves}
+    colors = dict(zip(curves, itertools.cycle(PEER_COLORS), strict=False))
+    for method, curve in curves.items():
+        sizes, drops = [place[0] for place in curve], [place[1] for place in curve]
+        axes.plot(sizes, drops, "--", color=colors[method], marker="s", markersize=4)
+    axes.set_xlim(min(visible) * 0.9, max(visible) * 1.1)
+    axes.set_ylim(-0.15, HIGHEST)
     axes.set_ylabel("drop in test accuracy, points")
-    axes.set_ylim(-0.3, 4)
-    axes.legend(fontsize="small")
-    axes.grid(which="both", alpha=0.3)
+    bytes_axis(axes, "size of the whole network")
+    _name_methods(axes, curves, colors)
+    for name, curve in ours.items():
+        _plot_nerns(axes, name, [place for place in curve if place[1] <= HIGHEST])
     figure.savefig(path)
+
+
+def _plot_nerns(axes, name, curve):
+    """Draws NeRNs; markers of those not tuned after compression are hollow."""
+    color = COLORS[0] if name == OURS else "black"
+    for size, drop, deviation, arguments in curve:
+        face = "white" if _is_untuned(arguments) else color
+        axes.errorbar(size, drop, deviation, color=color, marker="o", mfc=face, capsize=3, zorder=3)
+    lowest = np.minimum.accumulate([place[1] for place in curve])
+    front = [place for place, low in zip(curve, lowest, strict=True) if place[1] == low]
+    axes.plot([place[0] for place in front], [place[1] for place in front], color=color)
+    if name == OURS:
+        hollow = any(_is_untuned(arguments) for *_, arguments in curve)
+        _write(axes, name + hollow * "\n(hollow: not tuned)", curve[-1], (9, 6), color)
+    else:
+        _write(axes, name, front[-1], (-30, -16), color)
+
+
+def _name_methods(axes, curves, colors):
+    """Writes the name of each method where its line leaves the panel, or at its only point."""
+    exits = {}
+    for method, curve in curves.items():
+        sizes, drops = np.array([place[:2] for place in curve]).T
+        if drops[0] <= HIGHEST:
+            _write(axes, method.removesuffix(" + zstd"), curve[0], (-12, 6), colors[method])
+            continue
+        inside = np.argmax(drops <= HIGHEST)  # the first point in the panel
+        share = (drops[inside - 1] - HIGHEST) / (drops[inside - 1] - drops[inside])
+        exits[method] = sizes[inside - 1] * (sizes[inside] / sizes[inside - 1]) ** share
+    low, high = np.log(axes.get_xlim())
+    places = spread((np.log(list(exits.values())) - low) / (high - low), 0.035)
+    for method, place in zip(exits, places, strict=True):
+        axes.text(
+            place,
+            1.01,
+            method.removesuffix(" + zstd"),
+            transform=axes.transAxes,
+            rotation=30,
+            color=colors[method],
+        )
+
+
+def _write(axes, text, place, offset, color):
+    """Writes text at an offset, in points, from a place."""
+    axes.annotate(text, place[:2], offset, textcoords="offset points", color=color, fontsize=SMALL)
 
 
 def _grouped(points):
@@ -331,6 +456,11 @@ def _setting(point):
     arguments = point["arguments"]
     if not point["method"].startswith(OURS):
         return ", ".join(f"{name} {value}" for name, value in arguments.items())
+    if "kilobytes" in arguments:
+        setting = "{kilobytes:g} kB".format(**arguments)
+        if not _is_untuned(arguments):
+            setting += f", tuned for {arguments['tune']} steps"
+        return setting
     setting = _predictor(point)
     if "bits" in arguments:
         setting += ", {bits} bits".format(**arguments)

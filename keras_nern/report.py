@@ -1,8 +1,8 @@
 """The size of a representation, layer by layer.
 
 Let R be the number of represented weights, K the number of weights that are kept unchanged, P the
-size of the predictor in bytes, B the size of the permutation in bits, and S the number of layer
-scales. Weights and scales are 4-byte floats:
+size of the predictor in bytes, B the size of the permutation and of the residual in bits, and S the
+number of layer scales. Weights and scales are 4-byte floats:
 
     ratio of the kernels  =  4 R / (P + 4 S + B / 8)
     ratio of the network  =  4 (R + K) / (P + 4 S + B / 8 + 4 K)
@@ -20,19 +20,22 @@ from typing import Any
 
 from keras_nern.network.original import OriginalNetwork
 from keras_nern.network.selection import SkippedLayer
+from keras_nern.predictor.null import NullPredictor
 from keras_nern.predictor.predictor import Predictor
+from keras_nern.predictor.residual import Residual
 from keras_nern.utils.tables import Printable, Table
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerRow:
-    """Name, shape, number of blocks, number of weights and bits of permutation of a kernel."""
+    """Name, shape, blocks, weights, and bits of the permutation and the residual of a kernel."""
 
     name: str
     shape: tuple[int, ...]
     blocks: int
     weights: int
     permutation_bits: float
+    residual_bits: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +85,21 @@ class SummaryTable(Printable):
         return sum(row.permutation_bits for row in self.layers)
 
     @property
+    def residual_bits(self) -> float:
+        """Entropy of the residual in bits; 0 if there is none."""
+        return sum(row.residual_bits for row in self.layers)
+
+    @property
     def representation_bytes(self) -> float:
-        """Bytes of predictor, scales and permutations."""
-        return self.predictor_bytes + 4 * self.scales + self.permutation_bits / 8
+        """Bytes of predictor, scales, permutations and residual."""
+        bits = self.permutation_bits + self.residual_bits
+        return self.predictor_bytes + 4 * self.scales + bits / 8
 
     @property
     def kernel_ratio(self) -> float:
         """Bytes of the represented weights, divided by the bytes of their representation."""
-        return 4 * self.weights / self.representation_bytes
+        size = self.representation_bytes
+        return 4 * self.weights / size if size else math.inf
 
     @property
     def network_ratio(self) -> float:
@@ -108,7 +118,7 @@ class SummaryTable(Printable):
             "scales",
             "kept_weights",
         )
-        totals = ("blocks", "weights", "permutation_bits", "representation_bytes")
+        totals = ("blocks", "weights", "permutation_bits", "residual_bits", "representation_bytes")
         ratios = ("kernel_ratio", "network_ratio")
         return {
             "layers": [dataclasses.asdict(row) | {"shape": list(row.shape)} for row in self.layers],
@@ -127,15 +137,18 @@ class SummaryTable(Printable):
         }
 
     def tables(self) -> list[Table]:
+        columns = ["blocks", "weights", "permutation_bits"]
+        if self.residual_bits:
+            columns.append("residual_bits")
         rows = [
-            (row.name, "x".join(map(str, row.shape)), row.blocks, row.weights, row.permutation_bits)
+            (row.name, "x".join(map(str, row.shape)), *(getattr(row, name) for name in columns))
             for row in self.layers
         ]
-        rows.append(("total", "", self.blocks, self.weights, self.permutation_bits))
+        rows.append(("total", "", *(getattr(self, name) for name in columns)))
         tables = [
             Table(
                 [[*row[:2], *(f"{count:,.0f}" for count in row[2:])] for row in rows],
-                header=("layer", "kernel shape", "blocks", "weights", "permutation bits"),
+                header=("layer", "kernel shape", *(name.replace("_", " ") for name in columns)),
                 align="llr",
                 footer=True,
             ),
@@ -180,10 +193,11 @@ class SummaryTable(Printable):
 
 def summary_table(
     original: OriginalNetwork,
-    predictor: Predictor,
+    predictor: Predictor | NullPredictor,
     permutation_bits: Sequence[float],
     scales: int,
     coarse: dict[str, str] | None = None,
+    residual: Residual | None = None,
 ) -> SummaryTable:
     """Counts the weights, bits and bytes of a representation.
 
@@ -193,14 +207,17 @@ def summary_table(
         permutation_bits: bits of each kernel's permutation.
         scales: number of layer scales that are stored.
         coarse: see `SummaryTable`. Defaults to `None`.
+        residual: the residual, or `None`. Defaults to `None`.
 
     Returns:
         A `SummaryTable`.
     """
+    blocks = original.blocks
+    residual_bits = [0.0] * len(blocks.kernels) if residual is None else residual.layer_bits()
     layers = [
-        LayerRow(kernel.name, kernel.shape, math.prod(grid), kernel.num_weights, bits)
-        for kernel, grid, bits in zip(
-            original.blocks.kernels, original.blocks.grids, permutation_bits, strict=True
+        LayerRow(kernel.name, kernel.shape, math.prod(grid), kernel.num_weights, *bits)
+        for kernel, grid, *bits in zip(
+            blocks.kernels, blocks.grids, permutation_bits, residual_bits, strict=True
         )
     ]
     return SummaryTable(

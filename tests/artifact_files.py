@@ -23,15 +23,20 @@ def planes(values, dtype="<f4"):
 
 def assembled(parts):
     """The bytes of a file with these parts, a dict from name to bytes."""
-    header, body = {"__metadata__": {"keras_nern": "1"}}, b""
-    for name in sorted([*parts, "sha256"]):
-        part = parts.get(name, bytes(32))
-        ends = [len(body), len(body) + len(part)]
-        header[name] = {"dtype": "U8", "shape": [len(part)], "data_offsets": ends}
-        body += part
+    parts = {**parts, "sha256": b""}
+    if any(name.startswith("residual") for name in parts):
+        parts["prefix"] = b""
+    header, end = {"__metadata__": {"keras_nern": "1"}}, 0
+    for name in sorted(parts):
+        size = 32 if name in ("prefix", "sha256") else len(parts[name])
+        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
+        end += size
     text = json.dumps(header).encode()
-    data = len(text).to_bytes(8, "little") + text + body[:-32]
-    return data + hashlib.sha256(data).digest()
+    data = len(text).to_bytes(8, "little") + text
+    for name in sorted(parts):
+        is_hash = name in ("prefix", "sha256")
+        data += hashlib.sha256(data).digest() if is_hash else parts[name]
+    return data
 
 
 def with_config(config, held=None, **parts):
@@ -86,6 +91,7 @@ CONFIG = {
     "base_sha256": "c0ffee",
     "kept_precision": "float32",
     "normalize": True,
+    "residual": False,
     "permutation": "cross_filter",
     "blocks": {"view": "crop", "block_size": None, "include_dense": False},
     "kernels": [{"name": "c", "weight": 0, "shape": [2, 1, 1, 2], "grid": [2, 1]}],
@@ -127,7 +133,7 @@ PARTS = {
     "permutation": bytes(4),  # the order [1, 0], see test_codec.py
     "predictor.biases": planes([*B1, *B2]),
     "predictor.kernels": planes([*W1.ravel(), *W2.ravel()]),
-    "scales": planes([2.0]),
+    "predictor.scales": planes([2.0]),
 }
 
 # The same classifier with two local predictors, each for a run of one block.
@@ -138,7 +144,7 @@ W1_LOCAL = np.arange(64).reshape(2, 16, 2) / 32 - 1  # (experts, features, units
 W2_LOCAL = np.arange(16).reshape(2, 2, 4) / 4
 LOCAL_PARTS = {
     "config": plain_frame(json.dumps(LOCAL_CONFIG).encode()),
-    **{name: PARTS[name] for name in ("kept.float32", "permutation", "scales")},
+    **{name: PARTS[name] for name in ("kept.float32", "permutation", "predictor.scales")},
     "predictor.kernels": planes([*W1_LOCAL.ravel(), *W2_LOCAL.ravel()]),
 }
 

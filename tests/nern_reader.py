@@ -21,6 +21,9 @@ class NernReader:
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:start])
         assert header.pop("__metadata__") == {"keras_nern": "1"}
+        if "prefix" in header:
+            first, end = (start + place for place in header["prefix"]["data_offsets"])
+            assert hashlib.sha256(data[:first]).digest() == data[first:end]
         self.parts = {}
         for name, entry in header.items():
             first, end = entry["data_offsets"]
@@ -38,10 +41,14 @@ class NernReader:
     def kernels(self):
         """The kernels by the path of their layer."""
         lengths = self.predictor.get("run_lengths")
-        blocks = self.single() if lengths is None else self.local(lengths)
+        if "hidden_size" not in self.predictor:
+            count = sum(filters * columns for filters, columns in self.grids)
+            blocks = np.zeros((count, self.predictor["block_length"]))
+        else:
+            blocks = self.single() if lengths is None else self.local(lengths)
         scales = np.ones(len(self.grids))
         if self.config["normalize"]:
-            scales = self.numbers("scales", "f4")
+            scales = self.numbers("predictor.scales", "f4")
         kernels, first = {}, 0
         for kernel, order, scale in zip(self.config["kernels"], self.orders(), scales, strict=True):
             at_positions = blocks[first : first + len(order)]
@@ -49,7 +56,20 @@ class NernReader:
             in_order[order] = at_positions
             kernels[kernel["name"]] = scale * self.assembled(kernel, in_order)
             first += len(order)
+        if self.config["residual"]:
+            self.add_residual(kernels)
         return kernels
+
+    def add_residual(self, kernels):
+        """Adds the residual of convolutions of one group."""
+        shapes = [kernel["shape"] for kernel in self.config["kernels"]]
+        filters = [shape[-1] for shape in shapes]
+        exponents = RangeReader(self.parts["residual.exponents"]).integers(sum(filters))
+        reader = RangeReader(self.parts["residual.levels"])
+        for kernel, shape, count in zip(kernels.values(), shapes, filters, strict=True):
+            steps = np.float16([2.0 ** (j / 4) for j in exponents[:count]]).astype("float64")
+            exponents = exponents[count:]
+            kernel += steps * np.reshape(reader.integers(math.prod(shape)), shape)
 
     def orders(self):
         """The block at every position of each layer."""

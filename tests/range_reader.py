@@ -59,7 +59,15 @@ class RangeReader:
 
     def levels(self, size, bits):
         """Decodes the levels of a kernel with `size` weights."""
-        top = 2 ** (bits - 1) - 1
+        return self.levels_up_to(2 ** (bits - 1) - 1, size)
+
+    def integers(self, size):
+        """Decodes an array of `size` integers, which follows its largest absolute value."""
+        top = self.uniform(128)
+        return self.levels_up_to(top, size) if top else [0] * size
+
+    def levels_up_to(self, top, size):
+        """Decodes `size` integers in [-top, top]."""
         counts, levels = [1] * (2 * top + 1), []
         while len(levels) < size:
             free, total = 2**BITS - len(counts), sum(counts)

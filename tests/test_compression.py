@@ -142,3 +142,192 @@ def test_raises_for_a_compressed_model_and_for_other_models(nern):
         keras_nern.compress(small, bits=3)
     with pytest.raises(ValueError, match=r"nern must be a NeRNModel\. Received"):
         keras_nern.compress(nern.base, bits=3)
+
+
+# A residual.
+
+
+@pytest.fixture
+def integers(images):
+    """A representation without a predictor of 2,448 weights, with their curvature."""
+    base = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(16, 3, activation="relu"),
+            keras.layers.Conv2D(16, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    nern = keras_nern.NeRNModel(base, size=0)
+    nern.gather_curvature(images, verbose=0)
+    return nern
+
+
+def file_bytes(nern, path):
+    nern.export(path, kept_precision="float16")
+    return path.stat().st_size
+
+
+def test_a_file_has_at_most_the_bytes_that_are_asked_for(integers, tmp_path):
+    path = tmp_path / "file.nern"
+    finest = keras_nern.compress(integers, max_bytes="1 MB", verbose=0)
+    coarsest = keras_nern.compress(integers, max_drop=100, **drop_data(integers), verbose=0)
+    largest, smallest = file_bytes(finest, path), file_bytes(coarsest, path)
+    errors = []
+    for budget in np.linspace(smallest, largest, 4)[1:]:
+        small = keras_nern.compress(integers, max_bytes=budget, verbose=0)
+        assert budget - 25 < file_bytes(small, path) <= budget
+        errors.append(small.relative_error())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-3
+    assert keras_nern.load(path) is not None
+
+
+def drop_data(nern):
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(40, 8, 8, 1)).astype("float32")
+    labels = np.argmax(nern.base.predict(x, verbose=0), axis=-1)
+    return {"validation_data": (x, labels)}
+
+
+def test_the_coarsest_integers_within_a_drop_are_taken(integers, tmp_path):
+    data = drop_data(integers)
+    sizes = []
+    for limit in (0, 10, 40):
+        small = keras_nern.compress(integers, max_drop=limit, **data, verbose=0)
+        x, y = data["validation_data"]
+        found = small.evaluate(x, y, verbose=0, return_dict=True)
+        assert found["base_accuracy"] == 1
+        assert 100 * (1 - found["accuracy"]) <= limit + 1e-4
+        sizes.append(file_bytes(small, tmp_path / "file.nern"))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1]
+
+
+def test_integers_correct_a_predictor(nern, images, tmp_path):
+    small = keras_nern.compress(nern, max_bytes="100 kB", data=images, verbose=0)
+    assert small.relative_error() < 0.01 * nern.relative_error()
+    np.testing.assert_array_equal(small.predictor.get_weights()[0], nern.predictor.get_weights()[0])
+    table = small.summary_table()
+    assert table.residual_bits == pytest.approx(sum(small.residual_layer.layer_bits()))
+    assert table.representation_bytes == pytest.approx(
+        nern.summary_table().representation_bytes + table.residual_bits / 8
+    )
+    assert "residual bits" in str(table)
+    assert "residual bits" not in str(nern.summary_table())
+
+
+def disturbed(nern):
+    """Compresses, then changes the integers at random."""
+    small = keras_nern.compress(nern, max_bytes=3_800, verbose=0)
+    generator = np.random.default_rng(4)
+    values = [q + generator.integers(-2, 3, q.shape) for q in small.residual_layer.integers()]
+    small.residual_layer.assign(values, small.residual_layer.exponents())
+    return small
+
+
+def test_a_fit_trains_the_integers_for_the_losses_and_their_bits(integers, images):
+    small = disturbed(integers)
+    before = small.evaluate(images, verbose=0, return_dict=True)
+    bits = float(small.residual_layer.bits())
+    exponents = small.residual_layer.exponents()
+    small.fit(images, epochs=100, batch_size=12, verbose=0)
+    after = small.evaluate(images, verbose=0, return_dict=True)
+    assert after["loss"] < 0.7 * before["loss"]
+    for found, expected in zip(small.residual_layer.exponents(), exponents, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    small.residual_layer.rate_weight.assign(1.0)
+    small.fit(images, epochs=30, batch_size=12, verbose=0)
+    assert float(small.residual_layer.bits()) < 0.95 * bits
+
+
+def test_the_logs_of_a_residual_hold_its_errors_and_its_rate(integers, images):
+    small = keras_nern.compress(integers, max_bytes=3_800, verbose=0)
+    small.distillation_learning_rate = 0.0
+    rate, error = float(small.residual_layer.rate_loss()), small.relative_error()
+    logs = small.fit(images, epochs=1, batch_size=12, verbose=0).history
+    assert logs["rate_loss"] == pytest.approx([rate])
+    assert logs["relative_error"] == pytest.approx([error])
+    expected = small.evaluate(images, verbose=0, return_dict=True)
+    for name in ("logits_loss", "feature_map_loss", "reconstruction_loss"):
+        assert logs[name] == pytest.approx([expected[name]], rel=1e-3, abs=1e-8)
+    total = 1e-2 * logs["logits_loss"][0] + 2e-2 * logs["feature_map_loss"][0] + rate
+    assert logs["loss"] == pytest.approx([total])
+
+
+def test_a_residual_can_be_trained_on_the_curvature(integers, images):
+    small = disturbed(integers)
+    small.compile(curvature_steps=100)
+    small.gather_curvature(images, verbose=0)
+    history = small.fit(images, epochs=0, verbose=0)
+    loss = history.curvature["loss"]
+    assert loss[-1] < 0.7 * loss[0]
+    assert set(history.curvature) >= {"loss", "curvature_loss", "relative_error"}
+
+
+def test_a_residual_is_saved_and_loaded(integers, tmp_path):
+    small = keras_nern.compress(integers, max_bytes=3_800, verbose=0)
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    assert (loaded.experts, loaded.residual) == (0, True)
+    for name, kernel in small.predict_kernels().items():
+        np.testing.assert_array_equal(loaded.predict_kernels()[name], kernel)
+    assert float(loaded.residual_layer.rate_loss()) == float(small.residual_layer.rate_loss()) > 0
+
+
+def test_no_predictor_predicts_zeros(base):
+    nern = keras_nern.NeRNModel(base, size=0)
+    assert nern.experts == 0
+    assert nern.relative_error() == 1
+    assert nern.summary_table().representation_bytes == 0
+    for given in ({"size": 0.0}, {"experts": 0}):
+        assert keras_nern.NeRNModel(base, **given).experts == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0, "hidden_size": 8}, r"stands for none. Received: size=0, hidden_size=8"),
+        ({"experts": 0, "encoding": keras_nern.PositionalEncoding()}, "experts=0, encoding=<"),
+    ],
+)
+def test_raises_for_arguments_of_a_predictor_without_one(base, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        keras_nern.NeRNModel(base, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "Expected bits, a sparsity or both, or one of max_bytes and max_drop"),
+        ({"bits": 8, "max_bytes": 1000}, "Expected bits, a sparsity or both"),
+        ({"max_bytes": "10 miles"}, "Received: .*10 miles"),
+        ({"max_bytes": -1}, "max_bytes"),
+        ({"max_bytes": 100}, r"Expected a residual within 100 bytes. Received at best: kB: \d"),
+        ({"max_drop": 1}, "max_drop needs validation_data with labels. Received: None"),
+        ({"max_drop": 1, "validation_data": np.zeros((2, 8, 8, 1), "float32")}, "no labels"),
+        ({"bits": 8}, "a NeRNModel without a predictor"),
+    ],
+)
+def test_raises_for_a_residual_that_cannot_be(integers, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        keras_nern.compress(integers, **arguments, verbose=0)
+
+
+def test_raises_for_a_residual_without_curvature(base):
+    nern = keras_nern.NeRNModel(base, size=0)
+    with pytest.raises(ValueError, match=r"A residual needs data, or nern.gather_curvature"):
+        keras_nern.compress(nern, max_bytes=5_000, verbose=0)
+
+
+def test_raises_for_a_fit_of_nothing(integers, images):
+    with pytest.raises(ValueError, match="with a predictor or a residual to train"):
+        integers.fit(images, verbose=0)
+    small = keras_nern.compress(integers, max_bytes=3_800, verbose=0)
+    with pytest.raises(ValueError, match="A residual is trained on images"):
+        small.fit(steps_per_epoch=2, verbose=0)
+    with pytest.raises(ValueError, match="reconstruction_steps must be 0 with a residual"):
+        small.compile(reconstruction_steps=5)
+    with pytest.raises(ValueError, match="must be a representation that is not compressed"):
+        keras_nern.compress(small, bits=8)

@@ -37,6 +37,7 @@ PRECISION = 24  # bits of a probability in the range coder
 FIRST_CHUNK = 64  # levels in the first chunks; later ones have 1/8 of the number of levels before
 LARGEST_DIGIT = 2**20  # larger digits are coded in two parts
 LOW = 2**10  # number of values of the lower part
+LARGEST_INTEGER = 127  # of `encode_integers`
 
 Shape = tuple[int, ...]
 
@@ -159,15 +160,19 @@ def encode_levels(kernels: Sequence[np.ndarray], bits: int) -> bytes:
     encoder = stream.queue.RangeEncoder()
     top = largest_level(bits)
     for levels in kernels:
-        symbols = np.asarray(levels, "int32").ravel() + top
-        if symbols.size and not 0 <= symbols.min() <= symbols.max() <= 2 * top:
-            raise ValueError(f"Levels must be in [{-top}, {top}]. Received: {levels!r}")
-        counts = _Counts(2 * top + 1)
-        for start, stop in _chunks(symbols.size):
-            chunk = symbols[start:stop]
-            encoder.encode(chunk, counts.model(stream))
-            counts.add(chunk)
+        _encode_levels(encoder, stream, levels, top)
     return _bytes(encoder)
+
+
+def _encode_levels(encoder: Any, stream: Any, levels: np.ndarray, top: int) -> None:
+    symbols = np.asarray(levels, "int32").ravel() + top
+    if symbols.size and not 0 <= symbols.min() <= symbols.max() <= 2 * top:
+        raise ValueError(f"Levels must be in [{-top}, {top}]. Received: {levels!r}")
+    counts = _Counts(2 * top + 1)
+    for start, stop in _chunks(symbols.size):
+        chunk = symbols[start:stop]
+        encoder.encode(chunk, counts.model(stream))
+        counts.add(chunk)
 
 
 def decode_levels(data: bytes, shapes: Sequence[Shape], bits: int) -> list[np.ndarray]:
@@ -188,17 +193,65 @@ def decode_levels(data: bytes, shapes: Sequence[Shape], bits: int) -> list[np.nd
     stream = require("constriction", "compact").stream
     decoder = stream.queue.RangeDecoder(_words(data))
     top = largest_level(bits)
-    kernels = []
-    for shape in shapes:
-        symbols = np.empty(int(np.prod(shape)), "int32")
-        counts = _Counts(2 * top + 1)
-        for start, stop in _chunks(symbols.size):
-            chunk = _decoded(decoder, counts.model(stream), stop - start)
-            symbols[start:stop] = chunk
-            counts.add(chunk)
-        kernels.append((symbols - top).reshape(shape).astype("int8"))
+    kernels = [_decode_levels(decoder, stream, shape, top) for shape in shapes]
     _check_end(decoder)
     return kernels
+
+
+def _decode_levels(decoder: Any, stream: Any, shape: Shape, top: int) -> np.ndarray:
+    symbols = np.empty(int(np.prod(shape)), "int32")
+    counts = _Counts(2 * top + 1)
+    for start, stop in _chunks(symbols.size):
+        chunk = _decoded(decoder, counts.model(stream), stop - start)
+        symbols[start:stop] = chunk
+        counts.add(chunk)
+    return (symbols - top).reshape(shape).astype("int8")
+
+
+def encode_integers(arrays: Sequence[np.ndarray]) -> bytes:
+    """Encodes arrays of integers from -127 to 127, each with a range of its own.
+
+    Args:
+        arrays: list of integer arrays. Each is preceded by its largest absolute value, and
+            nothing follows a 0.
+
+    Returns:
+        The bytes of the range coder.
+
+    Raises:
+        ValueError: if an integer is outside [-127, 127].
+        ImportError: if constriction is not installed.
+    """
+    stream = require("constriction", "compact").stream
+    encoder = stream.queue.RangeEncoder()
+    for array in arrays:
+        top = int(np.abs(array.astype("int64")).max(initial=0))
+        if top > LARGEST_INTEGER:
+            raise ValueError(
+                f"Integers must be in [{-LARGEST_INTEGER}, {LARGEST_INTEGER}]. Received: {top}"
+            )
+        encoder.encode(np.array([top], "int32"), stream.model.Uniform(LARGEST_INTEGER + 1))
+        if top:
+            _encode_levels(encoder, stream, array, top)
+    return _bytes(encoder)
+
+
+def decode_integers(data: bytes, shapes: Sequence[Shape]) -> list[np.ndarray]:
+    """Decodes what `encode_integers` wrote: a list of int8 arrays of these shapes.
+
+    Raises:
+        ValueError: if the data is damaged.
+        ImportError: if constriction is not installed.
+    """
+    stream = require("constriction", "compact").stream
+    decoder = stream.queue.RangeDecoder(_words(data))
+    arrays = []
+    for shape in shapes:
+        (top,) = _decoded(decoder, stream.model.Uniform(LARGEST_INTEGER + 1), 1)
+        zeros = np.zeros(shape, "int8")
+        arrays.append(_decode_levels(decoder, stream, shape, int(top)) if top else zeros)
+    _check_end(decoder)
+    return arrays
 
 
 class _Counts:

@@ -6,6 +6,9 @@ This is a safetensors file (https://github.com/huggingface/safetensors) whose te
 one-dimensional and of unsigned bytes. The last one, `sha256`, is the SHA-256 of all bytes of the
 file before it. docs/format.md specifies the file byte by byte; `codec` documents the parts.
 
+A file whose last parts refine the others, as a residual does, has the part `prefix` before them,
+the SHA-256 of all bytes before it. The parts before it can be read from the start of the file.
+
 Files are not trusted. The header is read only if its length is within bounds, the parts are read
 only if the header accounts for every byte of the file, and they are returned only if the hash
 matches.
@@ -28,6 +31,7 @@ VERSION = "1"  # of the format
 MARK = "keras_nern"  # key of the version in the header's metadata
 HASH = "sha256"  # the last part: its name sorts after all others
 HASH_BYTES = 32
+PREFIX = "prefix"  # its name sorts before those of the parts that refine the others
 MAX_HEADER_BYTES = 65_536
 CHUNK_BYTES = 2**20  # bytes read at once
 
@@ -55,9 +59,16 @@ def dump(parts: dict[str, bytes]) -> bytes:
         raise ValueError(f"Names of parts must sort before {HASH!r}. Received: {late}")
     tensors = {name: np.frombuffer(part, "uint8") for name, part in parts.items()}
     tensors[HASH] = np.zeros(HASH_BYTES, "uint8")
+    if any(name > PREFIX for name in parts):
+        tensors[PREFIX] = np.zeros(HASH_BYTES, "uint8")
     data = require("safetensors.numpy", "compact").save(tensors, {MARK: VERSION})
     if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
         raise ValueError(f"Expected fewer parts. Received: {len(parts)}")
+    if PREFIX in tensors:
+        later = sum(tensor.size for name, tensor in tensors.items() if name > PREFIX)
+        start = len(data) - later - HASH_BYTES
+        digest = hashlib.sha256(data[:start]).digest()
+        data = data[:start] + digest + data[start + HASH_BYTES :]
     return data[:-HASH_BYTES] + hashlib.sha256(data[:-HASH_BYTES]).digest()
 
 
@@ -96,7 +107,10 @@ def read_from(
         sizes = _lengths_of_parts(header)
         expected = 8 + len(header) + sum(sizes.values())
         if size != expected:
-            raise ValueError(f"it has {size:,} bytes, but its header describes {expected:,}")
+            reason = f"it has {size:,} bytes, but its header describes {expected:,}"
+            if _prefix_bytes(header, sizes) <= size < expected:
+                reason += ": its residual is cut off, and load(path, residual=False) reads the rest"
+            raise ValueError(reason)
         sha = hashlib.sha256(len(header).to_bytes(8, "little") + header)
         parts = {}
         for name, count in sizes.items():
@@ -115,6 +129,53 @@ def read_from(
     except ValueError as error:
         raise invalid_file_error(path, error) from error
     return parts
+
+
+def read_prefix(path: Path, max_bytes: int | None = None) -> dict[str, bytes]:
+    """Reads the parts before `"prefix"` from a file that may be cut off after them.
+
+    Args:
+        path: path of the file.
+        max_bytes: largest size of these parts; `None` for any. Defaults to `None`.
+
+    Returns:
+        A dict from name to bytes.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        ValueError: if the file has no part `"prefix"`, ends before it or is damaged before it.
+    """
+    with open(path, "rb") as file:
+        try:
+            header = _read_header(file)
+            sizes = _lengths_of_parts(header)
+            if PREFIX not in sizes:
+                raise ValueError("it has no residual")
+            end = _prefix_bytes(header, sizes)
+            if max_bytes is not None and end > max_bytes:
+                raise ValueError(f"it has {end:,} bytes before its residual, over {max_bytes:,}")
+            data = file.read(end - 8 - len(header))
+            if len(data) < end - 8 - len(header):
+                raise ValueError("it ends before its residual begins")
+            content = data[:-HASH_BYTES]
+            sha = hashlib.sha256(len(header).to_bytes(8, "little") + header + content)
+            if sha.digest() != data[-HASH_BYTES:]:
+                raise ValueError("it is damaged: its content does not match its SHA-256")
+        except ValueError as error:
+            raise invalid_file_error(path, error) from error
+    parts, start = {}, 0
+    for name, count in sizes.items():
+        if name < PREFIX:
+            parts[name] = data[start : start + count]
+            start += count
+    return parts
+
+
+def _prefix_bytes(header: bytes, sizes: dict[str, int]) -> int:
+    """The bytes of a file up to the end of the part `"prefix"`; of a whole file without it."""
+    if PREFIX not in sizes:
+        return 8 + len(header) + sum(sizes.values())
+    return 8 + len(header) + sum(size for name, size in sizes.items() if name <= PREFIX)
 
 
 def lengths(path: Path) -> dict[str, int]:
@@ -171,6 +232,8 @@ def _lengths_of_parts(header: bytes) -> dict[str, int]:
         lengths[name] = length
     if max(entries, default="") != HASH or entries[HASH]["shape"] != [HASH_BYTES]:
         raise ValueError(f"its last part is not {HASH!r} of {HASH_BYTES} bytes")
+    if lengths.get(PREFIX, HASH_BYTES) != HASH_BYTES:
+        raise ValueError(f"its part {PREFIX!r} does not have {HASH_BYTES} bytes")
     return lengths
 
 

@@ -31,10 +31,9 @@ def inspect(path: Path) -> "ArtifactInfo":
         config = read_config(parts)
     except ValueError as error:
         raise container.invalid_file_error(path, error) from error
-    sizes = {"predictor": 0, "permutation": 0, "kept": 0, "config": 0}
+    sizes = {"predictor": 0, "permutation": 0, "residual": 0, "kept": 0, "config": 0}
     for name, length in lengths.items():
         kind = name.partition(".")[0]
-        kind = "predictor" if kind == "scales" else kind
         if kind in sizes:
             sizes[kind] += length
     total = os.stat(path).st_size

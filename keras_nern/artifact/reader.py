@@ -19,8 +19,10 @@ from keras_nern.network.blocks import VIEWS, Blocks, block_sides
 from keras_nern.network.kernels import finalize, kernels_of
 from keras_nern.permutations.orders import KINDS
 from keras_nern.predictor.local import LocalPredictor
+from keras_nern.predictor.null import NullPredictor
 from keras_nern.predictor.predictor import KernelPredictor, Predictor
 from keras_nern.predictor.quantization import Quantized
+from keras_nern.predictor.residual import Residual
 from keras_nern.predictor.runs import NUM_FREQUENCIES
 from keras_nern.predictor.size import predictor_bytes
 from keras_nern.representation import Representation
@@ -42,6 +44,7 @@ FIELDS = {
     "base_sha256": str,
     "kept_precision": str,
     "normalize": bool,
+    "residual": bool,
     "permutation": (str, type(None)),
     "blocks": dict,
     "kernels": list,
@@ -50,10 +53,16 @@ FIELDS = {
 }
 KERNEL_FIELDS = {"name": str, "weight": int, "shape": list, "grid": list}
 BLOCKS_FIELDS = {"view": str, "block_size": (int, type(None)), "include_dense": bool}
-PREDICTOR_FIELDS = {"precision": str, "hidden_size": int, "num_layers": int, "block_length": int}
+PREDICTOR_FIELDS = {"precision": str, "block_length": int}
+MLP_FIELDS = {"hidden_size": int, "num_layers": int}  # of a predictor with layers
 
 
-def load(path: Path, custom_objects: dict | None = None, max_bytes: int = MAX_BYTES) -> keras.Model:
+def load(
+    path: Path,
+    custom_objects: dict | None = None,
+    max_bytes: int = MAX_BYTES,
+    residual: bool = True,
+) -> keras.Model:
     """Rebuilds the classifier from a compact file.
 
     Args:
@@ -63,6 +72,9 @@ def load(path: Path, custom_objects: dict | None = None, max_bytes: int = MAX_BY
         max_bytes: limit in bytes for each of the classifier, the predictor, the runs of a kernel,
             and the order of the blocks. A file that needs more, or is larger than
             three times the limit, is rejected before memory is allocated. Defaults to 2 GiB.
+        residual: whether to add the residual, if the file has one. `False` reads only the parts
+            before it, also from a file that is cut off there, and gives a coarser classifier.
+            Defaults to `True`.
 
     Returns:
         An uncompiled Keras model of the original's class and config, with the predicted kernels
@@ -87,9 +99,11 @@ def load(path: Path, custom_objects: dict | None = None, max_bytes: int = MAX_BY
             "custom_objects must be a dict from name to class or function, or None. "
             f"Received: custom_objects={custom_objects!r}"
         )
-    parts = container.read(path, PARTS * max_bytes + MAX_CONFIG_BYTES)
+    largest = PARTS * max_bytes + MAX_CONFIG_BYTES
+    has_all = checks.flag("residual", residual) or container.PREFIX not in container.lengths(path)
+    parts = container.read(path, largest) if has_all else container.read_prefix(path, largest)
     try:
-        return _Reader(parts, custom_objects, max_bytes).classifier()
+        return _Reader(parts, custom_objects, max_bytes, has_all).classifier()
     except ValueError as error:
         raise container.invalid_file_error(path, error) from error
 
@@ -118,9 +132,11 @@ def read_config(parts: dict[str, bytes]) -> dict:
     _check_fields("its config", config, FIELDS)
     _check_fields("its blocks", config["blocks"], BLOCKS_FIELDS)
     predictor = config["predictor"]
-    fields = PREDICTOR_FIELDS | (
-        {"run_lengths": list} if "run_lengths" in predictor else {"encoding": dict}
-    )
+    fields: dict[str, Any] = dict(PREDICTOR_FIELDS)
+    if "run_lengths" in predictor:
+        fields |= {**MLP_FIELDS, "run_lengths": list}
+    elif not config["residual"] or set(predictor) != set(fields):
+        fields |= {**MLP_FIELDS, "encoding": dict}
     _check_fields("its predictor", predictor, fields)
     for name, value, choices in (
         ("kept_precision", config["kept_precision"], codec.FLOATS),
@@ -137,7 +153,7 @@ def read_config(parts: dict[str, bytes]) -> dict:
     _check_fields("its architecture", config["architecture"], {"class_name": str, "config": dict})
     _check_names("its blocks", config["blocks"], BLOCKS_FIELDS)
     _check_names("its predictor", predictor, fields)
-    if predictor["num_layers"] > MAX_LAYERS:
+    if predictor.get("num_layers", 0) > MAX_LAYERS:
         raise ValueError(f"its predictor has more than {MAX_LAYERS} layers")
     configs.check(config["architecture"])
     bounded = {name: value for name, value in predictor.items() if name != "run_lengths"}
@@ -182,15 +198,23 @@ class _Reader:
     Args:
         parts: dict from name to bytes.
         custom_objects, max_bytes: see `load`.
+        has_all: whether `parts` include the residual, if there is one.
     """
 
     def __init__(
-        self, parts: dict[str, bytes], custom_objects: dict | None, max_bytes: int
+        self,
+        parts: dict[str, bytes],
+        custom_objects: dict | None,
+        max_bytes: int,
+        has_all: bool,
     ) -> None:
         self._parts = parts
         self._custom_objects = custom_objects
         self._max_bytes = max_bytes
         self._config = read_config(parts)
+        self._has_residual = self._config["residual"] and has_all
+        if not self._has_residual and "hidden_size" not in self._config["predictor"]:
+            raise ValueError("it has no predictor, and its residual is not read")
 
     def classifier(self) -> keras.Model:
         config = self._config
@@ -250,7 +274,9 @@ class _Reader:
         for kernel, count in zip(kernels, counts, strict=True):
             self._check_bytes(f"the kernel {kernel['name']!r} in blocks", 4 * count * length)
 
-    def _representation(self, model: keras.Model, predictor: Predictor) -> Representation:
+    def _representation(
+        self, model: keras.Model, predictor: Predictor | NullPredictor
+    ) -> Representation:
         config, weights = self._config, model.weights
         chosen = [weights[kernel["weight"]] for kernel in config["kernels"]]
         ids = {id(variable) for variable in chosen}
@@ -269,17 +295,34 @@ class _Reader:
             )
         scales = positions = None
         if config["normalize"]:
-            scales = codec.unpack_floats(self._part("scales"), len(grids), "float32")
+            scales = codec.unpack_floats(self._part("predictor.scales"), len(grids), "float32")
         kind = config["permutation"]
         if kind is not None:
             orders = codec.decode_orders(self._part("permutation"), grids, kind)
             positions = orders.positions()
-        return Representation(blocks, predictor, scales, positions, kind)
+        residual = self._residual(blocks) if self._has_residual else None
+        return Representation(blocks, predictor, scales, positions, kind, residual=residual)
 
-    def _predictor(self) -> Predictor:
+    def _residual(self, blocks: Blocks) -> Residual:
+        shapes = [kernel.matrix_shape for kernel in blocks.kernels]
+        steps = [(groups, 1, filters) for groups, _, filters in shapes]
+        sizes = [math.prod(shape) for shape in steps]
+        (exponents,) = codec.decode_integers(self._part("residual.exponents"), [(sum(sizes),)])
+        parts = np.split(exponents, np.cumsum(sizes)[:-1])
+        residual = Residual(shapes)
+        residual.build()
+        residual.assign(
+            codec.decode_integers(self._part("residual.levels"), shapes),
+            [part.reshape(shape) for part, shape in zip(parts, steps, strict=True)],
+        )
+        return residual
+
+    def _predictor(self) -> Predictor | NullPredictor:
         """Builds the predictor with float weights, also from quantized kernels."""
         config = dict(self._config["predictor"])
         precision = config.pop("precision")
+        if "hidden_size" not in config:
+            return NullPredictor(**config)
         predictor = self._local(config) if "run_lengths" in config else self._single(config)
         kernels = self._kernels(precision, predictor.layers)
         for layer, kernel in zip(predictor.layers, kernels, strict=True):

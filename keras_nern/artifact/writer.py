@@ -4,9 +4,11 @@ The file contains all that `NeRNModel.reconstruct` needs, except the represented
 
     config        the architecture, which kernels are represented and how, versions
     permutation   the orders of the blocks, close to log2(n!) bits
-    predictor     levels and step sizes, or floats, of its Dense kernels; its biases
-    scales        scales of the layers, if the representation has any
+    predictor     levels and step sizes, or floats, of its Dense kernels; its biases; the scales
+                  of the layers, if the representation has any
     kept          all other weights of the classifier
+    residual      the integers that correct the predicted kernels, and the exponents of their step
+                  sizes, if there are any
 
 A base that only its own process can build raises an error before any work: a copy is first built
 from the base's config and weights. docs/format.md specifies the file byte by byte.
@@ -27,6 +29,7 @@ from keras_nern.network.kernels import finalize, walk_layers
 from keras_nern.network.original import OriginalNetwork
 from keras_nern.predictor.gptq import compress_into
 from keras_nern.predictor.predictor import Predictor
+from keras_nern.predictor.residual import Residual
 from keras_nern.representation import Representation
 from keras_nern.utils import checks
 from keras_nern.utils.files import check_writable
@@ -52,6 +55,31 @@ def write(
 
     Args:
         path: path of the file; a previous file is replaced once the new one is complete.
+        original, representation, blocks_config, stores_scales, precision, kept_precision: as for
+            `encode`.
+
+    Raises:
+        OSError: if no file can be written at `path`.
+        ValueError, ImportError: as for `encode`.
+    """
+    check_writable(path)
+    parts = encode(
+        original, representation, blocks_config, stores_scales, precision, kept_precision
+    )
+    container.write(path, parts)
+
+
+def encode(
+    original: OriginalNetwork,
+    representation: Representation,
+    blocks_config: dict[str, Any],
+    stores_scales: bool = False,
+    precision: str = "auto",
+    kept_precision: str = "float32",
+) -> dict[str, bytes]:
+    """Encodes a representation as the parts of a compact file.
+
+    Args:
         original: the base.
         representation: the predicted kernels.
         blocks_config: the arguments of `Blocks`, except those that select layers.
@@ -61,13 +89,14 @@ def write(
         kept_precision: precision of the weights that are not represented: `"float32"`, which is
             exact, or `"float16"`. Defaults to `"float32"`.
 
+    Returns:
+        A dict from name to bytes.
+
     Raises:
-        OSError: if no file can be written at `path`.
         ValueError: if a precision is unknown, a weight of the predictor is not finite, or the base
             cannot be rebuilt from a file.
         ImportError: if the extra `compact` is not installed.
     """
-    check_writable(path)
     predictor = representation.predictor
     precision = _precision(precision, predictor.bits)
     checks.one_of("kept_precision", kept_precision, codec.FLOATS)
@@ -90,6 +119,7 @@ def write(
         "base_sha256": original.digest().tobytes().hex(),
         "kept_precision": kept_precision,
         "normalize": stores_scales,
+        "residual": representation.residual is not None,
         "permutation": permutation.kind,
         "blocks": blocks_config,
         "kernels": [
@@ -110,12 +140,23 @@ def write(
     if permutation.kind is not None:
         parts["permutation"] = codec.encode_orders(permutation)
     if stores_scales:
-        parts["scales"] = codec.pack_floats(_numpy(representation.scales), "float32")
+        parts["predictor.scales"] = codec.pack_floats(_numpy(representation.scales), "float32")
     parts |= _predictor_parts(representation, precision)
     represented = {id(kernel.variable) for kernel in kernels}
     kept = [weight for weight in original.base.weights if id(weight) not in represented]
     parts |= _weights_parts("kept", kept, kept_precision)
-    container.write(path, parts)
+    return parts | residual_parts(representation.residual)
+
+
+def residual_parts(residual: Residual | None) -> dict[str, bytes]:
+    """Encodes a residual, if there is one."""
+    if residual is None:
+        return {}
+    exponents = np.concatenate([one.ravel() for one in residual.exponents()])
+    return {
+        "residual.exponents": codec.encode_integers([exponents]),
+        "residual.levels": codec.encode_integers(residual.integers()),
+    }
 
 
 def _check_rebuilds(original: OriginalNetwork, architecture: dict[str, Any]) -> None:
@@ -197,7 +238,9 @@ def _config_part(
 
 def _predictor_parts(representation: Representation, precision: str) -> dict[str, bytes]:
     predictor = representation.predictor
-    parts = {}
+    parts: dict[str, bytes] = {}
+    if not predictor.layers:
+        return parts
     if predictor.experts == 1:
         parts = _weights_parts("predictor.encoding", predictor.encoding.weights, "float32")
     if precision in codec.FLOATS:

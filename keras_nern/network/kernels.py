@@ -86,6 +86,29 @@ class Kernel:
         return math.prod(self.shape)
 
     @property
+    def groups(self) -> int:
+        """Groups of a grouped convolution, channels of a depthwise one, and 1 for others."""
+        if isinstance(self.layer, _DEPTHWISE):
+            return self.channels
+        return getattr(self.layer, "groups", 1) if self.attribute == "kernel" else 1
+
+    @property
+    def matrix_shape(self) -> tuple[int, int, int]:
+        """`(groups, patch, filters)`: a matrix for each group, with the filters of one group."""
+        filters = self.shape[-1] // (1 if isinstance(self.layer, _DEPTHWISE) else self.groups)
+        return self.groups, self.num_weights // (self.groups * filters), filters
+
+    def matrices(self, values: Tensor) -> Tensor:
+        """Rearranges a tensor of the variable's shape to `matrix_shape`; differentiable."""
+        groups, patch, filters = self.matrix_shape
+        split = keras.ops.reshape(values, (patch, groups, filters))
+        return keras.ops.transpose(split, (1, 0, 2))
+
+    def from_matrices(self, matrices: Tensor) -> Tensor:
+        """Rearranges a tensor of `matrix_shape` back to the variable's shape; differentiable."""
+        return keras.ops.reshape(keras.ops.transpose(matrices, (1, 0, 2)), self.shape)
+
+    @property
     def _is_transposed(self) -> bool:
         return isinstance(self.layer, _TRANSPOSED)
 

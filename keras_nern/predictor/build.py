@@ -1,4 +1,4 @@
-"""Builds the predictor of a network's blocks: a single one, or local ones."""
+"""Builds the predictor of a network's blocks: a single one, local ones, or none."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_nern.predictor.local import LocalPredictor
+from keras_nern.predictor.null import NullPredictor
 from keras_nern.predictor.predictor import KernelPredictor, Predictor
 from keras_nern.predictor.runs import run_lengths
 from keras_nern.predictor.size import DEFAULT_FEATURES, choose_shape
@@ -18,7 +19,7 @@ def build_predictor(
     block_length: int,
     other_bytes: float = 0.0,
     **arguments: Any,
-) -> Predictor:
+) -> Predictor | NullPredictor:
     """Builds a predictor.
 
     Args:
@@ -30,12 +31,17 @@ def build_predictor(
             are used.
 
     Returns:
-        A built `KernelPredictor`, or a `LocalPredictor` for several experts.
+        A built `KernelPredictor`, a `LocalPredictor` for several experts, or a `NullPredictor` for
+        none or a size of 0.
 
     Raises:
         ValueError: if an argument is out of range, or if `encoding` is given for several experts.
     """
     arguments = {**arguments, "block_length": block_length}
+    if _is_null(**checks.accepted(_is_null, arguments)):
+        null = NullPredictor(block_length, name="predictor")
+        null.build((None, 3))
+        return null
     encoding, experts = arguments.get("encoding"), arguments.get("experts", "auto")
     features = DEFAULT_FEATURES
     if encoding is not None:
@@ -63,3 +69,27 @@ def build_predictor(
     predictor.build((None, 3))
     predictor.compress()
     return predictor
+
+
+def _is_null(
+    experts: int | str = "auto",
+    size: float | str | None = None,
+    hidden_size: int | None = None,
+    encoding: Any = None,
+) -> bool:
+    """Whether the arguments ask for no predictor, by `experts=0` or `size=0`."""
+    zero = {"experts": experts, "size": size}
+    zero = {
+        name: value for name, value in zero.items() if type(value) in (int, float) and not value
+    }
+    if not zero:
+        return False
+    given = {"hidden_size": hidden_size, "encoding": encoding}
+    others = {name: one for name, one in given.items() if one is not None}
+    if others:
+        received = ", ".join(f"{name}={one!r}" for name, one in {**zero, **others}.items())
+        raise ValueError(
+            "hidden_size and encoding belong to a predictor, and experts=0 or size=0 stands for "
+            f"none. Received: {received}"
+        )
+    return True

@@ -12,7 +12,7 @@ many kernel weights. They have no biases, and one step size per expert and layer
 
 import bisect
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras_nern.predictor.quantization import largest_level
 from keras_nern.predictor.runs import NUM_FREQUENCIES
@@ -215,10 +215,42 @@ def size_bytes(
     if not isinstance(size, str):
         share = checks.number("size", size, positive=True)
         return share * num_weights * (4 if bits is None else bits / 8)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", size)
-    if match is None or match[2] not in UNITS:
+    count = _bytes_of(size)
+    if count is None:
         raise ValueError(
             f"size must be a share of the weights or bytes in one of {', '.join(UNITS)}, such as "
             f"'200 kB'. Received: size={size!r}"
         )
-    return float(match[1]) * UNITS[match[2]] - other_bytes
+    return count - other_bytes
+
+
+def byte_budget(name: str, value: Any) -> float:
+    """Converts a budget to a number of bytes.
+
+    Args:
+        name: the argument's name, for the error.
+        value: a number of bytes, above 0, or bytes in a unit such as `"200 kB"`.
+
+    Raises:
+        ValueError: if `value` is neither.
+
+    Example:
+
+    >>> byte_budget("max_bytes", "200 kB")
+    200000.0
+    """
+    count = _bytes_of(value) if isinstance(value, str) else value
+    if count is None:
+        raise ValueError(
+            f"{name} must be a number of bytes or bytes in one of {', '.join(UNITS)}, such as "
+            f"'200 kB'. Received: {name}={value!r}"
+        )
+    return checks.number(name, count, positive=True)
+
+
+def _bytes_of(text: str) -> float | None:
+    """The bytes that a text such as `"200 kB"` stands for; `None` for another text."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    if match is None or match[2] not in UNITS:
+        return None
+    return float(match[1]) * UNITS[match[2]]

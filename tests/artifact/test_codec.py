@@ -243,3 +243,32 @@ def test_raises_for_a_swap_with_a_block_that_does_not_exist(monkeypatch):
 def test_raises_for_damaged_orders(data, message):
     with pytest.raises(ValueError, match=message):
         codec.decode_orders(data, [(10, 100)], "cross_filter")
+
+
+# Integers.
+
+
+def test_integers_are_decoded_and_take_little_more_than_their_entropy():
+    arrays = [random_levels((9, 40, 50), 6, spread=0.1), np.zeros((7, 3), "int8")]
+    arrays += [np.array([127, -127, 0], "int8"), np.zeros(0, "int8")]
+    data = codec.encode_integers(arrays)
+    found = codec.decode_integers(data, [array.shape for array in arrays])
+    for array, decoded in zip(arrays, found, strict=True):
+        assert decoded.dtype == "int8"
+        np.testing.assert_array_equal(decoded, array)
+    assert len(codec.encode_integers(arrays[:1])) < 1.01 * entropy_bytes(arrays[0])
+    assert len(codec.encode_integers([np.zeros(10**6, "int8")])) == 4
+    reader = RangeReader(data)
+    for array in arrays:
+        assert reader.integers(array.size) == array.ravel().tolist()
+
+
+def test_raises_for_integers_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"Integers must be in \[-127, 127\]. Received: 128"):
+        codec.encode_integers([np.array([1, -128])])
+
+
+def test_raises_for_damaged_integers():
+    data = codec.encode_integers([random_levels((500,), 6)])
+    with pytest.raises(ValueError, match="words left over"):
+        codec.decode_integers(data, [(20,)])

@@ -329,3 +329,53 @@ def test_a_killed_writer_leaves_a_whole_file(path):
         check=False,
     )
     assert child.stdout == "whole\n", child.stderr
+
+
+# The start of a file whose last parts refine the others.
+
+
+def refined():
+    """A file assembled by hand with parts before and after the prefix's hash."""
+    header = (
+        HEAD + '"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},'
+        '"prefix":{"dtype":"U8","shape":[32],"data_offsets":[3,35]},'
+        '"residual":{"dtype":"U8","shape":[1],"data_offsets":[35,36]},' + SHA + "[36,68]}}"
+    )
+    header += " " * (-len(header) % 8)
+    start = len(header).to_bytes(8, "little") + header.encode() + b"\x01\x02\x03"
+    data = start + hashlib.sha256(start).digest() + b"\xff"
+    return data + hashlib.sha256(data).digest()
+
+
+def test_writes_the_hash_of_the_start_before_the_parts_that_refine_it(path):
+    container.write(path, {"a": b"\x01\x02\x03", "residual": b"\xff"})
+    assert path.read_bytes() == refined()
+    assert container.read(path)["residual"] == b"\xff"
+
+
+@pytest.mark.parametrize("cut", [None, -1, -33])
+def test_reads_the_start_of_a_file_that_is_cut_off(path, cut):
+    path.write_bytes(refined()[:cut])
+    assert container.read_prefix(path) == {"a": b"\x01\x02\x03"}
+
+
+@pytest.mark.parametrize(
+    ("data", "max_bytes", "message"),
+    [
+        (refined()[:-34], None, "it ends before its residual begins"),
+        (refined()[:-68] + bytes(3) + refined()[-65:], None, "content does not match its SHA-256"),
+        (refined(), 100, r"it has \d+ bytes before its residual, over 100"),
+        (assembled(HEADER, BODY), None, "it has no residual"),
+    ],
+)
+def test_raises_for_the_start_of_a_file(path, data, max_bytes, message):
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        container.read_prefix(path, max_bytes)
+
+
+def test_raises_for_a_hash_of_the_start_of_another_length(path):
+    header = HEAD + '"prefix":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},' + SHA + "[3,35]}}"
+    path.write_bytes(assembled(header, b"\x01\x02\x03"))
+    with pytest.raises(ValueError, match="its part 'prefix' does not have 32 bytes"):
+        container.read(path)

@@ -23,8 +23,9 @@ def test_describes_a_file_assembled_by_hand(path):
     assert info.layers == [("c", (2, 1, 1, 2))]
     assert info.represented_weights == 4
     assert info.part_bytes == {
-        "predictor": sizes["predictor.biases"] + sizes["predictor.kernels"] + sizes["scales"],
+        "predictor": sum(sizes[f"predictor.{one}"] for one in ("biases", "kernels", "scales")),
         "permutation": 4,
+        "residual": 0,
         "kept": sizes["kept.float32"],
         "config": sizes["config"],
         "container": path.stat().st_size - sum(sizes.values()),

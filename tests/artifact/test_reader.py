@@ -531,7 +531,7 @@ LOCAL = {
     ),
     "experts without a width": (
         local(("predictor", {"precision": "int8", "run_lengths": [1, 1], "num_layers": 2})),
-        "its predictor has the invalid field hidden_size=None",
+        "its predictor has the invalid field block_length=None",
     ),
     "wide experts": (
         local(("predictor", "hidden_size", 2**16), ("predictor", "num_layers", 3)),
@@ -591,7 +591,7 @@ def test_raises_for_a_hostile_config(name, path):
         ),
         ({"kept.float32": None}, "it has no part 'kept.float32'"),
         ({"kept.float32": planes([0.5])}, "it unpacks to 4 bytes instead of 8"),
-        ({"scales": planes([0.5, 1.0])}, "it unpacks to 8 bytes instead of 4"),
+        ({"predictor.scales": planes([0.5, 1.0])}, "it unpacks to 8 bytes instead of 4"),
         (
             {"predictor.kernels": zstandard.compress(bytes(10**7))},
             "it unpacks to 10,000,000 bytes instead of 80",

@@ -32,7 +32,7 @@ def test_writes_a_file_byte_by_byte_as_specified(path):
     parts = container.read(path)
     assert parts.keys() == {*PARTS, "sha256"}
     assert parts["permutation"] == PARTS["permutation"]
-    for name in ("kept.float32", "predictor.biases", "predictor.kernels", "scales"):
+    for name in ("kept.float32", "predictor.biases", "predictor.kernels", "predictor.scales"):
         assert zstandard.decompress(parts[name]) == zstandard.decompress(PARTS[name])
     config = json.loads(zstandard.decompress(parts["config"]))
     assert list(config) == list(CONFIG)

@@ -6,6 +6,7 @@ import pytest
 import keras_nern
 from keras_nern.predictor.size import (
     auto_experts,
+    byte_budget,
     choose_shape,
     max_width,
     predictor_bytes,
@@ -155,6 +156,16 @@ def test_given_numbers_are_kept():
 def test_bytes_of_a_string(size, expected):
     assert size_bytes(size, num_weights=10**6) == expected
     assert size_bytes(size, num_weights=5, bits=4, other_bytes=3.5) == expected - 3.5
+
+
+def test_a_budget_is_a_number_of_bytes_or_bytes_in_a_unit():
+    assert byte_budget("max_bytes", "1.5 KiB") == byte_budget("max_bytes", 1536) == 1536
+    assert byte_budget("max_bytes", np.int64(7)) == 7
+    message = r"max_bytes must be a number of bytes or bytes in one of B, kB, .*max_bytes='2 bits'"
+    with pytest.raises(ValueError, match=message):
+        byte_budget("max_bytes", "2 bits")
+    with pytest.raises(ValueError, match=r"limit must be a finite number above 0.*limit=0"):
+        byte_budget("limit", 0)
 
 
 def test_bytes_of_a_share():
