@@ -62,7 +62,12 @@ def relative_error(original: Tensor, predicted: Tensor, mask: Tensor) -> Tensor:
     return error / ops.maximum(ops.sum(mask * ops.square(original)), EPSILON)
 
 
-def logits_distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+def logits_distillation_loss(
+    teacher: Tensor,
+    student: Tensor,
+    temperature: float = 1.0,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
     """Kullback-Leibler divergence of the rebuilt network from the original.
 
     Args:
@@ -70,6 +75,8 @@ def logits_distillation_loss(teacher: Tensor, student: Tensor, temperature: floa
         student: logits of the rebuilt network `(batch, classes)`.
         temperature: T, by which both logits are divided. The loss is multiplied by T^2, which
             keeps the size of its gradients. Defaults to `1.0`.
+        sample_weight: weights of the images `(batch,)`, by which their divergences are multiplied
+            before the mean, as in the losses of Keras. Defaults to `None`, which stands for 1.
 
     Returns:
         A scalar in nats, the mean over the batch.
@@ -80,36 +87,43 @@ def logits_distillation_loss(teacher: Tensor, student: Tensor, temperature: floa
     teacher = ops.log_softmax(ops.cast(teacher, "float32") / temperature)
     student = ops.log_softmax(ops.cast(student, "float32") / temperature)
     divergence = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
-    return ops.mean(divergence) * temperature**2
+    return _weighted_mean(divergence, sample_weight) * temperature**2
 
 
-def feature_map_distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+def feature_map_distillation_loss(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], sample_weight: Tensor | None = None
+) -> Tensor:
     """Squared distance of the normalized feature maps, summed over layers.
 
     Args:
         teacher: list of the original's feature maps, each `(batch, ...)`.
         student: list of the rebuilt network's feature maps, of the same shapes.
+        sample_weight: weights of the images `(batch,)`, as for `logits_distillation_loss`.
+            Defaults to `None`.
 
     Returns:
-        A scalar between 0 and 4 times the number of layers, the mean over the batch; 0 for empty
-        lists.
+        A scalar, without weights between 0 and 4 times the number of layers, the mean over the
+        batch; 0 for empty lists.
 
     Source: Ashkenazi et al., ICLR 2023, equation 3.
     """
-    return sum(feature_map_distances(teacher, student), ops.zeros((), "float32"))
+    distances = feature_map_distances(teacher, student, sample_weight)
+    return sum(distances, ops.zeros((), "float32"))
 
 
-def feature_map_distances(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[Tensor]:
+def feature_map_distances(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], sample_weight: Tensor | None = None
+) -> list[Tensor]:
     """The terms of `feature_map_distillation_loss`, a scalar for each layer.
 
     Args:
-        teacher, student: as for `feature_map_distillation_loss`.
+        teacher, student, sample_weight: as for `feature_map_distillation_loss`.
 
     Returns:
         A list of scalars.
     """
     return [
-        ops.mean(ops.sum(ops.square(_unit(original) - _unit(rebuilt)), axis=-1))
+        _weighted_mean(ops.sum(ops.square(_unit(original) - _unit(rebuilt)), -1), sample_weight)
         for original, rebuilt in zip(teacher, student, strict=True)
     ]
 
@@ -179,6 +193,14 @@ def curvature_cost(
     # The gradient of the quadratic form is A D G, which the value needs anyway.
     value = ops.sum(matrix * ops.stop_gradient(product))
     return value - 0.5 * ops.stop_gradient(value)
+
+
+def _weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of values `(batch, ...)`, each multiplied by the weight of its image."""
+    if weights is None:
+        return ops.mean(values)
+    weights = ops.cast(ops.reshape(weights, (-1, *[1] * (len(values.shape) - 1))), "float32")
+    return ops.mean(weights * values)
 
 
 def _unit(feature_map: Tensor) -> Tensor:

@@ -37,14 +37,16 @@ from keras_nern.permutations.orders import check_permutation_arguments
 from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.build import build_predictor
 from keras_nern.predictor.centering import apply_centered_gradients, center_biases
+from keras_nern.predictor.residual import Residual
 from keras_nern.report import SummaryTable, summary_table
 from keras_nern.representation import Representation
 from keras_nern.training.evaluation import METRICS, Evaluation
-from keras_nern.training.fit import TwoPhaseFit
+from keras_nern.training.fit import PhasedFit
 from keras_nern.training.fit_callbacks import check_callbacks
+from keras_nern.training.fit_progress import EvaluationProgress, MovingMeans, with_progress
 from keras_nern.training.objective import Objective
 from keras_nern.training.optimizer import PlannedCosineDecay, default_optimizer
-from keras_nern.training.settings import NAMES, Settings
+from keras_nern.training.settings import AUTO, NAMES, Settings
 from keras_nern.training.state import FIELDS, FitState
 from keras_nern.utils import checks
 from keras_nern.utils.backend import is_multi_worker, register, require_tensorflow
@@ -121,16 +123,19 @@ class NeRNModel(keras.Model):
             for random inputs. `"auto"` does not detect a sigmoid in a custom layer's `call`.
             Defaults to `"auto"`.
         experts: number of local predictors, see `predictor.local`; 1 for the paper's single
-            predictor. `"auto"` chooses by the size, so that the cost of a kernel does not depend
-            on the network; it is 1 if `hidden_size` or `encoding` is given. Defaults to `"auto"`.
+            predictor; 0 for none, where a residual holds the kernels. `"auto"` chooses by the size,
+            so that the cost of a kernel does not depend on the network; it is 1 if `hidden_size` or
+            `encoding` is given. Defaults to `"auto"`.
         size: size of the representation in place of `hidden_size`: a number for the parameters of
             the predictor as a share of the represented weights; a string such as `"200 kB"` for
-            the bytes of predictor, permutation and scales, as `summary_table` counts them. `None`
-            for 0.4, but at least width 8. Defaults to `None`.
+            the bytes of predictor, permutation and scales, as `summary_table` counts them; 0 for
+            no predictor. `None` for 0.4, but at least width 8. Defaults to `None`.
         teacher: a better classifier of the same inputs and classes, or the path of its `.keras`
             file. Distillation takes the logits from it, and the feature maps from the base; the
             rebuilt classifier may then be better than the base. A model with a teacher is only
             saved if the teacher is a path, see `teacher`. `None` for the base. Defaults to `None`.
+        residual: whether integers correct the predicted kernels, see `predictor.residual`;
+            `compress` sets it. Training then changes the integers alone. Defaults to `False`.
         **kwargs: `keras.Model` arguments (`name`, ...).
 
     Raises:
@@ -181,6 +186,7 @@ class NeRNModel(keras.Model):
     bits = _argument("bits")
     pruned = _argument("pruned")
     output_activation = _argument("output_activation")
+    residual = _argument("residual")
 
     def __init__(
         self,
@@ -204,6 +210,7 @@ class NeRNModel(keras.Model):
         experts: int | str = "auto",
         size: float | str | None = None,
         teacher: keras.Model | Path | None = None,
+        residual: bool = False,
         **kwargs: Any,
     ) -> None:
         # The arguments by name: each part takes those that its constructor accepts.
@@ -262,6 +269,12 @@ class NeRNModel(keras.Model):
         layers = len(blocks.kernels)
         scales = self._original.layer_scales() if normalize else np.ones(layers)
         self.scales = self._add_constant("scales", (layers,), "float32", scales)
+        self.residual_layer: Residual | None = None
+        if checks.flag("residual", residual):
+            shapes = [kernel.matrix_shape for kernel in blocks.kernels]
+            self.residual_layer = Residual(shapes, name="residual")
+            self.residual_layer.build()
+            self.predictor.trainable = False
         self._representation = Representation(
             blocks,
             self.predictor,
@@ -271,6 +284,7 @@ class NeRNModel(keras.Model):
             permutation.method,
             permutation.metric,
             balanced=normalize is not None,
+            residual=self.residual_layer,
         )
         if self.predictor.experts == 1:
             center_biases(self.predictor, self._representation.sample_inputs())
@@ -280,6 +294,7 @@ class NeRNModel(keras.Model):
         self.reconstruction_iterations = self._add_counter("reconstruction_iterations")
         self.curvature_iterations = self._add_counter("curvature_iterations")
         self.phase_iterations = self._add_counter("phase_iterations")
+        self._means = MovingMeans()
         self._seed = keras.random.SeedGenerator(name="sampling")
         self._objective = Objective(self._original, self._representation, self._seed)
         self._evaluation = Evaluation(self._original, self._representation, self._objective)
@@ -456,7 +471,9 @@ class NeRNModel(keras.Model):
         scales = len(self._original.blocks.kernels) if self.normalize else 0
         bits = self.kernel_permutation().layer_bits
         coarse = self._objective.without_factors
-        return summary_table(self._original, self.predictor, bits, scales, coarse)
+        return summary_table(
+            self._original, self.predictor, bits, scales, coarse, self.residual_layer
+        )
 
     # Training.
 
@@ -489,9 +506,11 @@ class NeRNModel(keras.Model):
             optimizer: a Keras optimizer, its name, or `"auto"`: Muon without weight decay, with
                 AdamW at a fifth of its learning rate (half of it with local predictors) for the
                 output layer and the biases. In each phase, the rate falls along half a cosine from
-                the peak given below (see `training.optimizer`). `fit` resets the state and the
-                schedule of any optimizer between reconstruction and distillation. Defaults to
-                `"auto"`.
+                the peak given below (see `training.optimizer`). A constant rate that is assigned
+                to `optimizer.learning_rate` replaces this decay: during a fit, as by a callback,
+                until its end, and otherwise until `restart_schedule` or `compile` is called. `fit`
+                resets the state and the schedule of any optimizer between reconstruction and
+                distillation. Defaults to `"auto"`.
             loss, loss_weights: must be `None`, because the model has its own losses.
             reconstruction_steps: number of steps of the reconstruction phase, which `fit` runs
                 before distillation; `"auto"` for 800 epochs over all kernels, or 300 over the
@@ -550,7 +569,7 @@ class NeRNModel(keras.Model):
         )
         schedule = PlannedCosineDecay() if is_default else None
         optimizer = keras.optimizers.get(
-            default_optimizer(schedule, self.experts) if schedule else optimizer
+            default_optimizer(schedule, self.experts, self.residual) if schedule else optimizer
         )
         if (
             self._original.computes_in_float16
@@ -569,7 +588,7 @@ class NeRNModel(keras.Model):
 
     def _resolve(self, is_default: bool, **given: Any) -> Settings:
         num_slots = self._representation.num_slots
-        return Settings.resolve(num_slots, self.experts, is_default, **given)
+        return Settings.resolve(num_slots, self.experts, self.residual, is_default, **given)
 
     def get_compile_config(self) -> dict[str, Any]:
         optimizer = "auto" if self._schedule else self.optimizer
@@ -607,8 +626,8 @@ class NeRNModel(keras.Model):
 
         With images, `fit` runs the remaining steps of the reconstruction and of the curvature
         phase, each with its own progress bar, and then `epochs` of distillation. Labels are not
-        used for training. Without images, `fit` runs `epochs * steps_per_epoch` steps of
-        reconstruction.
+        used for training, except that `class_weight` weights images by their label. Without
+        images, `fit` runs `epochs * steps_per_epoch` steps of reconstruction.
 
         Args:
             x: images or (images, labels): arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset`
@@ -620,16 +639,15 @@ class NeRNModel(keras.Model):
             batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle,
                 class_weight, sample_weight, initial_epoch, validation_steps,
                 validation_batch_size, validation_freq: as for `keras.Model.fit`. `class_weight`
-                and `sample_weight` have no effect on training, which uses no labels;
-                `sample_weight` weights the images that `validation_split` holds out.
+                and `sample_weight` need labels and weight the images in the losses of the
+                distillation. The other phases have no weights: reconstruction uses no images, and
+                the curvature is gathered from images of equal weight.
                 `training.fit_callbacks` documents which events callbacks receive.
 
         Returns:
-            A `keras.callbacks.History` of the epochs. Its attribute `reconstruction` is the
-            `history` dict of the reconstruction phase that ran before them, empty if none ran.
-            Its attribute `curvature` is that of the curvature phase.
-            Its attribute `places` maps each name in `history` to the epochs of the values,
-            counted from 1.
+            A `training.fit_callbacks.FitHistory`: a `keras.callbacks.History` of the epochs, whose
+            attributes `reconstruction` and `curvature` hold curves of the phases before them, and
+            whose attributes `steps` and `places` hold the steps and epochs of all values.
 
         Raises:
             ValueError: if `x` is empty or its images do not fit the base, if `steps_per_epoch` is
@@ -642,7 +660,7 @@ class NeRNModel(keras.Model):
             RuntimeError: if the Keras backend is not TensorFlow.
         """
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        return TwoPhaseFit(self, super().fit).run(**given)
+        return PhasedFit(self, super().fit).run(**given)
 
     def make_train_function(self, force: bool = False) -> Callable | None:
         if not self._objective.has_targets:
@@ -652,13 +670,15 @@ class NeRNModel(keras.Model):
         return super().make_train_function(force)
 
     def train_step(self, data: Any) -> dict[str, Tensor]:
-        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        inputs, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         teacher = batch = None
         if self.phase == "distillation":
             teacher = self._objective.targets(inputs)  # outside the tape: it has no gradients
             batch = keras.ops.shape(keras.tree.flatten(inputs)[0])[0]
         with tf.GradientTape() as tape:
-            terms, means, parts = self._objective.terms(self._settings, self.phase, inputs, teacher)
+            terms, means, parts = self._objective.terms(
+                self._settings, self.phase, inputs, teacher, sample_weight
+            )
             loss = self._objective.weighted(self._settings, terms, scaled=True)
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
@@ -672,7 +692,9 @@ class NeRNModel(keras.Model):
         self.phase_iterations.assign_add(1)
         if self.phase != "distillation":
             getattr(self, f"{self.phase}_iterations").assign_add(1)
-        return self._track({"loss": loss, **terms}, batch)
+        terms = {"loss": loss, **terms}
+        self._means.update(terms)
+        return self._track(terms, batch)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> None:
         """Raises, because `fit` plans phases and learning rates.
@@ -715,11 +737,13 @@ class NeRNModel(keras.Model):
     def restart_schedule(self) -> None:
         """Restarts the learning rate schedule of the default optimizer.
 
-        The learning rate then falls from its peak to 0 over the whole next fit. A model that was
-        compiled with another optimizer is not changed.
+        The learning rate then falls from its peak to 0 over the whole next fit, also if a rate has
+        been assigned to the optimizer. A model that was compiled with another optimizer is not
+        changed.
         """
         if self._schedule is not None:
             self.optimizer.iterations.assign(0)
+            self._schedule.fix(None)
 
     def scale_losses(self, **multipliers: float) -> None:
         """Multiplies the weights of losses until the end of the current or next fit.
@@ -736,7 +760,9 @@ class NeRNModel(keras.Model):
         """
         self._objective.scale(multipliers)
 
-    def gather_curvature(self, x: Any, images: int = 512, batch_size: int = 64) -> None:
+    def gather_curvature(
+        self, x: Any, images: int = 512, batch_size: int = 64, verbose: int | str = "auto"
+    ) -> None:
         """Gathers the curvature of the distillation losses from images.
 
         `fit` does so before its curvature phase, from the first images of its data. Gather it from
@@ -747,9 +773,12 @@ class NeRNModel(keras.Model):
             x: inputs or (inputs, labels), as for `fit`; noise is enough.
             images: number of images to use. Defaults to `512`.
             batch_size: images per batch if `x` is an array. Defaults to `64`.
+            verbose: 0 to show nothing, 1 for the progress, 2 for a line at the end; `"auto"` for
+                1. Defaults to `"auto"`.
 
         Raises:
-            ValueError: if `x` is empty or its images do not fit the base.
+            ValueError: if `x` is empty or its images do not fit the base, or if an argument is
+                out of range.
             RuntimeError: if the Keras backend is not TensorFlow.
 
         Source: Martens and Grosse, ICML 2015, arXiv 1503.05671; see `network.curvature`.
@@ -758,8 +787,10 @@ class NeRNModel(keras.Model):
         self._original.check_finite()
         checks.integer("images", images, minimum=1)
         checks.integer("batch_size", batch_size, minimum=1)
+        checks.one_of("verbose", verbose, ("auto", 0, 1, 2))
         x = self.check_data(x)
         batches = input_batches(x, images, batch_size, self._original.signature)
+        batches = with_progress(batches, images, 1 if verbose == "auto" else int(verbose))
         self._objective.gather_curvature(self._settings, batches, images)
         self._retrace()
 
@@ -785,8 +816,9 @@ class NeRNModel(keras.Model):
 
         Raises:
             ValueError: if `x` is empty or its images do not fit the base; if there are more or
-                fewer labels than images; if labels, weights or a split are given although `x` is
-                not an array; if there are labels under a strategy that does not support them.
+                fewer labels than images; if there are weights without labels; if labels, weights
+                or a split are given although `x` is not an array; if there are labels under a
+                strategy that does not support them.
         """
         original = self._original
         labeled = y is not None or is_pair(x, original.signature)
@@ -804,7 +836,14 @@ class NeRNModel(keras.Model):
                 f"sample_weight={'None' if sample_weight is None else 'weights'}"
             )
         shapes, try_out = original.label_shapes, original.try_out
-        return check_inputs(x, original.signature, name, shapes, try_out, y, sample_weight)
+        x = check_inputs(x, original.signature, name, shapes, try_out, y, sample_weight)
+        if sample_weight is not None and not labeled:
+            raise ValueError(
+                "sample_weight needs labels, because Keras (3.15) drops the weights of images "
+                f"without labels. Received: sample_weight of type {type(sample_weight).__name__}, "
+                "y=None"
+            )
+        return x
 
     # Evaluation.
 
@@ -826,7 +865,8 @@ class NeRNModel(keras.Model):
             x: images or (images, labels), as for `fit`.
             y: labels, if `x` is an array.
             batch_size, verbose, sample_weight, steps, callbacks, return_dict: as for
-                `keras.Model.evaluate`.
+                `keras.Model.evaluate`. `sample_weight` weights the images in the losses of the
+                distillation and in `weighted_metrics`; agreement and accuracy have no weights.
             **kwargs: as for `keras.Model.evaluate`.
 
         Returns:
@@ -852,6 +892,11 @@ class NeRNModel(keras.Model):
             check_callbacks(callbacks)
             self._original.check_finite()
             x = self.check_data(x, y, sample_weight=sample_weight)
+        if verbose and not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = check_callbacks(callbacks)
+            if not any(isinstance(one, keras.callbacks.ProgbarLogger) for one in callbacks):
+                level = 1 if verbose == "auto" else int(verbose)
+                callbacks, verbose = [*callbacks, EvaluationProgress(level)], 0
         results = super().evaluate(
             x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict=True, **kwargs
         )
@@ -886,7 +931,7 @@ class NeRNModel(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, Tensor]:
         inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        terms, outputs = self._evaluation.compare(self._settings, inputs, labels)
+        terms, outputs = self._evaluation.compare(self._settings, inputs, labels, sample_weight)
         logs = self._track(terms, batch=keras.ops.shape(keras.tree.flatten(inputs)[0])[0])
         if labels is not None:
             self.compute_metrics(inputs, labels, outputs, sample_weight)
@@ -979,7 +1024,11 @@ class NeRNModel(keras.Model):
         if self.experts == 1:
             other.predictor.encoding.set_weights(self.predictor.encoding.get_weights())
         other.scales.assign(self.scales)
-        other.compile_from_config(self.get_compile_config())
+        compiled = self.get_compile_config()
+        if other.residual and not self.residual:  # whose optimizer and rates are of another kind
+            for name in ("optimizer", "gradient_centering", *AUTO["residual"]):
+                del compiled[name]
+        other.compile_from_config(compiled)
         other.teacher = self.teacher
         other.reconstruction_iterations.assign(self.reconstruction_iterations)
         other.curvature_iterations.assign(self.curvature_iterations)
@@ -1128,16 +1177,21 @@ class NeRNModel(keras.Model):
             raise ValueError(
                 f"format='nern' takes precision and kept_precision only. Received: {kwargs}"
             )
+        writer.write(filepath, **self._to_encode(precision, kept_precision))
+
+    def _to_encode(self, precision: str, kept_precision: str) -> dict[str, Any]:
+        """The arguments of `writer.encode`."""
         names = checks.accepted(Blocks, dict.fromkeys(ARGUMENTS))
-        writer.write(
-            filepath,
-            self._original,
-            self._representation,
-            {name: getattr(self, name) for name in names if name not in ("include", "exclude")},
-            stores_scales=self.normalize is not None,
-            precision=precision,
-            kept_precision=kept_precision,
-        )
+        return {
+            "original": self._original,
+            "representation": self._representation,
+            "blocks_config": {
+                name: getattr(self, name) for name in names if name not in ("include", "exclude")
+            },
+            "stores_scales": self.normalize is not None,
+            "precision": precision,
+            "kept_precision": kept_precision,
+        }
 
 
 # The constructor's arguments except the networks, and `size`, from which others follow.

@@ -25,6 +25,7 @@ from keras_nern import losses
 from keras_nern.network.blocks import Blocks
 from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.predictor import Predictor
+from keras_nern.predictor.residual import Residual
 from keras_nern.predictor.runs import Runs
 from keras_nern.utils.types import Tensor
 
@@ -46,6 +47,8 @@ class Representation:
         positions: int variable or array `(blocks,)`, the position of each block in its layer, see
             `Permutation.positions`; `None` for the original order. Defaults to `None`.
         kind, method, metric: as for `Permutation`. Default to `None`.
+        residual: a `Residual` that is added to the predicted kernels, or `None`. Defaults to
+            `None`.
         balanced: whether each layer has the same share of the reconstruction loss, instead of a
             share by its number of weights. Defaults to `False`.
 
@@ -64,9 +67,11 @@ class Representation:
         method: str | None = None,
         metric: str | None = None,
         balanced: bool = False,
+        residual: Residual | None = None,
     ) -> None:
         self.blocks = blocks
         self.predictor = predictor
+        self.residual = residual
         self.scales = np.ones(len(blocks.kernels), "float32") if scales is None else scales
         self.positions = positions
         self._found_by = {"kind": kind, "method": method, "metric": metric}
@@ -133,9 +138,13 @@ class Representation:
         blocks = np.argsort(keras.ops.convert_to_numpy(self._block_ranks()))
         return blocks.astype("int32")[self.runs.ranks()]
 
-    def norms_of_slots(self) -> np.ndarray:
-        """The norm of the original block in each slot, 0 where another slot has the same block."""
-        norms = self.blocks.norms()[self.block_of_slots()]
+    def norms_of_slots(self, blocks: np.ndarray) -> np.ndarray:
+        """The norm of the original block in each slot, 0 where another slot has the same block.
+
+        Args:
+            blocks: the result of `block_of_slots`.
+        """
+        norms = self.blocks.norms()[blocks]
         if self.runs is None:
             return norms
         first = np.zeros_like(norms)
@@ -178,6 +187,15 @@ class Representation:
             return None if drawn is None else keras.ops.take(slots, drawn), False
         drawn = sampling.sample(self.num_slots, seed, cumulative, runs=self.runs.lengths)
         return drawn, True
+
+    def shares(self, drawn: Tensor) -> Tensor:
+        """What each of the slots that are drawn by run stands for: float32 `(n,)`.
+
+        Every run has equally many draws, so that a draw stands for as many blocks as its run is
+        long. Sums with these weights estimate sums over all blocks.
+        """
+        assert self.runs is not None
+        return keras.ops.take(self.runs.lengths.astype("float32"), drawn // self.runs.length)
 
     def predict(self, slots: Tensor | None, by_run: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Predicts the blocks in slots.
@@ -269,11 +287,11 @@ class Representation:
 
     @property
     def _chunk_size(self) -> int:
-        widest = max(max(layer.kernel.shape[-2:]) for layer in self.predictor.layers)
+        widest = max((max(x.kernel.shape[-2:]) for x in self.predictor.layers), default=1)
         return max(1, MAX_ACTIVATIONS // (widest * self._unit_length))
 
     def assemble(self, blocks: Tensor) -> list[Tensor]:
-        """Assembles all kernels from all predicted blocks and multiplies them by their scales.
+        """Assembles all kernels from all predicted blocks, with their scales and the residual.
 
         Args:
             blocks: tensor `(blocks, B)`.
@@ -282,12 +300,22 @@ class Representation:
             A list of tensors, one per kernel, of the variable's shape.
         """
         scales = keras.ops.convert_to_tensor(self.scales)
-        return [kernel * scales[i] for i, kernel in enumerate(self.blocks.split(blocks))]
+        kernels = self.blocks.split(blocks)
+        return [self._corrected(i, kernel * scales[i]) for i, kernel in enumerate(kernels)]
 
     def kernel(self, index: int) -> Tensor:
-        """Predicts one kernel: a tensor of the variable's shape, multiplied by its scale."""
+        """Predicts one kernel: a tensor of the variable's shape, with its scale and residual."""
+        return self._corrected(index, self.prediction(index))
+
+    def prediction(self, index: int) -> Tensor:
+        """Predicts one kernel without its residual: a tensor of the variable's shape."""
         scale = keras.ops.convert_to_tensor(self.scales)[index]
         return self.blocks.kernel(index, self._predict_layers(index, index + 1)) * scale
+
+    def _corrected(self, index: int, kernel: Tensor) -> Tensor:
+        if self.residual is None:
+            return kernel
+        return kernel + self.blocks.kernels[index].from_matrices(self.residual.values(index))
 
     def kernels(self) -> list[Tensor]:
         """Predicts all kernels; see `kernel`."""
@@ -344,4 +372,5 @@ class Representation:
             self.positions,
             **self._found_by,
             balanced=self._balanced,
+            residual=self.residual,
         )

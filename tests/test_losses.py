@@ -72,6 +72,18 @@ def test_feature_maps_match_the_formula():
     assert float(got) == pytest.approx(total, rel=1e-5)
 
 
+def test_weights_multiply_the_losses_of_images():
+    teacher, student = RNG.normal(size=(2, 3, 4, 5))  # outputs (batch, positions, classes)
+    weights = np.array([0.0, 1.0, 2.5])
+    for loss in (
+        losses.logits_distillation_loss,
+        lambda a, b, **kwargs: losses.feature_map_distillation_loss([a], [b], **kwargs),
+    ):
+        each = [float(loss(teacher[i : i + 1], student[i : i + 1])) for i in range(3)]
+        got = float(loss(teacher, student, sample_weight=weights))
+        assert got == pytest.approx(np.mean(weights * each), rel=1e-5)
+
+
 def test_feature_map_loss_ignores_scale_and_is_finite_for_zeros():
     maps = [RNG.normal(size=(2, 3, 3, 1)).astype("float32")]
     scaled = [7 * maps[0]]

@@ -84,7 +84,9 @@ def test_one_slot_of_each_block_has_its_norm(base, permutation, experts):
     representation = _representation(base, experts, permutation)
     blocks, norms = _block_of_slots(representation), representation.blocks.norms()
     expected = [0 if block in blocks[:slot] else norms[block] for slot, block in enumerate(blocks)]
-    np.testing.assert_array_equal(representation.norms_of_slots(), expected)
+    np.testing.assert_array_equal(
+        representation.norms_of_slots(representation.block_of_slots()), expected
+    )
     assert np.count_nonzero(expected) == 52
 
 
@@ -102,7 +104,9 @@ class _Own:
 @pytest.mark.parametrize("experts", EXPERTS)
 def test_a_sampling_without_runs_draws_blocks_in_their_order(base, experts):
     representation = _representation(base, experts, "cross_filter")
-    cumulative = cumulative_magnitude(representation.norms_of_slots())
+    cumulative = cumulative_magnitude(
+        representation.norms_of_slots(representation.block_of_slots())
+    )
     own = _Own()
     representation.draw(own, None, keras.ops.convert_to_tensor(cumulative))
     blocks = range(52) if experts == 1 else np.argsort(representation._block_ranks())

@@ -3,6 +3,7 @@
     relative_error   sum (W - W^)^2 / sum W^2        over all represented weights
     agreement        share of images to which base and rebuilt classifier assign the same class
     accuracy         share of images to which the rebuilt classifier assigns the label's class
+    base_accuracy    share of images to which the base assigns the label's class
 
 The losses of `losses` are metrics, too. An evaluation predicts all kernels once, not per batch.
 """
@@ -21,7 +22,7 @@ from keras_nern.training.settings import Settings
 from keras_nern.utils.backend import constant
 from keras_nern.utils.types import Tensor
 
-# Training logs the losses and the error; evaluation logs all of these.
+# What evaluation logs.
 METRICS = (
     "loss",
     "reconstruction_loss",
@@ -29,13 +30,28 @@ METRICS = (
     "logits_loss",
     "feature_map_loss",
     "curvature_loss",
+    "rate_loss",
     "agreement",
     "accuracy",
+    "base_accuracy",
 )
 
+# What the steps of each phase log.
+LOGGED = {
+    "reconstruction": ("loss", "reconstruction_loss", "relative_error"),
+    "curvature": ("loss", "curvature_loss", "relative_error"),
+    "distillation": (
+        "loss",
+        "reconstruction_loss",
+        "relative_error",
+        "logits_loss",
+        "feature_map_loss",
+        "rate_loss",
+    ),
+}
 
 # Metrics of which larger values are better.
-INCREASING = ("agreement", "accuracy")
+INCREASING = ("agreement", "accuracy", "base_accuracy")
 
 
 class Evaluation:
@@ -78,7 +94,7 @@ class Evaluation:
         return self._original.functional_call(inputs, self._kernels)
 
     def compare(
-        self, settings: Settings, inputs: Any, labels: Any = None
+        self, settings: Settings, inputs: Any, labels: Any = None, sample_weight: Any = None
     ) -> tuple[dict[str, Tensor], Any]:
         """Compares the rebuilt classifier with the base and with labels.
 
@@ -97,7 +113,7 @@ class Evaluation:
         teacher = self._objective.targets(inputs, original)
         student = self._original.forward(inputs, kernels)
         terms = {name: keras.ops.convert_to_tensor(v) for name, v in self._errors.items()}
-        terms.update(self._objective.distillation_terms(settings, teacher, student))
+        terms.update(self._objective.distillation_terms(settings, teacher, student, sample_weight))
         terms["loss"] = self._objective.weighted(settings, terms)
         classes = list(map(_classes_of, student.logits))
         expected = [keras.ops.argmax(logits, axis=-1) for logits in original.logits]
@@ -107,6 +123,7 @@ class Evaluation:
             flat = by_name(labels, names, "labels") if names else keras.tree.flatten(labels)
             true = [_to_classes(*pair) for pair in zip(flat, classes, strict=True)]
             terms["accuracy"] = _mean_share_equal(classes, true)
+            terms["base_accuracy"] = _mean_share_equal(expected, true)
         return terms, student.outputs
 
 

@@ -16,7 +16,7 @@ and small steps.
 
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nern.data.inputs import (
+    are_arrays,
     first_batches,
     input_batches,
     never_ends,
@@ -32,10 +33,12 @@ from keras_nern.data.inputs import (
     unpack_validation,
 )
 from keras_nern.data.noise import NoiseDataset
+from keras_nern.training.evaluation import LOGGED
 from keras_nern.training.fit_callbacks import FitCallbacks, PhaseCallbacks
+from keras_nern.training.fit_progress import with_progress
 from keras_nern.training.objective import Objective
 from keras_nern.training.optimizer import PhaseOptimizer
-from keras_nern.training.settings import DISTILLATION_LOSSES, LOSSES, PHASES, Settings
+from keras_nern.training.settings import LOSSES, PHASES, Settings
 from keras_nern.utils import checks
 from keras_nern.utils.backend import require_tensorflow, to_int
 
@@ -44,7 +47,7 @@ UNKNOWN_STEPS = 10**9
 CURVATURE_IMAGES = 512  # from which `fit` gathers the curvature
 
 
-class TwoPhaseFit:
+class PhasedFit:
     """One call of `NeRNModel.fit`.
 
     Args:
@@ -80,13 +83,11 @@ class TwoPhaseFit:
         require_tensorflow("fit")
         model = self._model
         arguments = _checked(arguments)
-        if class_weight is not None and not isinstance(class_weight, Mapping):
-            raise ValueError(
-                "class_weight must be a dict from classes to weights or None. "
-                f"Received: class_weight={class_weight!r}"
-            )
+        class_weight = _checked_class_weight(class_weight)
         x, y, sample_weight = unpack(x, y, sample_weight, self._signature)
         x, arguments = self._check(x, y, sample_weight, arguments)
+        if class_weight is not None:
+            self._check_class_weight(x, y, sample_weight)
         steps = arguments["steps_per_epoch"] or steps_per_epoch_of(
             x, arguments["batch_size"], arguments["validation_split"]
         )
@@ -106,11 +107,15 @@ class TwoPhaseFit:
             held_out = (x, y, sample_weight)
         evaluated = self._try_evaluation(held_out, fit_callbacks.monitors, arguments)
         fit_callbacks.check(self._logged(x, evaluated, arguments))
-        x = self._gather_curvature(x, arguments)
+        arguments["verbose"] = 0  # `fit_callbacks.progress` shows what there is to show
         try:
-            self._run_phases(fit_callbacks, x, steps, y=y, sample_weight=sample_weight, **arguments)
+            x = self._gather_curvature(x, arguments["batch_size"], fit_callbacks)
+            arguments |= {"y": y, "sample_weight": sample_weight, "class_weight": class_weight}
+            self._run_phases(fit_callbacks, x, steps, **arguments)
         finally:  # also after Ctrl-C
+            fit_callbacks.progress.screen.close()
             fit_callbacks.finite_check.end()
+            self._optimizer.end()
             model.history = fit_callbacks.history
             model.scale_losses(**dict.fromkeys(LOSSES, 1.0))
         return fit_callbacks.history
@@ -121,6 +126,15 @@ class TwoPhaseFit:
         """Raises a ValueError for data that would fail later; returns checked data."""
         model = self._model
         model._original.check_copyable()
+        if not model.trainable_variables:
+            raise ValueError(
+                "Expected a representation with a predictor or a residual to train: "
+                "compress(nern, max_bytes=...) adds a residual. Received: one with neither"
+            )
+        if x is None and model.residual:
+            raise ValueError(
+                "A residual is trained on images, without a reconstruction. Received: x=None"
+            )
         split, validation_data = arguments["validation_split"], arguments["validation_data"]
         split = 0.0 if validation_data is not None else split  # as in Keras
         if x is not None:
@@ -152,6 +166,34 @@ class TwoPhaseFit:
                 )
         checked = {"validation_split": split, "validation_data": validation_data}
         return x, {**arguments, **checked}
+
+    def _check_class_weight(self, x: Any, y: Any, sample_weight: Any) -> None:
+        """Raises a ValueError for data whose images Keras cannot weight by their classes."""
+        element: Any = None
+        if isinstance(x, tf.data.Dataset):
+            element = x.element_spec
+        elif isinstance(x, keras.utils.PyDataset):
+            element = x[0]
+        elif x is not None and are_arrays(x):
+            element = (x, y, sample_weight)
+        _, labels, weights = keras.utils.unpack_x_y_sample_weight(element)
+        if labels is None:
+            raise ValueError(
+                "class_weight needs images with labels, in arrays, a tf.data.Dataset or a "
+                f"keras.utils.PyDataset. Received: x of type {type(x).__name__}, without labels or "
+                "of another kind"
+            )
+        if weights is not None:
+            raise ValueError(
+                "class_weight must be None if images have weights. Received: class_weight and "
+                "sample_weight"
+            )
+        shapes = self._model._original.label_shapes
+        if shapes is not None and [len(shape) for shape in shapes.values()] != [1]:
+            raise ValueError(
+                "class_weight needs a base with one output that has one class per image. "
+                f"Received: outputs of shapes {list(shapes.values())}"
+            )
 
     def _try_evaluation(
         self, data: Any, monitored: bool, arguments: dict[str, Any]
@@ -185,8 +227,9 @@ class TwoPhaseFit:
         self, x: Any, evaluated: list[str] | None, arguments: dict[str, Any]
     ) -> set[str] | None:
         """The names of the values that an epoch logs; `None` if they are unknown."""
-        names = {"loss", "reconstruction_loss", "relative_error"}
-        names |= set(DISTILLATION_LOSSES) if x is not None else set()
+        names = set(LOGGED["reconstruction" if x is None else "distillation"])
+        if not self._model.residual:
+            names.discard("rate_loss")
         if arguments["validation_data"] is None and not arguments["validation_split"]:
             return names
         return None if evaluated is None else names | {f"val_{name}" for name in evaluated}
@@ -198,7 +241,7 @@ class TwoPhaseFit:
         done = to_int(getattr(self._model, f"{phase}_iterations"))
         return max(0, self._settings.steps(phase) - done)
 
-    def _gather_curvature(self, x: Any, arguments: dict[str, Any]) -> Any:
+    def _gather_curvature(self, x: Any, batch_size: int | None, fit_callbacks: FitCallbacks) -> Any:
         """Gathers the curvature from the first images, before the model is restored.
 
         A restored fit thereby reads its data as often as an uninterrupted one.
@@ -209,15 +252,13 @@ class TwoPhaseFit:
         model = self._model
         if x is None or self._objective.has_curvature or not self._steps_left("curvature"):
             return x
-        if arguments["verbose"]:
-            print(f"Curvature of the losses, from up to {CURVATURE_IMAGES} images:")
+        progress = fit_callbacks.progress
+        progress.say(f"Curvature of the losses, from up to {CURVATURE_IMAGES} images:")
         read = x
         if isinstance(x, types.GeneratorType):
             read, x = first_batches(x, CURVATURE_IMAGES)
-        size = arguments["batch_size"] or 32
-        batches = input_batches(read, CURVATURE_IMAGES, size, self._signature)
-        if arguments["verbose"]:
-            batches = _with_progress(batches, arguments["verbose"])
+        batches = input_batches(read, CURVATURE_IMAGES, batch_size or 32, self._signature)
+        batches = with_progress(batches, CURVATURE_IMAGES, fit_callbacks.verbose, progress.screen)
         self._objective.gather_curvature(self._settings, batches, CURVATURE_IMAGES)
         model._retrace()
         return x
@@ -236,8 +277,7 @@ class TwoPhaseFit:
             if restored and PHASES.index(model.phase) > PHASES.index(phase):
                 continue
             continues = restored and model.phase == phase
-            logged = self._run_steps(phase, callbacks, arguments["verbose"], continues)
-            setattr(callbacks.history, phase, logged)
+            self._run_steps(phase, callbacks, continues)
             if model.stop_training and (phase == "curvature" or not model.reconstruction_finished):
                 callbacks.end()
                 return
@@ -245,14 +285,16 @@ class TwoPhaseFit:
             if continues:
                 restored = False
         history = callbacks.history
-        if arguments["verbose"] and (history.reconstruction or history.curvature):
-            print("Distillation:")
+        epochs, initial_epoch = arguments["epochs"], arguments["initial_epoch"]
+        if epochs > initial_epoch and (history.reconstruction or history.curvature):
+            callbacks.progress.say("Distillation:")
         phase = "reconstruction" if x is None else "distillation"
         continues = restored and model.phase == phase
         if not continues:
             model.phase_iterations.assign(0)
         seen = to_int(model.phase_iterations)
         callbacks.skip(seen)
+        callbacks.progress.begin_phase(phase, steps, epochs, initial_epoch, seen)
         if continues:
             arguments["validation_freq"] = callbacks.validation_epochs(
                 arguments["validation_freq"], arguments["epochs"]
@@ -272,29 +314,28 @@ class TwoPhaseFit:
         callbacks.check_skipped(seen)
         callbacks.end()
 
-    def _run_steps(
-        self, phase: str, callbacks: FitCallbacks, verbose: int | str, continues: bool
-    ) -> dict[str, list]:
-        """Runs the remaining steps of a phase before the distillation; returns their history."""
+    def _run_steps(self, phase: str, callbacks: FitCallbacks, continues: bool) -> None:
+        """Runs the remaining steps of a phase before the distillation."""
         model, left = self._model, self._steps_left(phase)
         if not left:
             if continues:  # after the last step, but before Keras finalized the weights
                 model.optimizer.finalize_variable_values(model.trainable_variables)
-            return {}
+            return
         if not continues:
             model.phase_iterations.assign(0)
-        if verbose:
-            print(f"{phase.capitalize()}, {left} steps without images:")
-        history = self._run(
+        done = to_int(model.phase_iterations)
+        callbacks.progress.say(f"{phase.capitalize()}, {done + left} steps without images:")
+        callbacks.begin_steps(phase, done + left, done)
+        self._run(
             phase,
             left,
             0 if continues else None,
             steps_per_epoch=left,
-            verbose=verbose,
-            callbacks=[PhaseCallbacks(callbacks, to_int(model.phase_iterations))],
+            verbose=0,
+            callbacks=PhaseCallbacks(callbacks, phase, done),
         )
         callbacks.finite_check.check()
-        return history.history
+        callbacks.end_steps()
 
     def _run(
         self,
@@ -318,6 +359,7 @@ class TwoPhaseFit:
             else:
                 self._optimizer.resume(peak_rate, steps - done)
             model.phase = phase
+            model._means.reset()
         if x is None:  # Keras counts steps by elements of a dataset, one for each replica
             replicas = model.distribute_strategy.num_replicas_in_sync
             x = tf.data.Dataset.from_tensors(np.zeros(replicas)).repeat(steps_per_epoch)
@@ -338,17 +380,21 @@ class TwoPhaseFit:
         )
 
 
-def _with_progress(batches: Iterable, verbose: int | str) -> Iterator:
-    """Yields batches and shows how many images they held."""
-    level = 2 if verbose == 2 else 1
-    progress = keras.utils.Progbar(CURVATURE_IMAGES, verbose=level, unit_name="image")
-    count = 0
-    for batch in batches:
-        yield batch
-        count += len(keras.tree.flatten(batch)[0])
-        progress.update(count)
-    if count < CURVATURE_IMAGES:
-        progress.update(count, finalize=True)  # ends the line
+def _checked_class_weight(class_weight: Any) -> dict[int, float] | None:
+    """Checks that weights are numbers of at least 0 for numbers of classes."""
+    if class_weight is None:
+        return None
+    if not isinstance(class_weight, Mapping) or not class_weight:
+        raise ValueError(
+            "class_weight must be a dict from classes to weights or None. "
+            f"Received: class_weight={class_weight!r}"
+        )
+    return {
+        checks.integer("A class of class_weight", one, minimum=0): checks.number(
+            "A weight of class_weight", weight, minimum=0
+        )
+        for one, weight in class_weight.items()
+    }
 
 
 def _checked(arguments: dict[str, Any]) -> dict[str, Any]:

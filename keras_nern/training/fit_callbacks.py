@@ -1,4 +1,4 @@
-"""The events that callbacks receive during a two-phase fit, and the restart of a killed fit.
+"""The events that callbacks receive during a fit, and the restart of a killed fit.
 
 Callbacks receive one `on_train_begin` and one `on_train_end` per fit:
 
@@ -9,7 +9,8 @@ Callbacks receive one `on_train_begin` and one `on_train_end` per fit:
 
 Reconstruction and curvature phase come before the first epoch, because their losses are different
 sums than that of the distillation. Callbacks that monitor epochs therefore compare values of the
-same loss.
+same loss. The logs of a step in an epoch, and of the epoch, are means over the epoch, as always in
+Keras. The logs of a step of the phases before are moving means, see `training.fit_progress`.
 
 `keras.callbacks.BackupAndRestore` restores the weights of a killed fit but not the place in the
 data. A restored fit therefore reads its data from the start, skips the batches that the weights
@@ -26,6 +27,7 @@ the end of the first epoch; `Metric._direction`, which it reads; and
 """
 
 import json
+import math
 import pathlib
 import string
 from collections.abc import Callable, Collection, Iterable
@@ -36,10 +38,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nern.training.evaluation import INCREASING, METRICS
+from keras_nern.training.fit_progress import FitProgress, MovingMeans
+from keras_nern.training.settings import PHASES
 from keras_nern.utils.backend import to_int
 from keras_nern.utils.files import check_creatable
 
 CHECK_EVERY = 50  # executions of a step function between checks that losses are finite
+POINTS = 100  # of the curve of a phase without epochs
 
 
 class DivergedError(ValueError):
@@ -64,24 +69,67 @@ def check_callbacks(callbacks: Any) -> list[keras.callbacks.Callback]:
     return flat
 
 
-class EpochHistory(keras.callbacks.History):
-    """A `keras.callbacks.History` that also records the epoch of each value.
+class FitHistory(keras.callbacks.History):
+    """A `keras.callbacks.History` that also records curves of the phases before the epochs.
+
+    Args:
+        means: the moving means of the losses.
 
     Attributes:
         places: dict from the names in `history` to lists of epochs, counted from 1.
-        reconstruction, curvature: the `history` of the phases before the epochs.
+        reconstruction, curvature: dicts from names to lists of about `POINTS` moving means each;
+            empty if the phase did not run. The last relative error is that of all kernels.
+        steps: dict from the names of the phases to lists: the step of the phase at which each
+            value of `reconstruction` and `curvature` was recorded, and at which each epoch ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, means: MovingMeans) -> None:
         super().__init__()
         self.places: dict[str, list[int]] = {}
-        self.reconstruction: dict[str, list] = {}
-        self.curvature: dict[str, list] = {}
+        self.reconstruction: dict[str, list[float]] = {}
+        self.curvature: dict[str, list[float]] = {}
+        self.steps: dict[str, list[int]] = {phase: [] for phase in PHASES}
+        self._means = means
+        self._phase: str | None = None  # while there are no epochs
+        self._interval = 1
+        self._last = 0
+
+    def begin_phase(self, phase: str, steps: int, done: int) -> None:
+        """Begins a phase without epochs, of whose steps an earlier fit completed `done`."""
+        self._phase = phase
+        self._interval = math.ceil(steps / POINTS)
+        self._last = done
+
+    def end_phase(self, relative_error: float) -> None:
+        """Ends a phase without epochs, after which all kernels have this error."""
+        assert self._phase is not None
+        self._record(to_int(self.model.phase_iterations))
+        getattr(self, self._phase)["relative_error"][-1] = relative_error
+        self._phase = None
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        # Before a step, so that Keras need not wait for every step, see `_looks_at_steps`. `batch`
+        # is the number of steps that are done.
+        is_due = batch // self._interval > self._last // self._interval
+        if self._phase is not None and is_due:
+            self._record(batch)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         super().on_epoch_end(epoch, logs)
+        self.steps[self.model.phase].append(to_int(self.model.phase_iterations))
         for name in logs or {}:
             self.places.setdefault(name, []).append(epoch + 1)
+
+    def _record(self, step: int) -> None:
+        """Adds the present means to the curve, unless the step is already in it."""
+        phase = self._phase
+        assert phase is not None
+        self._last = step
+        if self.steps[phase][-1:] == [step]:
+            return
+        self.steps[phase].append(step)
+        for name, value in self._means.read(phase).items():
+            getattr(self, phase).setdefault(name, []).append(value)
 
 
 class FitCallbacks(keras.callbacks.CallbackList):
@@ -105,15 +153,16 @@ class FitCallbacks(keras.callbacks.CallbackList):
             checkpoint = isinstance(callback, keras.callbacks.ModelCheckpoint)
             if checkpoint and not callback.save_weights_only:
                 model.check_saveable()
-        self.history = EpochHistory()
+        self.history = FitHistory(model._means)
         self.finite_check = FiniteCheck(callbacks)
+        has_bar = any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks)
+        self.verbose = 1 if params["verbose"] == "auto" else int(params["verbose"])
+        self.progress = FitProgress(model._means, self.verbose, with_epochs=not has_bar)
         # The check comes first, so that callbacks do not use or save values that are not finite.
         super().__init__(
-            [self.finite_check, *callbacks, self.history],
-            add_progbar=params["verbose"] != 0,
-            model=model,
-            **params,
+            [self.finite_check, *callbacks, self.history, self.progress], model=model, **params
         )
+        self._looks_at_steps = any(map(_looks_at_steps, self.callbacks))
         self._batches_to_skip = 0
         self._skipped_last = False
         self._pending_epoch: int | None = None  # begins with the first batch after those skipped
@@ -178,6 +227,17 @@ class FitCallbacks(keras.callbacks.CallbackList):
         self._restored_epoch = self.model._initial_epoch or 0
         self.model._initial_epoch = None
 
+    def begin_steps(self, phase: str, steps: int, done: int) -> None:
+        """Begins a phase without epochs, of whose steps an earlier fit completed `done`."""
+        self.history.begin_phase(phase, steps, done)
+        self.progress.begin_phase(phase, steps, epochs=1, first_epoch=None, done=done)
+
+    def end_steps(self) -> None:
+        """Ends a phase without epochs, and records the error of all kernels."""
+        relative_error = self.model.relative_error()
+        self.history.end_phase(relative_error)
+        self.progress.end_phase(relative_error)
+
     def end(self) -> None:
         """Calls `on_train_end`."""
         super().on_train_end(self._logs)
@@ -240,7 +300,7 @@ class FitCallbacks(keras.callbacks.CallbackList):
         super().on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        if not self._skipped_last:
+        if self._looks_at_steps and not self._skipped_last:
             super().on_train_batch_end(batch, logs)
 
     def validation_epochs(self, frequency: int | Iterable[int], epochs: int) -> int | Iterable[int]:
@@ -264,7 +324,7 @@ class FiniteCheck(keras.callbacks.Callback):
         callbacks: list of the user's callbacks.
     """
 
-    async_safe = True  # on_train_batch_end does nothing unless another callback waits for steps
+    looks_at_steps = False  # on_train_batch_end does nothing unless TerminateOnNaN looks at them
 
     def __init__(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
         super().__init__()
@@ -422,26 +482,50 @@ def _remove_if_damaged(metadata: pathlib.Path) -> None:
         metadata.unlink()
 
 
-class PhaseCallbacks(keras.callbacks.Callback):
+class PhaseCallbacks(keras.callbacks.CallbackList):
     """Passes only the batch events of a phase without epochs to a fit's callbacks.
 
     Args:
         callbacks: the `FitCallbacks` of the fit.
+        phase: name of the phase.
         steps_done: steps of the phase that an earlier fit completed.
     """
 
-    def __init__(self, callbacks: FitCallbacks, steps_done: int) -> None:
-        super().__init__()
-        own = (keras.callbacks.ProgbarLogger, keras.callbacks.History)  # Keras adds its own
-        self._callbacks = [c for c in callbacks.callbacks if not isinstance(c, own)]
+    def __init__(self, callbacks: FitCallbacks, phase: str, steps_done: int) -> None:
+        bar = keras.callbacks.ProgbarLogger  # which counts the steps of epochs only
+        passed = [c for c in callbacks.callbacks if not isinstance(c, bar)]
+        super().__init__(passed, model=callbacks.model)
+        self._phase = phase
         self._steps_done = steps_done
-        # if False, Keras waits for each step to end
-        self.async_safe = all(getattr(c, "async_safe", False) for c in self._callbacks)
+        self._looks_at_steps = any(map(_looks_at_steps, passed))
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Does nothing: `FitCallbacks` has called it."""
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Does nothing: `FitCallbacks` will call it."""
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Does nothing: the phase has no epochs."""
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Does nothing: the phase has no epochs."""
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        for callback in self._callbacks:
-            callback.on_train_batch_begin(batch + self._steps_done, logs)
+        super().on_train_batch_begin(batch + self._steps_done, logs)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        for callback in self._callbacks:
-            callback.on_train_batch_end(batch + self._steps_done, logs)
+        if self._looks_at_steps:
+            logs = self.model._means.read(self._phase)
+            super().on_train_batch_end(batch + self._steps_done, logs)
+
+
+def _looks_at_steps(callback: keras.callbacks.Callback) -> bool:
+    """Whether a callback has a method for the end of a step, which waits for the step's logs."""
+    methods = (callback.on_train_batch_end, callback.on_batch_end)
+    inherited = (
+        keras.callbacks.Callback.on_train_batch_end,
+        keras.callbacks.Callback.on_batch_end,
+    )
+    has_none = tuple(getattr(method, "__func__", None) for method in methods) == inherited
+    return getattr(callback, "looks_at_steps", not has_none)

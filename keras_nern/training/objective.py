@@ -83,7 +83,7 @@ class Objective:
             order = self._representation.block_of_slots()
             self._slot_blocks = assign_or_create(self._slot_blocks, order, "int32")
             if any(getattr(one, "by_magnitude", True) for one in samplings):
-                norms = self._representation.norms_of_slots()
+                norms = self._representation.norms_of_slots(order)
                 cumulative = sampling.cumulative_magnitude(norms)
                 self._cumulative = assign_or_create(self._cumulative, cumulative)
 
@@ -97,6 +97,19 @@ class Objective:
         before = keras.ops.convert_to_numpy(self._multipliers)
         values = [multipliers.get(name, value) for name, value in zip(LOSSES, before, strict=True)]
         self._multipliers.assign(values)
+
+    def factors(self) -> list[Factors]:
+        """The curvature of every kernel, as arrays.
+
+        Raises:
+            ValueError: if it has not been gathered.
+        """
+        self.check_curvature()
+        convert = keras.ops.convert_to_numpy
+        return [
+            Factors(*(None if one is None else convert(one) for one in each))
+            for each in self._factors
+        ]
 
     def check_curvature(self) -> None:
         """Raises a ValueError unless `gather_curvature` has been called."""
@@ -133,6 +146,10 @@ class Objective:
                 Factors(*(None if one is None else constant(one) for one in factors))
                 for factors in found
             ]
+
+    def take_curvature(self, other: "Objective") -> None:
+        """Shares the curvature that another objective of the same base and losses has gathered."""
+        self._factors = other._factors
 
     def curvature_terms(self, kernels: list[Tensor]) -> list[Tensor]:
         """What the errors of predicted kernels cost, a scalar for each kernel."""
@@ -176,6 +193,7 @@ class Objective:
         phase: str = "reconstruction",
         inputs: Any = None,
         teacher: ForwardOutputs | None = None,
+        sample_weight: Any = None,
     ) -> tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]:
         """The losses of one training step.
 
@@ -185,6 +203,7 @@ class Objective:
                 `"reconstruction"`.
             inputs: a batch of the base's inputs, for distillation. Defaults to `None`.
             teacher: the `targets` of `inputs`, for distillation. Defaults to `None`.
+            sample_weight: as for `distillation_terms`. Defaults to `None`.
 
         Returns:
             `(terms, means, parts)`. `terms` is a dict from the names of the losses, and
@@ -194,6 +213,8 @@ class Objective:
             is not finite.
         """
         representation = self._representation
+        if representation.residual is not None:
+            return self._residual_terms(settings, phase, inputs, teacher, sample_weight)
         drawn, by_run = representation.draw(
             settings.kernel_sampling
             if phase == "reconstruction"
@@ -207,12 +228,13 @@ class Objective:
             indices = keras.ops.arange(representation.blocks.num_blocks, dtype="int32")
         else:
             indices = keras.ops.take(keras.ops.convert_to_tensor(self._slot_blocks), drawn)
-        terms = self._weight_errors(indices, predicted)
+        shares = representation.shares(drawn) if by_run and drawn is not None else None
+        terms = self._weight_errors(indices, predicted, shares)
         parts = {"the predictor": terms["reconstruction_loss"]}
         if teacher is not None:
             kernels = self._representation.assemble(self._all_blocks(drawn, predicted))
             student = self._original.forward(inputs, kernels)
-            terms.update(self.distillation_terms(settings, teacher, student))
+            terms.update(self.distillation_terms(settings, teacher, student, sample_weight))
             parts |= _parts_of(inputs, teacher, student)
         elif phase == "curvature":
             kernels = self._representation.assemble(self._all_blocks(drawn, predicted))
@@ -221,6 +243,41 @@ class Objective:
             del terms["reconstruction_loss"]
             parts = {"the predictor": terms["curvature_loss"]}
         return terms, means, parts
+
+    def _residual_terms(
+        self,
+        settings: Settings,
+        phase: str,
+        inputs: Any,
+        teacher: ForwardOutputs | None,
+        sample_weight: Any,
+    ) -> tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]:
+        """`terms` of a representation with a residual, whose kernels always count as a whole."""
+        kernels = self._representation.kernels()
+        residual = self._representation.residual
+        assert residual is not None
+        terms = self._kernel_errors(kernels) | {"rate_loss": residual.rate_loss()}
+        parts = {"the residual": terms["rate_loss"]}
+        if teacher is not None:
+            student = self._original.forward(inputs, kernels)
+            terms.update(self.distillation_terms(settings, teacher, student, sample_weight))
+            parts |= _parts_of(inputs, teacher, student)
+        elif phase == "curvature":
+            terms["curvature_loss"] = losses.curvature_loss(*self._curvature_arguments(kernels))
+            del terms["reconstruction_loss"]
+        return terms, [], parts
+
+    def _kernel_errors(self, kernels: list[Tensor]) -> dict[str, Tensor]:
+        errors = sizes = keras.ops.zeros((), "float32")
+        for kernel, predicted in zip(self._original.blocks.kernels, kernels, strict=True):
+            original = keras.ops.cast(keras.ops.convert_to_tensor(kernel.variable), "float32")
+            errors += keras.ops.sum(keras.ops.square(original - predicted))
+            sizes += keras.ops.sum(keras.ops.square(original))
+        mean = errors / self._original.blocks.num_weights
+        return {
+            "reconstruction_loss": keras.ops.sqrt(keras.ops.maximum(mean, losses.EPSILON)),
+            "relative_error": errors / keras.ops.maximum(sizes, losses.EPSILON),
+        }
 
     def watch(self, phase: str, step: Tensor, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
         """Records the first step whose loss is not finite, and its cause.
@@ -253,15 +310,31 @@ class Objective:
         return step, self._causes[phase][index]
 
     def distillation_terms(
-        self, settings: Settings, teacher: ForwardOutputs, student: ForwardOutputs
+        self,
+        settings: Settings,
+        teacher: ForwardOutputs,
+        student: ForwardOutputs,
+        sample_weight: Any = None,
     ) -> dict[str, Tensor]:
-        """The losses between `targets` and the rebuilt network's outputs on one batch."""
+        """The losses between `targets` and the rebuilt network's outputs on one batch.
+
+        Args:
+            settings: settings of the model.
+            teacher: the `targets`.
+            student: the outputs of the rebuilt network.
+            sample_weight: weights of the images, as Keras passes them to a step: arrays
+                `(batch, ...)` or `None`. Defaults to `None`.
+        """
+        weights = _image_weights(sample_weight)
         logits = zip(teacher.logits, student.logits, strict=True)
         return {
             "logits_loss": sum(
-                losses.logits_distillation_loss(a, b, settings.temperature) for a, b in logits
+                losses.logits_distillation_loss(a, b, settings.temperature, weights)
+                for a, b in logits
             ),
-            "feature_map_loss": losses.feature_map_distillation_loss(teacher.maps, student.maps),
+            "feature_map_loss": losses.feature_map_distillation_loss(
+                teacher.maps, student.maps, weights
+            ),
         }
 
     def weighted(
@@ -286,19 +359,22 @@ class Objective:
             if name in terms
         )
 
-    def _weight_errors(self, indices: Tensor, predicted: Tensor) -> dict[str, Tensor]:
-        """The errors of drawn blocks `(n, B)`."""
+    def _weight_errors(
+        self, indices: Tensor, predicted: Tensor, shares: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The errors of drawn blocks `(n, B)`; `shares` `(n,)` as `Representation.shares`."""
         blocks = self._original.blocks
         originals, mask = blocks.take(keras.ops.convert_to_tensor(self._targets), indices)
         layers, _ = blocks.locate(indices)
         scales = keras.ops.convert_to_tensor(self._representation.scales)
         scale = keras.ops.take(scales, layers)[:, None]
         weights = mask * keras.ops.take(self._representation.layer_weights, layers)[:, None]
+        evenly = mask if shares is None else mask * shares[:, None]  # as all kernels count
         return {
             "reconstruction_loss": losses.reconstruction_loss(
                 originals / scale, predicted, weights
             ),
-            "relative_error": losses.relative_error(originals, scale * predicted, mask),
+            "relative_error": losses.relative_error(originals, scale * predicted, evenly),
         }
 
     def _all_blocks(self, drawn: Tensor | None, predicted: Tensor) -> Tensor:
@@ -316,6 +392,14 @@ class Objective:
         rows = fixed + share * (predicted - fixed)
         rows = keras.ops.scatter_update(rest, drawn[:, None], rows)
         return representation.in_block_order(rows)
+
+
+def _image_weights(sample_weight: Any) -> Tensor | None:
+    """The weight of each image `(batch,)`, the mean of those of its outputs and positions."""
+    given = [one for one in keras.tree.flatten(sample_weight) if one is not None]
+    rows = [keras.ops.reshape(one, (keras.ops.shape(one)[0], -1)) for one in given]
+    means = [keras.ops.mean(keras.ops.cast(one, "float32"), axis=-1) for one in rows]
+    return sum(means) / len(means) if means else None
 
 
 def _parts_of(inputs: Any, teacher: ForwardOutputs, student: ForwardOutputs) -> dict[str, Tensor]:

@@ -6,6 +6,9 @@ zero along half a cosine (Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv 1608.0
 
     rate(t) = initial_learning_rate * (1 + cos(pi * t / decay_steps)) / 2.
 
+A rate that is assigned to the optimizer replaces this decay by a constant rate: during a fit, as
+callbacks do, until its end, and otherwise until the schedule is restarted.
+
 Each phase starts with a new optimizer state. The gradients of the later phases are far larger than
 those of the first, so AdamW's moving averages from the first phase would cause giant steps.
 """
@@ -18,6 +21,7 @@ import keras
 import numpy as np
 
 from keras_nern.predictor.predictor import OUTPUT_LAYER
+from keras_nern.utils import checks
 from keras_nern.utils.backend import register, to_int
 from keras_nern.utils.types import Tensor
 
@@ -29,15 +33,16 @@ ADAMW_SHARE = {False: 0.2, True: 0.5}
 class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
     """A `keras.optimizers.schedules.CosineDecay` to zero whose length can be changed.
 
-    The length of a phase is only known when `fit` is called. Rate and length are stored in a
-    variable, so that a training step that is already traced uses a new plan, too.
+    The length of a phase is only known when `fit` is called. The plan is stored in a variable, so
+    that a training step that is already traced uses a new plan, too.
 
     Args:
         initial_learning_rate: the rate at iteration 0. Defaults to `0.0`.
         decay_steps: the iteration at which the rate is 0. Defaults to `1`.
+        fixed_rate: a constant rate in place of the decay; `None` to decay. Defaults to `None`.
 
     Raises:
-        ValueError: if the rate is negative or `decay_steps` is below 1.
+        ValueError: if a rate is negative or `decay_steps` is below 1.
 
     Example:
 
@@ -46,15 +51,23 @@ class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
     [0.01, 0.005, 0.0, 0.0]
     """
 
-    def __init__(self, initial_learning_rate: float = 0.0, decay_steps: int = 1) -> None:
+    def __init__(
+        self,
+        initial_learning_rate: float = 0.0,
+        decay_steps: int = 1,
+        fixed_rate: float | None = None,
+    ) -> None:
         super().__init__()
+        # rate, steps, and the fixed rate or -1
         self._plan = keras.Variable(
-            np.zeros(2, "float32"), trainable=False, name="plan", dtype="float32"
+            np.zeros(3, "float32"), trainable=False, name="plan", dtype="float32"
         )
+        self.fixed_rate: float | None = None
         self.plan(initial_learning_rate, decay_steps)
+        self.fix(fixed_rate)
 
     def plan(self, initial_learning_rate: float, decay_steps: int) -> None:
-        """Sets rate and length; see the class for the arguments."""
+        """Sets rate and length of the decay; see the class for the arguments."""
         if not (initial_learning_rate >= 0 and decay_steps >= 1):
             raise ValueError(
                 "Expected initial_learning_rate >= 0 and decay_steps >= 1. Received: "
@@ -62,17 +75,29 @@ class PlannedCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
             )
         self.initial_learning_rate = initial_learning_rate
         self.decay_steps = decay_steps
-        self._plan.assign(np.array([initial_learning_rate, decay_steps], "float32"))
+        self._assign()
+
+    def fix(self, rate: Any) -> None:
+        """Sets a constant rate in place of the decay; `None` to decay again."""
+        self.fixed_rate = None if rate is None else checks.number("learning_rate", rate, minimum=0)
+        self._assign()
+
+    def _assign(self) -> None:
+        fixed = -1.0 if self.fixed_rate is None else self.fixed_rate
+        plan = [self.initial_learning_rate, self.decay_steps, fixed]
+        self._plan.assign(np.array(plan, "float32"))
 
     def __call__(self, step: Tensor) -> Tensor:
-        rate, steps = keras.ops.unstack(keras.ops.convert_to_tensor(self._plan), 2)
+        rate, steps, fixed = keras.ops.unstack(keras.ops.convert_to_tensor(self._plan), 3)
         done = keras.ops.clip(keras.ops.cast(step, "float32") / steps, 0.0, 1.0)
-        return rate * 0.5 * (1.0 + keras.ops.cos(math.pi * done))
+        decayed = rate * 0.5 * (1.0 + keras.ops.cos(math.pi * done))
+        return keras.ops.where(fixed < 0, decayed, fixed)
 
     def get_config(self) -> dict[str, Any]:
         return {
             "initial_learning_rate": self.initial_learning_rate,
             "decay_steps": self.decay_steps,
+            "fixed_rate": self.fixed_rate,
         }
 
 
@@ -84,7 +109,23 @@ class Muon(keras.optimizers.Muon):
     (3.15) optimizes such variables by AdamW. It also computes the adjustment of the learning rate
     in `keras.config.floatx()`, which TensorFlow does not multiply with variables of another dtype.
     See `keras.optimizers.Muon` for the arguments.
+
+    A learning rate can be assigned although the default optimizer has a schedule, which
+    `keras.optimizers` does not allow: it becomes the fixed rate of a `PlannedCosineDecay`.
     """
+
+    @property
+    def learning_rate(self) -> Any:
+        return super().learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        schedule = self._learning_rate  # private in Keras 3.15
+        if isinstance(schedule, PlannedCosineDecay):
+            is_array = hasattr(value, "dtype")
+            schedule.fix(keras.ops.convert_to_numpy(value).item() if is_array else value)
+        else:
+            keras.optimizers.Muon.learning_rate.fset(self, value)
 
     def _should_use_adamw(self, variable: keras.Variable) -> bool:  # private in Keras 3.15
         if len(variable.shape) != 3:
@@ -97,8 +138,12 @@ class Muon(keras.optimizers.Muon):
         return x * (math.sqrt(max(x.shape[-2:])) * self.rms_rate)
 
 
-def default_optimizer(schedule: PlannedCosineDecay, experts: int = 1) -> keras.optimizers.Optimizer:
+def default_optimizer(
+    schedule: PlannedCosineDecay, experts: int = 1, has_residual: bool = False
+) -> keras.optimizers.Optimizer:
     """Creates the optimizer that `"auto"` stands for."""
+    if has_residual:
+        return keras.optimizers.Adam(schedule)
     return Muon(
         schedule,
         weight_decay=None,
@@ -119,6 +164,7 @@ class PhaseOptimizer:
     def __init__(self, model: keras.Model, schedule: PlannedCosineDecay | None) -> None:
         self.schedule = schedule
         self._model = model
+        self._fixed_rate = None if schedule is None else schedule.fixed_rate
 
     def start(self, peak_rate: float, epoch_length: int, steps: int, switched: bool) -> None:
         """Prepares the optimizer for `steps` steps of a phase.
@@ -156,6 +202,14 @@ class PhaseOptimizer:
         if self.schedule is not None and self.schedule.decay_steps != end and steps > 0:
             self.schedule.plan(peak_rate, end)
 
+    def end(self) -> None:
+        """Ends a fit: a rate that callbacks gave the default optimizer does not outlast it.
+
+        Such a rate may be close to 0, as the schedule is at the end of a fit.
+        """
+        if self.schedule is not None:
+            self.schedule.fix(self._fixed_rate)
+
     def reset(self) -> None:
         """Resets the state of the optimizer, except its learning rate."""
         # A LossScaleOptimizer keeps its scale, which does not depend on the phase.
@@ -169,16 +223,14 @@ class PhaseOptimizer:
                 variable.assign(keras.ops.convert_to_numpy(other))
 
     def check_callback(self, callback: keras.callbacks.Callback) -> None:
-        """Raises a ValueError if both a callback and a schedule set the rate."""
+        """Raises a ValueError if both a callback and a schedule of the user set the rate."""
         setters = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
-        if not isinstance(callback, setters):
+        if self.schedule is not None or not isinstance(callback, setters):
             return
         optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
-        has_schedule = isinstance(optimizer.get_config().get("learning_rate"), dict)
-        if self.schedule is not None or has_schedule:
-            whose = "The default optimizer" if self.schedule is not None else optimizer.name
+        if isinstance(optimizer.get_config().get("learning_rate"), dict):
             raise ValueError(
-                f"{whose} has a learning rate schedule: compile with an optimizer of your own that "
-                "has a constant rate to set its rate by a callback. "
+                f"{optimizer.name} has a learning rate schedule: compile with an optimizer that "
+                "has a constant rate, or with the default one, to set its rate by a callback. "
                 f"Received: {type(callback).__name__}"
             )

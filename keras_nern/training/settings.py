@@ -12,23 +12,32 @@ from keras_nern.utils import checks
 
 PHASES = ("reconstruction", "curvature", "distillation")
 DISTILLATION_LOSSES = ("logits_loss", "feature_map_loss")
-LOSSES = ("reconstruction_loss", "curvature_loss", *DISTILLATION_LOSSES)
+LOSSES = ("reconstruction_loss", "curvature_loss", *DISTILLATION_LOSSES, "rate_loss")
 
-# Defaults for one predictor and for local ones. The rates of experts are higher, because each has
-# few parameters and sees many kernels per step.
+# Defaults for one predictor, for local ones and for a residual. The rates of experts are higher,
+# because each has few parameters and sees many kernels per step. The rate of a residual is in
+# steps of its integers.
 AUTO = {
-    False: {
+    "one": {
         "curvature_steps": 0,
         "reconstruction_learning_rate": 1e-2,
         "curvature_learning_rate": 1e-3,
         "distillation_learning_rate": 2.5e-4,
         "reconstruction_weight": 1.0,
     },
-    True: {
+    "local": {
         "curvature_steps": 300,
         "reconstruction_learning_rate": 4e-2,
         "curvature_learning_rate": 3e-3,
         "distillation_learning_rate": 1e-3,
+        "reconstruction_weight": 0.0,
+    },
+    "residual": {
+        "reconstruction_steps": 0,
+        "curvature_steps": 0,
+        "reconstruction_learning_rate": 0.0,
+        "curvature_learning_rate": 2e-2,
+        "distillation_learning_rate": 2e-2,
         "reconstruction_weight": 0.0,
     },
 }
@@ -70,36 +79,47 @@ class Settings:
 
     @classmethod
     def resolve(
-        cls, num_slots: int, experts: int, is_default_optimizer: bool, **given: Any
+        cls,
+        num_slots: int,
+        experts: int,
+        has_residual: bool,
+        is_default_optimizer: bool,
+        **given: Any,
     ) -> "Settings":
         """Creates settings, with values in place of each `"auto"`.
 
         Args:
             num_slots: number of kernels in an epoch, see `representation`.
             experts: number of experts.
+            has_residual: whether a residual is trained, in place of the predictor.
             is_default_optimizer: whether the optimizer is the default one.
             **given: the attributes, or `"auto"` for those in `AUTO`.
         """
-        auto = AUTO[experts > 1]
-        for name, value in auto.items():
+        kind = "residual" if has_residual else "local" if experts > 1 else "one"
+        for name, value in AUTO[kind].items():
             if _is_auto(given[name]):
                 given[name] = value
-        if _is_auto(given["kernel_sampling"]):
-            per_run = min(max(RUN_BATCH, BATCH // experts), MAX_BATCH // experts)
-            given["kernel_sampling"] = sampling.UniformSampling(
-                SINGLE_BATCH if experts == 1 else experts * per_run
+        if has_residual and given["reconstruction_steps"]:
+            raise ValueError(
+                "reconstruction_steps must be 0 with a residual, whose integers compress has "
+                f"chosen. Received: reconstruction_steps={given['reconstruction_steps']!r}"
             )
+        if _is_auto(given["kernel_sampling"]):
+            drawn = SINGLE_BATCH
+            if experts > 1:
+                drawn = experts * min(max(RUN_BATCH, BATCH // experts), MAX_BATCH // experts)
+            given["kernel_sampling"] = sampling.UniformSampling(drawn)
         given["kernel_sampling"] = sampling.get(given["kernel_sampling"], "kernel_sampling")
         if _is_auto(given["reconstruction_steps"]):
             batch_size = getattr(given["kernel_sampling"], "batch_size", num_slots)
             epoch = max(1, num_slots / batch_size)
             given["reconstruction_steps"] = math.ceil(EPOCHS[experts > 1] * epoch)
         if _is_auto(given["gradient_centering"]):
-            given["gradient_centering"] = is_default_optimizer and experts == 1
-        elif given["gradient_centering"] is True and experts > 1:
+            given["gradient_centering"] = is_default_optimizer and kind == "one"
+        elif given["gradient_centering"] is True and kind != "one":
             raise ValueError(
                 'gradient_centering must be False or "auto" for local predictors, whose layers '
-                "have no biases. Received: gradient_centering=True"
+                "have no biases, and for a residual. Received: gradient_centering=True"
             )
         return cls(**given)
 

@@ -5,6 +5,7 @@ SHA-256 of the base's weights, so that weights load only into a representation o
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -26,7 +27,8 @@ class FitState:
         permutation: index of the permutation's kind in `orders.KINDS`.
         sampling_seed: state of the sampling's seed generator.
         base_digest: SHA-256 of the base's weights, uint8 `(32,)`.
-        plan: rate and steps of the default schedule `(2,)`; empty if there is none.
+        plan: rate, steps and fixed rate of the default schedule `(3,)`, the last one NaN if there
+            is none; empty if there is no default schedule.
     """
 
     phase: ArrayLike
@@ -47,7 +49,7 @@ class FitState:
             permutation=KINDS.index(model.permutation),
             sampling_seed=keras.ops.convert_to_numpy(model._seed.state),
             base_digest=model._original.digest(),
-            plan=list(plan.values()),
+            plan=np.array(list(plan.values()), "float64"),  # None becomes NaN
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -81,8 +83,9 @@ class FitState:
         model.phase = PHASES[int(np.asarray(self.phase))]
         model.reconstruction_finished = bool(self.reconstruction_finished)
         if model._schedule and np.size(self.plan):
-            rate, steps = np.asarray(self.plan).tolist()
+            rate, steps, fixed = np.asarray(self.plan).tolist()
             model._schedule.plan(rate, int(steps))
+            model._schedule.fix(None if math.isnan(fixed) else fixed)
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(FitState))

@@ -27,6 +27,23 @@ def test_a_new_plan_reaches_a_traced_step():
     assert float(traced()) == pytest.approx(4 * (1 + math.cos(math.pi / 4)) / 2)
 
 
+def test_a_fixed_rate_replaces_the_decay_until_it_is_removed():
+    schedule = PlannedCosineDecay(1.0, 10)
+    traced = tf.function(lambda: schedule(tf.constant(5)))
+    schedule.fix(0.125)
+    assert float(traced()) == 0.125
+    schedule.plan(4.0, 10)
+    assert float(traced()) == 0.125
+    copy = PlannedCosineDecay.from_config(schedule.get_config())
+    assert float(copy(7)) == 0.125
+    schedule.fix(0.0)
+    assert float(traced()) == 0.0
+    schedule.fix(None)
+    assert float(traced()) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match=r"learning_rate must be a finite .*Received: .*=-0.1"):
+        schedule.fix(-0.1)
+
+
 @pytest.mark.parametrize("plan", [(0.1, 0), (-0.1, 1), (float("nan"), 1)])
 def test_raises_for_invalid_plans(plan):
     message = f"Received: initial_learning_rate={plan[0]}, decay_steps={plan[1]}"
@@ -87,6 +104,92 @@ def test_only_hidden_kernels_of_a_model_are_for_muon(base, experts):
     hidden = {layer.kernel.path for layer in nern.predictor.hidden}
     assert by_adam == {variable.path for variable in nern.trainable_variables} - hidden
     assert nern.predictor.output_layer.kernel.path in by_adam
+
+
+@pytest.mark.parametrize("value", [0.25, np.float32(0.25), tf.constant(0.25)])
+def test_a_rate_can_be_assigned_to_the_default_optimizer(value):
+    optimizer = default_optimizer(PlannedCosineDecay(0.1, 7))
+    assert float(optimizer.learning_rate) == pytest.approx(0.1)
+    optimizer.learning_rate = value
+    assert float(optimizer.learning_rate) == 0.25
+    scaled = keras.optimizers.LossScaleOptimizer(optimizer)
+    scaled.learning_rate = 0.5
+    assert float(scaled.learning_rate) == float(optimizer.learning_rate) == 0.5
+    plain = Muon(0.1)  # with a variable in place of a schedule
+    plain.learning_rate = value
+    assert float(plain.learning_rate) == 0.25
+    with pytest.raises(ValueError, match="learning_rate must be a finite number of at least 0"):
+        optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(0.1, 7)
+
+
+class _Rates(keras.callbacks.Callback):
+    """Records the learning rate of each step, by phase."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {"reconstruction": [], "distillation": []}
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.seen[self.model.phase].append(float(self.model.optimizer.learning_rate))
+
+
+@pytest.fixture
+def small(base):
+    model = keras_nern.NeRNModel(base, hidden_size=4, num_layers=2)
+    model.compile(reconstruction_steps=2, run_eagerly=True)
+    return model
+
+
+def test_an_assigned_rate_holds_in_all_phases_and_fits_until_the_schedule_restarts(
+    small, images, tmp_path
+):
+    small.optimizer.learning_rate = 1e-4
+    rates = _Rates()
+    small.fit(images, epochs=2, verbose=0, callbacks=[rates])
+    small.fit(images, epochs=1, verbose=0, callbacks=[rates])
+    assert rates.seen["reconstruction"] == pytest.approx([1e-4] * 2)
+    assert rates.seen["distillation"] == pytest.approx([1e-4] * 3)
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    assert float(loaded.optimizer.learning_rate) == pytest.approx(1e-4)
+    loaded.restart_schedule()
+    rates.seen["distillation"].clear()
+    loaded.fit(images, epochs=2, verbose=0, callbacks=[rates])
+    assert rates.seen["distillation"] == pytest.approx([2.5e-4, 1.25e-4])
+
+
+def test_callbacks_set_the_rate_of_the_default_optimizer_until_the_fit_ends(small, images):
+    rates = _Rates()
+    scheduler = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 1e-3 * 0.5**epoch)
+    history = small.fit(images, epochs=3, batch_size=6, verbose=0, callbacks=[scheduler, rates])
+    assert rates.seen["reconstruction"] == pytest.approx([1e-2, 5e-3])
+    expected = pytest.approx([1e-3, 5e-4, 2.5e-4])
+    assert rates.seen["distillation"][::2] == rates.seen["distillation"][1::2] == expected
+    assert history.history["learning_rate"] == expected
+    rates.seen["distillation"].clear()
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9)
+    small.fit(images, epochs=4, verbose=0, callbacks=[plateau, rates])
+    peak, second = rates.seen["distillation"][:2]  # the cosine until the first reduction
+    assert peak == pytest.approx(2.5e-4)
+    assert second == pytest.approx(2.5e-4 * (1 + math.cos(math.pi / 4)) / 2)
+    third = 0.5 * 2.5e-4 * (1 + math.cos(math.pi / 2)) / 2
+    assert rates.seen["distillation"][2:] == pytest.approx([third, third / 2])
+    rates.seen["distillation"].clear()
+    small.fit(images, epochs=1, verbose=0, callbacks=[rates])
+    assert rates.seen["distillation"] == pytest.approx([2.5e-4])
+
+
+def test_callbacks_cannot_set_the_rate_of_a_users_schedule(small, images):
+    decay = keras.optimizers.schedules.CosineDecay(0.1, 100)
+    small.compile(keras.optimizers.Adam(decay), reconstruction_steps=1)
+    for callback in (
+        keras.callbacks.ReduceLROnPlateau("loss"),
+        keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
+    ):
+        message = f"adam has a learning rate schedule.*Received: {type(callback).__name__}"
+        with pytest.raises(ValueError, match=message):
+            small.fit(images, verbose=0, callbacks=[callback])
+    assert int(small.reconstruction_iterations) == 0
 
 
 def test_muon_is_restored_from_its_config():
