@@ -8,6 +8,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# TensorFlow leaves oneDNN off on CPUs without AVX512_VNNI. It is faster there, too, and some tests
+# need its convolutions with channels first.
+export TF_ENABLE_ONEDNN_OPTS ?= 1
 
 .PHONY: demo test test-slow lint docs types packaging
 

@@ -81,8 +81,9 @@ setuptools.setup(
     ],
     project_urls={"Paper": "https://arxiv.org/abs/2212.13554"},
     packages=setuptools.find_packages(include=["keras_nern", "keras_nern.*"]),
+    py_modules=["keras_nern_command"],
     package_data={"keras_nern": ["py.typed", "zoo/*.weights.h5"]},
-    entry_points={"console_scripts": ["keras-nern = keras_nern.cli.__main__:main"]},
+    entry_points={"console_scripts": ["keras-nern = keras_nern_command:main"]},
     python_requires=">=3.11",
     # Keras 3.13 added rms_rate to Muon; the default learning rates are chosen for it.
     install_requires=["tensorflow>=2.18", "keras>=3.13", "numpy>=1.26"],

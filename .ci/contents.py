@@ -18,6 +18,7 @@ def main(arguments):
         str(path.relative_to(ROOT))
         for pattern in (
             "keras_nern/**/*.py",
+            "keras_nern_command.py",
             "keras_nern/py.typed",
             "keras_nern/zoo/*",
         )

@@ -184,7 +184,7 @@ CALLS = {
             + [(np.zeros((6, 8, 8, 1)), one) for one in LABELS]
             + [(), (1, 2, 3, 4), "a", 3],
             "shuffle": one_of(),
-            "class_weight": ["a", 3, [1.0]],
+            "class_weight": ["a", 3, [1.0], {}, {"a": 1.0}, {-1: 1.0}, {0: -1.0}, {0: "a"}],
             "initial_epoch": whole(0),
             "steps_per_epoch": whole(1, optional=True),
             "validation_steps": whole(1, optional=True),
@@ -215,7 +215,12 @@ CALLS = {
     "NeRNModel.gather_curvature": (
         lambda shared, **arguments: shared.nern.gather_curvature(**{"x": shared.x, **arguments}),
         {},
-        {"x": [None, *IMAGES], "images": whole(1), "batch_size": whole(1)},
+        {
+            "x": [None, *IMAGES],
+            "images": whole(1),
+            "batch_size": whole(1),
+            "verbose": one_of(-1, optional=False),
+        },
     ),
     "NeRNModel.predict_kernels": (
         lambda shared, **arguments: shared.nern.predict_kernels(**arguments),

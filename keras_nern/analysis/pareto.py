@@ -8,6 +8,7 @@ along it, every additional byte buys a better score.
 import dataclasses
 import math
 
+from keras_nern.predictor.size import byte_budget
 from keras_nern.utils import checks
 from keras_nern.utils.tables import Printable, Table
 
@@ -78,25 +79,27 @@ class ParetoFront(Printable):
                 points.append(trial)
         return cls(points, trials, objective, direction)
 
-    def best(self, max_bytes: float | None = None) -> ParetoPoint:
+    def best(self, max_bytes: float | str | None = None) -> ParetoPoint:
         """Finds the best score within a budget of bytes.
 
         Args:
-            max_bytes: the budget; `None` for no limit. Defaults to `None`.
+            max_bytes: a number of bytes, or a string such as `"200 kB"`; `None` for no limit.
+                Defaults to `None`.
 
         Returns:
             A `ParetoPoint`.
 
         Raises:
-            ValueError: if no trial fits the budget.
+            ValueError: if no trial fits the budget, or if `max_bytes` is neither.
         """
-        fitting = [one for one in self.points if max_bytes is None or one.bytes <= max_bytes]
+        limit = math.inf if max_bytes is None else byte_budget("max_bytes", max_bytes)
+        fitting = [one for one in self.points if one.bytes <= limit]
         if not fitting:
             smallest = "no trial with a score"
             if self.points:
                 smallest = f"{self.points[0].bytes:,.0f} bytes for the smallest"
             raise ValueError(
-                f"Expected a trial of at most {max_bytes} bytes among {len(self.trials)} trials. "
+                f"Expected a trial of at most {limit:,.0f} bytes among {len(self.trials)} trials. "
                 f"Received: {smallest}"
             )
         return fitting[-1]

@@ -1,12 +1,13 @@
 """Checks of the arguments of a command line, made before any work."""
 
 import contextlib
+import difflib
 import json
 import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import click
 
@@ -44,18 +45,13 @@ class ModelFile(click.ParamType):
         path = pathlib.Path(value)
         if not path.exists():
             self.fail(f"{str(path)!r} does not exist.", param, ctx)
-        if not path.is_file():
-            self.fail(f"{str(path)!r} is not a file.", param, ctx)
         try:
-            kind = kind_of(path)
+            kind = "a folder" if path.is_dir() else kind_of(path) or "a file of another kind"
         except OSError as error:
             self.fail(f"{str(path)!r} cannot be read: {error.strerror}.", param, ctx)
         if kind not in self.kinds:
             self.fail(
-                f"Expected {' or '.join(self.kinds)}. Received: {str(path)!r}, "
-                f"{kind or 'a file of another kind'}.",
-                param,
-                ctx,
+                f"Expected {' or '.join(self.kinds)}. Received: {str(path)!r}, {kind}.", param, ctx
             )
         return path
 
@@ -201,6 +197,12 @@ def check_overwriting(
             raise click.UsageError(f"{str(path)!r} exists: replace it with --force.")
 
 
+def did_you_mean(value: str, names: Iterable[str]) -> str:
+    """The end of an error for an unknown name, in the words of click; empty without a guess."""
+    found = difflib.get_close_matches(value, names, n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
 def finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
     """Checks that the number of an option is finite."""
     if not math.isfinite(value):
@@ -208,14 +210,18 @@ def finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
     return value
 
 
-def data_source(ctx: click.Context, param: click.Parameter, value: str) -> str:
+def data_source(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Checks `--data`: `noise`, a file of images, or else the name of a TFDS dataset."""
+    if value is None:
+        return None
     path = pathlib.Path(value)
     if value == "noise":
         return value
     if path.suffix in IMAGES:
         if not path.is_file():
-            raise click.BadParameter(f"{value!r} does not exist.", ctx, param)
+            names = [str(one) for one in path.parent.glob("*") if one.suffix in IMAGES]
+            text = f"{value!r} does not exist.{did_you_mean(value, names)}"
+            raise click.BadParameter(text, ctx, param)
         if not os.access(path, os.R_OK):
             raise click.BadParameter(f"{value!r} cannot be read.", ctx, param)
     elif path.exists():

@@ -34,6 +34,7 @@ from keras_nern.cli.arguments import (
     check_overwriting,
     data_source,
     finite,
+    kind_of,
 )
 from keras_nern.demo import run as run_demo
 from keras_nern.network.blocks import VIEWS
@@ -287,8 +288,35 @@ def fit(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
 
 
 @verb
-@click.argument("model", type=ModelFile(NERN))
+@click.argument("model", type=ModelFile(NERN, CLASSIFIER))
 @click.argument("output", type=OutputFile(".keras"))
+@option(
+    keras_nern.compress,
+    "max_bytes",
+    "Represent the kernels by integers whose compact file, with kept weights in float16, has at "
+    "most these bytes, such as '100 kB'.",
+    type=Size(),
+    metavar="BYTES",
+)
+@option(
+    keras_nern.compress,
+    "max_drop",
+    "Represent the kernels by the fewest integers with at most this drop in accuracy on "
+    "--validation, in percentage points.",
+    type=click.FloatRange(0, 100),
+)
+@click.option(
+    "--validation",
+    callback=data_source,
+    metavar="FILE|NAME",
+    help="Images and labels for --max-drop, in the forms of --data.",
+)
+@click.option(
+    "--validation-split",
+    default="test",
+    show_default=True,
+    help="Split of the TFDS dataset of --validation.",
+)
 @option(keras_nern.compress, "bits", "Bits of the predictor's kernels.", type=click.IntRange(2, 8))
 @option(
     keras_nern.compress,
@@ -299,19 +327,33 @@ def fit(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
 @training_options
 @click.pass_obj
 def compress(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
-    """Quantize and prune the predictor of a NeRN, and train it further.
+    """Compress a NeRN, or a classifier without a predictor, and train the result further.
 
-    MODEL and OUTPUT are NeRNs (.keras); export OUTPUT for a small file. Ctrl-C and --resume work
-    as for fit.
+    MODEL is a NeRN or a Keras classifier, OUTPUT a NeRN (.keras); export OUTPUT for a small file.
+    --bits and --sparsity compress the predictor of a NeRN, --max-bytes and --max-drop add integers
+    to what it predicts. Ctrl-C and --resume work as for fit.
 
     \b
     Examples:
+      keras-nern compress classifier.keras small.keras --max-bytes "100 kB" --data images.npz
+      keras-nern compress classifier.keras small.keras --max-drop 0.5 --validation test.npz
       keras-nern compress nern.keras small.keras --bits 7 --data cifar10 --data-dir ~/tfds
       keras-nern compress nern.keras small.keras --bits 8 --sparsity 0.2 --data images.npz
       keras-nern compress nern.keras small.keras --bits 8 --epochs 0 --json
     """
-    if options["bits"] is None and not options["sparsity"]:
-        raise click.UsageError("Expected --bits, --sparsity, or both. Received: neither.")
+    given = [options["bits"] is not None or options["sparsity"] > 0]
+    given += [options[name] is not None for name in ("max_bytes", "max_drop")]
+    if sum(given) != 1:
+        raise click.UsageError(
+            "Expected --bits, --sparsity or both, or one of --max-bytes and --max-drop. Received: "
+            f"{'several' if sum(given) else 'none'} of them."
+        )
+    if (options["max_drop"] is None) != (options["validation"] is None):
+        raise click.UsageError("Expected --max-drop with --validation. Received: one of them.")
+    if given[0] and kind_of(options["model"]) != NERN:
+        raise click.UsageError(
+            "--bits and --sparsity compress a predictor. Received: a classifier without one."
+        )
     check_training(options, options["model"])
     return runners.compress(options, resume_command(arguments))
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nern.cli.arguments import IMAGES
+from keras_nern.cli.arguments import IMAGES, did_you_mean
 from keras_nern.data.inputs import check_inputs, check_targets
 from keras_nern.data.noise import NoiseDataset
 from keras_nern.network.signature import Signature
@@ -96,11 +96,18 @@ def _from_tfds(
     try:
         builder = tfds.builder(name, data_dir=options["data_dir"])
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        known = ["noise", *tfds.list_builders(with_community_datasets=False)]
         raise ValueError(
             f"--data must be noise, a file that ends in {' or '.join(IMAGES)}, or the name of a "
-            f"TFDS dataset. Received: {name!r} ({str(error).splitlines()[0]})"
+            f"TFDS dataset. Received: {name!r}.{did_you_mean(name, known)}"
         ) from error
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except OSError as error:  # such as those of the package requests
+        raise ValueError(
+            f"--data must be a dataset in --data-dir or one that can be downloaded. "
+            f"Received: {name!r}, which is not in {str(builder.data_path)!r} ({error})"
+        ) from error
     pairs = builder.as_dataset(split=split, as_supervised=True)
     images = pairs.map(lambda image, label: tf.cast(image, "float32") * options["scale"])
     if for_training:
@@ -108,6 +115,13 @@ def _from_tfds(
         return shuffled.batch(options["batch_size"]).prefetch(2), None
     labels = np.array([label for _, label in pairs.as_numpy_iterator()])
     return images.batch(options["batch_size"]), labels
+
+
+def with_labels(images: Any, labels: np.ndarray, batch_size: int) -> Any:
+    """Joins what `load` returns to `(images, labels)`: a pair of arrays, or a dataset."""
+    if isinstance(images, np.ndarray):
+        return images, labels
+    return tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(labels).batch(batch_size))
 
 
 def first_batch(images: Any) -> Any:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+import h5py
 import keras
 import numpy as np
 
@@ -26,17 +27,29 @@ import keras_nern
 from keras_nern.analysis import plots
 from keras_nern.artifact.info import inspect
 from keras_nern.cli import data
-from keras_nern.cli.arguments import COMPACT, NERN, SETTINGS, backup_of, has_backup, kind_of
+from keras_nern.cli.arguments import (
+    CLASSIFIER,
+    COMPACT,
+    HDF5,
+    NERN,
+    SETTINGS,
+    backup_of,
+    has_backup,
+    kind_of,
+)
 from keras_nern.demo import run as run_demo
+from keras_nern.network.original import check_weights
 from keras_nern.network.outputs import ClassReader
 from keras_nern.training.fit_callbacks import DivergedError
 from keras_nern.utils import checks
 from keras_nern.utils.backend import to_int
 from keras_nern.utils.files import atomic_write
+from keras_nern.utils.progress import Progress, Screen
 from keras_nern.utils.tables import Table
 
 BATCH_SIZE = 500  # of predictions
 UNIMPORTANT = ("resume", "force", "quiet", "backup_every")  # options that may differ on --resume
+KINDS = {NERN: "nern", COMPACT: "compact", CLASSIFIER: "keras", HDF5: "hdf5"}  # for --json
 
 
 def fit(options: dict, resume_command: str) -> tuple[dict, str]:
@@ -46,7 +59,9 @@ def fit(options: dict, resume_command: str) -> tuple[dict, str]:
             base = _load_model(options["base"])
             images = _training_images(options, base)
             arguments = checks.accepted(keras_nern.NeRNModel, options)
-            nern = keras_nern.NeRNModel(**arguments | {"base": base})
+            nern = keras_nern.NeRNModel(
+                **arguments | {"base": base, "permutation": _permutation(options, base)}
+            )
             nern.compile(**checks.accepted(nern.compile, options))
         results = _train(nern, images, options, backup)
     table = nern.summary_table()
@@ -63,8 +78,14 @@ def compress(options: dict, resume_command: str) -> tuple[dict, str]:
     with _stoppable(options, resume_command) as backup:
         with refused():
             nern = _load_model(options["model"])
+            if kind_of(options["model"]) != NERN:
+                nern = keras_nern.NeRNModel(nern, size=0)
             images = _training_images(options, nern.base)
-            small = keras_nern.compress(nern, options["bits"], options["sparsity"])
+            if options["max_bytes"] is None and options["max_drop"] is None:
+                _say("Compressing the predictor", options)
+                small = keras_nern.compress(nern, options["bits"], options["sparsity"])
+            else:
+                small = _add_residual(nern, options)
         before, untrained = nern.relative_error(), small.relative_error()
         results = _train(small, images, options, backup)
     results |= {"relative_error_before": before, "relative_error_untrained": untrained}
@@ -73,6 +94,33 @@ def compress(options: dict, resume_command: str) -> tuple[dict, str]:
         f"error {results['relative_error']:.4f} (before {before:.4f})"
     )
     return results, text
+
+
+def _add_residual(nern: keras_nern.NeRNModel, options: dict) -> keras_nern.NeRNModel:
+    """Adds the integers of `--max-bytes` or `--max-drop`."""
+    images, _ = data.load(options, nern.base, "train", for_training=True)
+    given: dict[str, Any] = {name: options[name] for name in ("max_bytes", "max_drop")}
+    if options["validation"] is not None:
+        source = {"data": options["validation"], "split": options["validation_split"]}
+        held_out, labels = data.load({**options, **source}, nern.base, "test")
+        if labels is None:
+            raise ValueError(
+                "--validation must have labels. Received: "
+                f"{options['validation']!r}, which has images only"
+            )
+        given["validation_data"] = data.with_labels(held_out, labels, options["batch_size"])
+    _say("Choosing integers", options)
+    return keras_nern.compress(nern, data=images, verbose=0 if options["quiet"] else 1, **given)
+
+
+def _permutation(options: dict, base: keras.Model) -> keras_nern.Permutation:
+    """The order of the base's blocks, which takes long for a large network."""
+    return keras_nern.Permutation.from_model(
+        base,
+        options["permutation"],
+        verbose=0 if options["quiet"] else "auto",
+        **{name: options[name] for name in ("view", "include", "exclude", "include_dense")},
+    )
 
 
 def _training_images(options: dict, base: keras.Model) -> Any:
@@ -98,7 +146,8 @@ def _train(
             if images is not None:
                 batch_size = options["batch_size"] if isinstance(images, np.ndarray) else None
                 given = {"x": images, "epochs": options["epochs"], "batch_size": batch_size}
-            logs = nern.fit(**given, verbose=_verbosity(options), callbacks=[backup]).history
+            verbose = 0 if options["quiet"] else 1
+            logs = nern.fit(**given, verbose=verbose, callbacks=[backup]).history
         error = nern.relative_error()
         if not np.isfinite(error):
             raise DivergedError(
@@ -126,10 +175,10 @@ def _train(
 def info(options: dict) -> tuple[dict, str]:
     """Describes a NeRN or a compact file."""
     path = options["model"]
-    kind = kind_of(path)
+    kind = str(kind_of(path))
     with refused():
-        found = inspect(path) if kind == COMPACT else _load_model(path).summary_table()
-    return {"kind": kind, **found.to_dict()}, str(found)
+        found = inspect(path) if kind == COMPACT else _load(path).summary_table()
+    return {"kind": KINDS[kind], **found.to_dict()}, str(found)
 
 
 def reconstruct(options: dict) -> tuple[dict, str]:
@@ -165,20 +214,22 @@ def evaluate(options: dict) -> tuple[dict, str]:
             )
         if labels is not None:
             data.check_classes(labels, reader.num_classes)
+    _say("Rebuilt classifier" if base_reader else "Classifier", options)
     predicted = reader(_outputs(rebuilt, images, options))
     results: dict[str, float] = {"images": len(predicted)}
     if labels is not None:
         results["accuracy"] = float(np.mean(predicted == labels))
     if base_reader:
+        _say("Original", options)
         original = base_reader(_outputs(base, images, options))
         results["agreement"] = float(np.mean(predicted == original))
         if labels is not None:
             results["original_accuracy"] = float(np.mean(original == labels))
-            results["drop"] = results["original_accuracy"] - results["accuracy"]
+            results["accuracy_drop"] = results["original_accuracy"] - results["accuracy"]
     if nern is not None:
         results["relative_error"] = nern.relative_error()
     rows = [
-        (name, f"{value:,}" if name == "images" else f"{value:.4f}")
+        (name.replace("_", " "), f"{value:,}" if name == "images" else f"{value:.4f}")
         for name, value in results.items()
     ]
     return results, Table(rows, align="lr").to_text()
@@ -202,8 +253,6 @@ def importance(options: dict) -> tuple[dict, str]:
     with refused():
         nern = _load_model(options["model"])
         scores = keras_nern.kernel_importance(nern, options["measure"], options["seed"])
-        if any(np.isnan(score).any() for score in scores.values()):
-            raise ValueError("Expected a NeRN with finite weights. Received: scores that are NaN")
     figure = None
     if options["plot"] is not None:
         with refused((ImportError,)):  # without matplotlib, nothing is written
@@ -252,24 +301,52 @@ def demo(options: dict) -> tuple[dict, str]:
     return results, f"accuracy: {original:.3f} original, {rebuilt:.3f} rebuilt"
 
 
+class Refused(click.ClickException):
+    """An error of the API before any work."""
+
+    exit_code = 2
+
+
 @contextlib.contextmanager
 def refused(
     errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError),
 ) -> Iterator[None]:
-    """Turns errors of the API before any work into a UsageError, which has exit code 2."""
+    """Turns errors of the API before any work into `Refused`."""
     try:
         yield
     except errors as error:
-        raise click.UsageError(str(error)) from error
+        raise Refused(str(error)) from error
 
 
 def _load_model(path: pathlib.Path) -> keras.Model:
+    """Loads a NeRN or a classifier, and checks that its weights are finite."""
+    model = _load(path)
+    for one in (model.base, model) if isinstance(model, keras_nern.NeRNModel) else (model,):
+        check_weights(repr(str(path)), one)
+    return model
+
+
+def _load(path: pathlib.Path) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=kind_of(path) == NERN)
     except Exception as error:  # HDF5, zip, JSON and Keras raise errors of many kinds
         raise ValueError(
-            f"Expected a model that Keras can load. Received: {str(path)!r} ({error})"
+            f"Expected a model that Keras can load. Received: {str(path)!r}, {_why(path, error)}"
         ) from error
+
+
+def _why(path: pathlib.Path, error: Exception) -> str:
+    """Why Keras cannot load a file."""
+    if kind_of(path) == HDF5:
+        try:
+            with h5py.File(path) as file:
+                if "model_config" not in file.attrs:
+                    return "which holds weights without a model: write it with model.save"
+        except OSError:
+            return "a damaged HDF5 file"
+    if "Could not locate class" in str(error):
+        return "whose custom layers the command line cannot import: use keras_nern in Python"
+    return f"which raises {type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 def _open(
@@ -289,12 +366,29 @@ def _outputs(model: keras.Model, images: Any, options: dict) -> np.ndarray:
     batch_size = BATCH_SIZE if isinstance(images, np.ndarray) else None
     if isinstance(images, keras_nern.NoiseDataset):
         images = copy.copy(images)  # predict ends an epoch, and the next one has other images
-    return model.predict(images, batch_size=batch_size, verbose=_verbosity(options))
+    callbacks = [] if options["quiet"] else [PredictionProgress()]
+    return model.predict(images, batch_size=batch_size, verbose=0, callbacks=callbacks)
 
 
-def _verbosity(options: dict) -> int:
-    """Keras's `verbose`: silent, a progress bar on a terminal, or a line per epoch."""
-    return 0 if options["quiet"] else 1 if sys.stderr.isatty() else 2
+class PredictionProgress(keras.callbacks.Callback):
+    """Shows the progress of `keras.Model.predict`."""
+
+    def on_predict_begin(self, logs: dict | None = None) -> None:
+        self._progress = Progress(self.params["steps"], "batch")
+        self._done = 0
+
+    def on_predict_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self._done = batch + 1
+        self._progress.update(self._done)
+
+    def on_predict_end(self, logs: dict | None = None) -> None:
+        self._progress.end(self._done)
+
+
+def _say(text: str, options: dict) -> None:
+    """Says what the lines below are about."""
+    if not options["quiet"]:
+        Screen().end(f"{text}:")
 
 
 class Stopped(KeyboardInterrupt):
@@ -376,12 +470,21 @@ class StoppableBackup(keras.callbacks.BackupAndRestore):
             self.save_freq = 1
         super().on_train_batch_end(batch, logs)
         if number is not None:
-            steps = to_int(self.model.phase_iterations)
-            raise self._stopped(number, f"Backed up at step {steps:,} of the {self.model.phase}")
+            raise self._stopped(number, f"Backed up at {self._step()}")
 
     def on_train_end(self, logs: dict | None = None) -> None:
         self.stage = "after"
         super().on_train_end(logs)
+
+    def _step(self) -> str:
+        """The step of the phase, and how many it has."""
+        phase, done = self.model.phase, to_int(self.model.phase_iterations)
+        if phase == "distillation":
+            steps = self.params["steps"]  # None if unknown
+            total = steps and steps * self.params["epochs"]
+        else:
+            total = getattr(self.model, f"{phase}_steps")
+        return f"{phase} step {done:,}" + (f" of {total:,}" if total else "")
 
     def _stopped(self, number: int, backup: str = "The last backup is") -> Stopped:
         if not (self.is_own and has_backup(self.folder)):

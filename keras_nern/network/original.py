@@ -122,7 +122,7 @@ class OriginalNetwork:
         self.base = base
         self.signature = Signature.of(base)
         self.blocks = Blocks(base, **selection)
-        _check_finite(base)
+        check_weights("base", base)
         _check_assignments(base)
         _check_gradients(base)
         self._is_copyable: bool | None = None  # unknown
@@ -170,7 +170,7 @@ class OriginalNetwork:
 
     def check_finite(self) -> None:
         """Raises a ValueError if the base has weights that are NaN or infinite."""
-        _check_finite(self.base)
+        check_weights("base", self.base)
 
     @property
     def computes_in_float16(self) -> bool:
@@ -448,8 +448,9 @@ def _check_gradients(base: keras.Model) -> None:
             )
 
 
-def _check_finite(base: keras.Model) -> None:
-    for weight in base.weights:
+def check_weights(name: str, model: keras.Model) -> None:
+    """Raises a ValueError, which begins with `name`, if weights are NaN or infinite."""
+    for weight in model.weights:
         if not keras.backend.is_float_dtype(weight.dtype):
             continue
         flat = np.reshape(keras.ops.convert_to_numpy(weight), -1)
@@ -457,6 +458,6 @@ def _check_finite(base: keras.Model) -> None:
         bad = sum(int(np.sum(~np.isfinite(flat[i : i + FINITE_CHUNK]))) for i in chunks)
         if bad:
             raise ValueError(
-                f"base must have finite weights. Received: {weight.path!r} with {bad} of "
+                f"{name} must have finite weights. Received: {weight.path!r} with {bad} of "
                 f"{np.prod(weight.shape)} entries NaN or infinite"
             )

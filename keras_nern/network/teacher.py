@@ -8,7 +8,7 @@ import keras
 
 from keras_nern.network.copying import probe
 from keras_nern.network.kernels import check_built
-from keras_nern.network.original import OriginalNetwork
+from keras_nern.network.original import OriginalNetwork, check_weights
 from keras_nern.network.outputs import logits_of, output_activation, verified_activation
 from keras_nern.network.recording import capture_calls
 from keras_nern.network.signature import Signature
@@ -28,7 +28,7 @@ class Teacher:
 
     Raises:
         ValueError: if the model is not built, if the file cannot be read, or if inputs or outputs
-            have other shapes than those of the base.
+            have other shapes than those of the base, or if weights are not finite.
 
     Source: Choi et al., "Enhancing Accuracy and Parameter-Efficiency of Neural Representations for
     Network Parameterization", 2024, arXiv 2407.00356.
@@ -45,6 +45,7 @@ class Teacher:
                     f"teacher={str(model)!r}. {error}"
                 ) from error
         check_built("teacher", model)
+        check_weights("teacher", model)
         self.model = cast("keras.Model", model)
         self._signature, self._base_signature = Signature.of(self.model), original.signature
         for what in ("inputs", "outputs"):

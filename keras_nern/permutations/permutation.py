@@ -26,10 +26,11 @@ from keras_nern.permutations.orders import (
 from keras_nern.permutations.tours import METHODS, PASSES, check_fast_tsp
 from keras_nern.utils import checks
 from keras_nern.utils.files import DAMAGED, atomic_write
+from keras_nern.utils.progress import Part, Progress
 from keras_nern.utils.types import Grid, Path
 
 MAX_RATIO = 500  # largest ratio of a file's unpacked size to its size
-PROGRESS_FROM = 50_000  # number of blocks from which `verbose="auto"` shows a progress bar
+PROGRESS_FROM = 50_000  # number of blocks from which `verbose="auto"` shows the progress
 
 
 class Permutation:
@@ -109,7 +110,7 @@ class Permutation:
             method: `"greedy"`, `"two_opt"` or `"fast_tsp"` (see `tours`). Defaults to
                 `"greedy"`.
             metric: `"cosine"` or `"euclidean"`. Defaults to `"euclidean"`.
-            verbose: 1 to show a progress bar, 0 for none, `"auto"` to show it for
+            verbose: 1 to show the progress, 0 for none, `"auto"` to show it for
                 `PROGRESS_FROM` blocks or more. Defaults to `"auto"`.
             **selection: `view`, `block_size`, `include`, `exclude` and `include_dense`, as for
                 `NeRNModel`.
@@ -133,11 +134,14 @@ class Permutation:
             vectors = blocks.num_blocks
             if kind == "in_filter":
                 vectors += sum(filters for filters, _ in blocks.grids)
-            progress = keras.utils.Progbar(PASSES[method] * vectors, unit_name="block").add
+            progress = _OrderProgress(PASSES[method] * vectors)
+        add = None if progress is None else progress.add
         orders = [
-            block_order(blocks.kernel_blocks(index), kind, method, metric, progress)
+            block_order(blocks.kernel_blocks(index), kind, method, metric, add)
             for index in range(len(blocks.kernels))
         ]
+        if progress is not None:
+            progress.end()
         return cls(blocks.grids, orders, kind, method, metric)
 
     @classmethod
@@ -306,6 +310,31 @@ class Permutation:
             f"<Permutation {self.kind!r} of {count:,} blocks in {len(self.grids)} layers, "
             f"{self.bits:,.0f} bits>"
         )
+
+
+class _OrderProgress:
+    """Shows how many vectors the search for orders has processed.
+
+    Args:
+        total: number of vectors to process.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._progress = Progress(total, "block")
+        self._total = total
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        """Counts `count` more vectors."""
+        self._done += count
+        self._progress.update(self._done, part=self._part())
+
+    def end(self) -> None:
+        """Shows the line of the whole search."""
+        self._progress.end(self._done, part=self._part())
+
+    def _part(self) -> Part:
+        return Part("Order: ", self._done, self._total)
 
 
 def _checked_grids(grids: Any) -> tuple[Grid, ...]:

@@ -14,7 +14,9 @@ JMLR 18, 2018; Snoek et al., "Practical Bayesian Optimization of Machine Learnin
 NeurIPS 2012; both in keras-tuner's implementation.
 """
 
+import datetime
 import inspect
+import time
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,10 +36,13 @@ from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.positional_encoding import PositionalEncoding
 from keras_nern.predictor.predictor import KernelPredictor
 from keras_nern.predictor.runs import run_lengths
+from keras_nern.training.fit import CURVATURE_IMAGES
 from keras_nern.training.fit_callbacks import DivergedError
+from keras_nern.training.objective import Objective
 from keras_nern.training.settings import NAMES, Settings
 from keras_nern.tuner.search_space import MIN_WIDTH, SearchSpace
 from keras_nern.utils import checks
+from keras_nern.utils.backend import to_int
 from keras_nern.utils.optional import require
 
 require("keras_tuner", "tuner")  # raises an error that names the extra, unlike the imports below
@@ -58,7 +63,7 @@ class NeRNHyperModel(keras_tuner.HyperModel):
 
     Args:
         base: the classifier, as for `NeRNModel`.
-        max_bytes: the budget.
+        max_bytes: the budget: a number of bytes, or a string such as `"200 kB"`.
         hidden_size: widths of the predictor, or of each local predictor, to choose from; `None`
             to search every width that fits, by the hyperparameter `width` in percent of the
             largest one. Defaults to `None`.
@@ -88,17 +93,17 @@ class NeRNHyperModel(keras_tuner.HyperModel):
 
     Example:
 
-    >>> hypermodel = NeRNHyperModel(base, max_bytes=100_000, num_layers=[4, 5, 6])
+    >>> hypermodel = NeRNHyperModel(base, max_bytes="100 kB", num_layers=[4, 5, 6])
     >>> objective = keras_tuner.Objective("val_agreement", "max")
     >>> tuner = keras_tuner.RandomSearch(hypermodel, objective, max_trials=20)
-    >>> tuner.search(images, epochs=2, validation_data=(others, labels))
+    >>> tuner.search(images, steps_per_epoch=100, validation_data=(others, labels))
     >>> print(pareto_front(tuner))
     """
 
     def __init__(
         self,
         base: keras.Model,
-        max_bytes: int,
+        max_bytes: float | str,
         hidden_size: int | Sequence[int] | None = None,
         permutation: str | Permutation | Sequence[str | Permutation | None] | None = None,
         bits: int | Sequence[int | None] | None = None,
@@ -132,6 +137,8 @@ class NeRNHyperModel(keras_tuner.HyperModel):
         self.arguments = arguments
         self._blocks = Blocks(base, **checks.accepted(Blocks, arguments))
         self._permutations: dict[str, Permutation] = {}  # each is searched for once
+        self._curvature = _SharedCurvature()
+        self._time_left = _TimeLeft()
         given = {
             "hidden_size": hidden_size,
             "permutation": permutation,
@@ -295,16 +302,19 @@ class NeRNHyperModel(keras_tuner.HyperModel):
 
         Returns:
             A `keras.callbacks.History`. A trial that diverges has the scores of the epochs before,
-            or of its last finite weights if it diverges in the first epoch.
+            or of its last finite weights if it diverges in the first epoch. With `epochs=0`, a
+            trial is scored after the phases before the distillation.
 
         Raises:
             keras_tuner.errors.FatalValueError: before any training, if `validation_data` are
                 missing or have no labels for the objective, or if `fit` does not accept the
                 data.
         """
-        evaluate = _check_data(model, args[0] if args else kwargs.get("x"), kwargs)
+        x = args[0] if args else kwargs.get("x")
+        evaluate = _check_data(model, x, kwargs)
         callbacks = kwargs.pop("callbacks", None) or []
         _check_objective(callbacks, evaluate(model, steps=1))
+        self._time_left.begin()
         bits = self.configuration(hp)["bits"]
         if bits is not None:
             for name in ("validation_data", *_VALIDATION):
@@ -314,16 +324,20 @@ class NeRNHyperModel(keras_tuner.HyperModel):
             # A later round of Hyperband loads the best epoch of an earlier one. The learning
             # rate decays over all of this round, whichever epoch that was.
             model.restart_schedule()
+        if x is not None:
+            self._curvature.give(model, x, kwargs.get("batch_size"), kwargs.get("verbose", "auto"))
         try:
             history = model.fit(*args, **{**kwargs, "callbacks": callbacks})
         except DivergedError as error:
             print(f"The trial is scored before it diverged. {error}")
             history = model.history
-        if not history.epoch:  # diverged before the end of the first epoch
+        if not history.epoch:  # no epochs, or diverged before the end of the first one
             results = evaluate(model) if bits is None else {}
             logs = {f"val_{name}": value for name, value in results.items()}
             for callback in (*callbacks, history):
                 callback.on_epoch_end(kwargs.get("initial_epoch") or 0, logs)
+        if kwargs.get("verbose", "auto"):
+            self._time_left.print(callbacks)
         return history
 
 
@@ -369,6 +383,64 @@ def pareto_front(tuner: keras_tuner.Tuner) -> ParetoFront:
     return ParetoFront.from_trials(points, objective.name, objective.direction)
 
 
+class _SharedCurvature:
+    """The curvature of the distillation losses, which the trials of a search share.
+
+    It depends on the base, the images and the weights of the losses, but not on the predictor.
+    """
+
+    def __init__(self) -> None:
+        self._images: Any = None
+        self._gathered: dict[tuple, Objective] = {}  # weights of the losses -> a trial's objective
+
+    def give(self, model: NeRNModel, x: Any, batch_size: int | None, verbose: int | str) -> None:
+        """Gives a model the curvature if it has a curvature phase ahead.
+
+        Args:
+            model: a compiled `NeRNModel` of the base.
+            x, batch_size, verbose: as for `NeRNModel.fit`.
+        """
+        if model.curvature_steps <= to_int(model.curvature_iterations):
+            return
+        if x is not self._images:
+            self._images, self._gathered = x, {}
+        weights = (model.logits_weight, model.feature_map_weight, model.temperature)
+        if weights in self._gathered:
+            model._objective.take_curvature(self._gathered[weights])
+        else:
+            model.gather_curvature(x, CURVATURE_IMAGES, batch_size or 32, verbose)
+            self._gathered[weights] = model._objective
+
+
+class _TimeLeft:
+    """Estimates the time that a search still takes, from the trials of this process."""
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._trials = 0
+
+    def begin(self) -> None:
+        """Begins a trial."""
+        if self._start is None:
+            self._start = time.monotonic()
+
+    def print(self, callbacks: list[keras.callbacks.Callback]) -> None:
+        """Ends a trial, and prints a line if the tuner's number of trials is known.
+
+        Args:
+            callbacks: the callbacks of the trial's fit, one of which keras-tuner adds.
+        """
+        assert self._start is not None
+        self._trials += 1
+        oracle = next((one.tuner.oracle for one in callbacks if hasattr(one, "tuner")), None)
+        trials, most = getattr(oracle, "trials", None), getattr(oracle, "max_trials", None)
+        if trials is None or most is None:  # a fit without a tuner, a worker, or Hyperband
+            return
+        left = most - len(trials)
+        seconds = left * (time.monotonic() - self._start) / self._trials
+        print(f"{left} more trials: {datetime.timedelta(seconds=round(seconds))} left")
+
+
 class _EvaluateCompressed(keras.callbacks.Callback):
     """Adds the scores of the compressed representation to the logs of each epoch."""
 
@@ -409,7 +481,7 @@ def _checked_compile_arguments(arguments: Any, space: SearchSpace) -> dict[str, 
     settings = {name: given[name] for name in NAMES}
     for experts in space.experts:
         try:
-            Settings.resolve(space.blocks.num_blocks, experts, True, **settings)
+            Settings.resolve(space.blocks.num_blocks, experts, False, True, **settings)
         except ValueError as error:
             raise ValueError(f"compile_arguments: {error}") from error
     return arguments

@@ -28,7 +28,13 @@ from keras_nern.permutations.orders import permutation_bits
 from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.positional_encoding import PositionalEncoding
 from keras_nern.predictor.runs import NUM_FREQUENCIES
-from keras_nern.predictor.size import NUM_LAYERS, auto_experts, max_width, predictor_bytes
+from keras_nern.predictor.size import (
+    NUM_LAYERS,
+    auto_experts,
+    byte_budget,
+    max_width,
+    predictor_bytes,
+)
 from keras_nern.utils import checks
 
 MIN_WIDTH = 4
@@ -39,7 +45,7 @@ class SearchSpace:
 
     Args:
         blocks: the `Blocks` to represent.
-        max_bytes: the budget.
+        max_bytes: the budget, as for `NeRNHyperModel`.
         narrowest: smallest width to search, in percent of the largest one that fits.
         choices: dict from `hidden_size`, `permutation`, `bits`, `num_layers`, `experts`,
             `num_frequencies` and `encoding_base` to a list of values, as for `NeRNHyperModel`.
@@ -55,12 +61,12 @@ class SearchSpace:
     def __init__(
         self,
         blocks: Blocks,
-        max_bytes: float,
+        max_bytes: float | str,
         narrowest: int,
         choices: dict[str, list],
         arguments: dict[str, Any],
     ) -> None:
-        self.max_bytes = int(checks.number("max_bytes", max_bytes, minimum=1))
+        self.max_bytes = int(byte_budget("max_bytes", max_bytes))
         self.narrowest = checks.integer("narrowest", narrowest, minimum=1)
         if self.narrowest > 100:
             raise ValueError(

@@ -56,6 +56,7 @@ def test_best_within_a_budget():
     assert front.best().trial_id == "a"
     assert front.best(3999).trial_id == "e"
     assert front.best(1000).trial_id == "c"
+    assert front.best("1 kB").trial_id == "c"
     message = "at most 999 bytes among 7 trials. Received: 1,000 bytes for the smallest"
     with pytest.raises(ValueError, match=message):
         front.best(999)

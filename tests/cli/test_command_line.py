@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -10,17 +11,58 @@ from command_line import run
 from processes import ROOT
 
 import keras_nern
-import keras_nern.cli.__main__
+import keras_nern_command
 from keras_nern.cli import commands
 from keras_nern.cli.__main__ import main
+from keras_nern_command import LEVEL
 
 VERBS = ("fit", "compress", "info", "reconstruct", "evaluate", "export", "importance", "demo")
 
 
-def test_the_command_runs_main():
-    setup = (ROOT / "setup.py").read_text()
-    assert '"keras-nern = keras_nern.cli.__main__:main"' in setup
-    assert keras_nern.cli.__main__.main is main
+def test_the_command_runs_without_log_lines_of_tensorflow():
+    assert '"keras-nern = keras_nern_command:main"' in (ROOT / "setup.py").read_text()
+    environment = {name: value for name, value in os.environ.items() if name != LEVEL}
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_nern_command", "fti"],
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: keras-nern")
+    assert done.stderr.endswith("Error: No such command 'fti'. Did you mean 'fit'?\n")
+
+
+def test_the_command_keeps_log_lines_if_the_user_has_set_their_level(monkeypatch):
+    monkeypatch.setenv(LEVEL, "0")
+    monkeypatch.setattr(sys, "argv", ["keras-nern", "fti"])
+    assert keras_nern_command.main() == 2
+    assert os.environ[LEVEL] == "0"
+
+
+def test_what_is_held_back_is_printed_before_an_error(capfd):
+    with keras_nern_command._held_back():
+        os.write(2, b"a line of TensorFlow")
+
+    def fail():
+        os.write(2, b"undefined symbol")
+        raise ImportError
+
+    with pytest.raises(ImportError), keras_nern_command._held_back():
+        fail()
+    os.write(2, b", and more")
+    assert capfd.readouterr().err == "undefined symbol, and more"
+
+
+@pytest.mark.filterwarnings("always:The predictor has")
+def test_shows_warnings_without_code(folder, tmp_path):
+    # 4 (240 + 3 * 4 + 9) weights and 4 * 4 + 9 biases
+    options = ("--hidden-size", 4, "--reconstruction-steps", 1, "--epochs", 0, "--quiet")
+    code, out, err = run("fit", folder / "base.keras", tmp_path / "large.keras", *options)
+    assert code == 0, err
+    assert err.startswith("Warning: The predictor has 1,069 parameters for 324 weights, so the ")
+    assert err.count("\n") == 1
+    assert out.count("\n") == 1
 
 
 def test_help_lists_the_verbs():

@@ -11,7 +11,14 @@ from command_line import run
 
 REFUSED = {
     "a missing file": ("info nothing.keras", "'nothing.keras' does not exist"),
-    "a folder as input": ("info .", "'.' is not a file"),
+    "a folder as input": (
+        "info .",
+        "Expected a NeRN or a compact file. Received: '.', a folder",
+    ),
+    "a folder as base": (
+        "fit folder.keras other.keras",
+        "Expected a Keras model or an HDF5 file. Received: 'folder.keras', a folder",
+    ),
     "a file of another kind": (
         "info base.keras",
         "Expected a NeRN or a compact file. Received: 'base.keras', a Keras model",
@@ -25,7 +32,51 @@ REFUSED = {
     "a damaged config": ("info inflated.keras", "'inflated.keras', a file of another kind"),
     "a deeply nested config": ("info nested.keras", "'nested.keras', a file of another kind"),
     "a huge config": ("info blank.keras", "'blank.keras', a file of another kind"),
-    "an empty Keras file": ("fit hollow.keras other.keras", "Expected a model that Keras can load"),
+    "an empty Keras file": (
+        "fit hollow.keras other.keras",
+        "Expected a model that Keras can load. Received: 'hollow.keras', which raises ",
+    ),
+    "a damaged HDF5 file": (
+        "fit damaged.h5 other.keras",
+        "Expected a model that Keras can load. Received: 'damaged.h5', a damaged HDF5 file",
+    ),
+    "an HDF5 file of weights": (
+        "evaluate weights.h5 --data images.npz",
+        "Received: 'weights.h5', which holds weights without a model: write it with model.save",
+    ),
+    "custom layers": (
+        "fit custom.keras other.keras",
+        "'custom.keras', whose custom layers the command line cannot import: use keras_nern in",
+    ),
+    "a base without convolutions": (
+        "fit dense.keras other.keras --epochs 0",
+        "Expected a model with at least one layer to represent. Received: 'dense', whose layers "
+        "are all skipped: Dense, and include_dense is False",
+    ),
+    "a base of NaN": (
+        "fit nan_base.keras other.keras --epochs 0",
+        "'nan_base.keras' must have finite weights. Received: 'nan/kernel' with 18 of 18 entries",
+    ),
+    "an evaluation of NaN": (
+        "evaluate nan_base.keras --data images.npz",
+        "'nan_base.keras' must have finite weights. Received: 'nan/kernel' with 18 of 18 entries",
+    ),
+    "an original of NaN": (
+        "evaluate base.keras --data images.npz --base nan_base.keras",
+        "'nan_base.keras' must have finite weights",
+    ),
+    "a teacher of NaN": (
+        "fit base.keras other.keras --data images.npz --teacher nan_base.keras",
+        "teacher must have finite weights. Received: 'nan/kernel' with 18 of 18 entries",
+    ),
+    "a rebuilt classifier of NaN": (
+        "reconstruct nan.keras a.keras",
+        "'nan.keras' must have finite weights. Received: 'predictor/hidden_0/bias' with 8 of 8",
+    ),
+    "a compression of NaN": (
+        "compress nan.keras a.keras --bits 8",
+        "'nan.keras' must have finite weights",
+    ),
     "an unknown suffix": (
         "export nern.keras small.zip",
         "Expected a name that ends in .nern. Received: 'small.zip'",
@@ -101,6 +152,18 @@ REFUSED = {
     ),
     "no images": ("evaluate nern.keras", "Missing option '--data'"),
     "missing images": ("evaluate nern.keras --data nothing.npz", "'nothing.npz' does not exist"),
+    "a file name with a typing error": (
+        "evaluate nern.keras --data imges.npz",
+        "'imges.npz' does not exist. Did you mean 'images.npz'?",
+    ),
+    "a dataset with a typing error": (
+        "evaluate nern.keras --data cifar-10",
+        "or the name of a TFDS dataset. Received: 'cifar-10'. Did you mean 'cifar10'?",
+    ),
+    "noise with a typing error": (
+        "fit base.keras other.keras --data nosie",
+        "Received: 'nosie'. Did you mean 'noise'?",
+    ),
     "a file of no images": (
         "evaluate nern.keras --data base.keras",
         "or the name of a TFDS dataset. Received: the file 'base.keras'",
@@ -181,9 +244,12 @@ REFUSED = {
     ),
     "scores of NaN": (
         "importance nan.keras --scores scores.npz",
-        "Expected a NeRN with finite weights. Received: scores that are NaN",
+        "'nan.keras' must have finite weights. Received: 'predictor/hidden_0/bias' with 8 of 8",
     ),
-    "an export of NaN": ("export nan.keras nan.nern", "finite"),
+    "an export of NaN": (
+        "export nan.keras nan.nern",
+        "'nan.keras' must have finite weights. Received: 'predictor/hidden_0/bias' with 8 of 8",
+    ),
     "nothing to resume": (
         "fit base.keras other.keras --resume",
         "--resume needs a backup. Received: none in 'other.keras.backup'",
@@ -222,6 +288,10 @@ def _patched(archive, field, value):
     return archive
 
 
+class _Custom(keras.layers.Conv2D):
+    pass
+
+
 def _write_models(folder):
     whole = (folder / "nern.keras").read_bytes()
     (folder / "cut.keras").write_bytes(whole[:1000])
@@ -245,6 +315,17 @@ def _write_models(folder):
     head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(5)]
     five = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3), *head])
     five.save(folder / "five.keras")
+    head = [keras.layers.Flatten(), keras.layers.Dense(3)]
+    keras.Sequential([keras.Input((8, 8, 1)), *head], name="dense").save(folder / "dense.keras")
+    nan = keras.layers.Conv2D(2, 3, name="nan")
+    head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+    network = keras.Sequential([keras.Input((8, 8, 1)), nan, *head])
+    network.save_weights(folder / "some.weights.h5")
+    (folder / "some.weights.h5").rename(folder / "weights.h5")
+    (folder / "damaged.h5").write_bytes((folder / "weights.h5").read_bytes()[:1000])
+    nan.kernel.assign(np.full((3, 3, 1, 2), np.nan))
+    network.save(folder / "nan_base.keras")
+    keras.Sequential([keras.Input((8, 8, 1)), _Custom(2, 3)]).save(folder / "custom.keras")
     broken = keras.models.load_model(folder / "nern.keras")
     broken.predictor.layers[0].bias.assign(np.full(8, np.nan))
     broken.save(folder / "nan.keras")

@@ -28,7 +28,7 @@ class Fit:
     A backup is a file that holds the number of its step.
     """
 
-    phase = "reconstruction"
+    phase, reconstruction_steps = "reconstruction", STEPS
     built, optimizer = True, None
 
     def __init__(self, folder, signals=(), save_freq=3):
@@ -93,8 +93,8 @@ def test_messages_name_the_step_that_the_backup_contains(tmp_path):
             assert (stopped.resume is not None) == weights.exists(), text
             if stopped.resume is None:
                 assert text == "Stopped without a backup."
-            elif "Backed up at step" in text:
-                assert f"Backed up at step {weights.read_text()} of the rec" in text
+            elif "Backed up at" in text:
+                assert f"Backed up at reconstruction step {weights.read_text()} of 4 in" in text
                 assert fit.step == int(weights.read_text())
             else:
                 assert f"The last backup is in {folder}; continue with\n  keras-nern" in text
@@ -102,7 +102,7 @@ def test_messages_name_the_step_that_the_backup_contains(tmp_path):
     assert told == {
         "Stopped without a backup.",
         "Stopped. The last backup is",
-        *(f"Stopped. Backed up at step {step}" for step in range(1, STEPS + 1)),
+        *(f"Stopped. Backed up at reconstruction step {step}" for step in range(1, STEPS + 1)),
     }
 
 
@@ -130,7 +130,7 @@ def test_a_signal_during_a_print_does_not_raise(tmp_path, monkeypatch):
 
     fit = _opened(tmp_path / "backup", {3})
     monkeypatch.setattr(sys, "stderr", Busy())
-    with pytest.raises(Stopped, match="Backed up at step 1"):
+    with pytest.raises(Stopped, match="Backed up at reconstruction step 1"):
         fit.run()
 
 
@@ -181,7 +181,7 @@ def test_a_resumed_fit_ends_with_the_same_weights(
     assert document["exit_code"] == 128 + number
     assert f"  {document['resume']}\n" in err
     # the signal came when the third step had passed its backup
-    assert f"Backed up at step 4 of the {phase} in {backup}; continue with" in document["error"]
+    assert f"Backed up at {phase} step 4 of 6 in {backup}; continue with" in document["error"]
     assert not (tmp_path / "stopped.keras").exists()
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
 
@@ -199,6 +199,9 @@ def test_a_resumed_fit_ends_with_the_same_weights(
         code, _, err = run(*resume)
     assert code == 0, err
     assert "The fit is done and is being saved." in err
+    if phase == "reconstruction":  # whose steps count from the start of the stopped fit
+        assert "6/6 " in err
+        assert "2/2 " not in err
     assert not backup.exists()
     assert run(*command("undisturbed.keras"))[0] == 0
     assert_same(kernels(tmp_path / "stopped.keras"), kernels(tmp_path / "undisturbed.keras"))
@@ -306,4 +309,5 @@ def test_ctrl_c_stops_a_process(folder, tmp_path):
     nern.optimizer.build(nern.trainable_variables)
     nern.load_weights(tmp_path / "out.keras.backup" / "latest.weights.h5")
     step = int(nern.phase_iterations)
-    assert f"Backed up at step {step:,} of the reconstruction" in json.loads(out)["error"]
+    text = f"Backed up at reconstruction step {step:,} of 1,000,000 in"
+    assert text in json.loads(out)["error"]

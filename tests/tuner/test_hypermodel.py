@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -219,6 +220,64 @@ def test_rounds_of_hyperband_continue_each_other(base, images, labels, tmp_path,
     assert all(trial.bytes <= 3000 for trial in trials)
 
 
+def test_trials_share_the_curvature_of_their_images(base, images, labels, monkeypatch):
+    gathered = []
+    gather = keras_nern.NeRNModel.gather_curvature
+
+    def recorded(model, x, *args, **kwargs):
+        gathered.append(x)
+        gather(model, x, *args, **kwargs)
+
+    monkeypatch.setattr(keras_nern.NeRNModel, "gather_curvature", recorded)
+    arguments = {"reconstruction_steps": 1, "curvature_steps": 2, "run_eagerly": True}
+    choices = {"experts": 3, "num_frequencies": None, "compile_arguments": arguments}
+    hypermodel = _hypermodel(base, **choices)
+    data = _data(images, labels)
+
+    def trial(width, **changed):
+        hp = keras_tuner.HyperParameters()
+        hp.values["width"] = width
+        model = hypermodel.build(hp)
+        model.logits_weight = changed.pop("logits_weight", model.logits_weight)
+        hypermodel.fit(hp, model, **{**data, **changed})
+        assert int(model.curvature_iterations) == 2
+        return model
+
+    first, second = trial(100), trial(50)
+    assert first.hidden_size > second.hidden_size
+    assert len(gathered) == 1
+    alone = keras_nern.NeRNModel(base, experts=3, hidden_size=first.hidden_size, num_layers=2)
+    alone.gather_curvature(data["x"], batch_size=4, verbose=0)
+    for own, shared in zip(alone._objective.factors(), second._objective.factors(), strict=True):
+        np.testing.assert_allclose(shared.inputs, own.inputs, rtol=1e-5)
+        np.testing.assert_allclose(shared.outputs, own.outputs, rtol=1e-4)
+    gathered.clear()
+    other = images[:8] + 1
+    for changed in ({}, {"logits_weight": 1.0}, {"logits_weight": 1.0}, {"x": other}):
+        trial(100, **changed)
+    assert [x is other for x in gathered] == [False, True]
+
+
+def test_a_trial_without_epochs_is_scored_after_its_other_phases(base, images, labels, tmp_path):
+    hypermodel = _hypermodel(base, num_layers=2)
+    tuner = _tuner("RandomSearch", hypermodel, tmp_path, max_trials=1)
+    tuner.search(**_data(images, labels), epochs=0)
+    (trial,) = _check_trials(tuner, images, labels)
+    model = tuner.load_model(tuner.oracle.get_trial(trial.trial_id))
+    assert int(model.reconstruction_iterations) == 2
+
+
+def test_tells_the_time_that_a_search_still_takes(base, images, labels, tmp_path, capsys):
+    hypermodel = _hypermodel(base, num_layers=2)
+    tuner = _tuner("RandomSearch", hypermodel, tmp_path, max_trials=2)
+    tuner.search(**{**_data(images, labels), "verbose": 2})
+    out = capsys.readouterr().out
+    told = [line for line in out.splitlines() if "more trials" in line]
+    assert len(told) == 2
+    assert re.fullmatch(r"1 more trials: 0:0\d:\d\d left", told[0])
+    assert told[1] == "0 more trials: 0:00:00 left"
+
+
 def test_a_later_round_restarts_the_schedule_from_any_epoch(base, images, labels):
     arguments = {"reconstruction_steps": 0, "run_eagerly": True}
     hypermodel = _hypermodel(base, num_layers=2, compile_arguments=arguments)
@@ -336,6 +395,10 @@ def test_a_trial_over_budget_fails_before_it_is_built(base, images, labels, tmp_
     [
         # the smallest: width 4, 2 layers: 4 ((24 + 10) * 4 + 9) = 580 bytes
         ({"max_bytes": 579}, r"must be at least 580, .*max_bytes=579"),
+        ({"max_bytes": "0.579 kB"}, r"must be at least 580, .*max_bytes=579"),
+        ({"max_bytes": "3 bits"}, r"max_bytes must be a number of bytes or .*max_bytes='3 bits'"),
+        ({"max_bytes": None}, r"max_bytes must be a number of bytes or .*max_bytes=None"),
+        ({"max_bytes": -1}, r"max_bytes must be a finite number above 0.*max_bytes=-1"),
         ({"num_layers": [3, 1]}, "num_layers must be an integer of at least 2.*=1"),
         ({"num_layers": [None, 2.5]}, "num_layers must be an integer of at least 2.*=2.5"),
         ({"experts": "many"}, "experts must be an integer of at least 1.*='many'"),

@@ -267,10 +267,10 @@ def test_raises_for_a_budget_that_nothing_fits(base):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_bytes": 0}, "max_bytes must be a finite number of at least 1.*max_bytes=0"),
+        ({"max_bytes": 0}, "max_bytes must be a finite number above 0.*max_bytes=0"),
         ({"max_bytes": float("inf")}, "max_bytes must be a finite number.*=inf"),
         ({"max_bytes": float("nan")}, "max_bytes must be a finite number.*=nan"),
-        ({"max_bytes": "much"}, "max_bytes must be a finite number.*='much'"),
+        ({"max_bytes": "much"}, "max_bytes must be a number of bytes or .*='much'"),
         ({"narrowest": 0}, "narrowest must be an integer of at least 1.*narrowest=0"),
         ({"narrowest": 0.5}, "narrowest must be an integer of at least 1.*narrowest=0.5"),
         ({"narrowest": 101}, "narrowest must be a percentage of at most 100.*narrowest=101"),
