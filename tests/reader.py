@@ -19,6 +19,7 @@ from torch_states import torch_state
 
 import keras_nern
 import keras_nern.tuner
+from keras_nern import compression
 from keras_nern.callbacks import EvaluateRebuilt
 
 STEPS = 2  # in either phase
@@ -85,6 +86,8 @@ def shorten_fits(monkeypatch):
     @functools.wraps(compile_)  # whose signature searches read
     def short_compile(self, optimizer="auto", *, reconstruction_steps=STEPS, **kwargs):
         steps = 0 if self.residual else min(STEPS, reconstruction_steps)
+        if self.experts > 1 and kwargs.get("curvature_steps", "auto") == "auto":
+            kwargs["curvature_steps"] = STEPS
         kwargs.setdefault("run_eagerly", True)
         return compile_(self, optimizer, reconstruction_steps=steps, **kwargs)
 
@@ -98,6 +101,7 @@ def shorten_fits(monkeypatch):
     monkeypatch.setattr(keras_nern.NeRNModel, "compile", short_compile)
     monkeypatch.setattr(EvaluateRebuilt, "__init__", frequent)
     monkeypatch.setattr(keras_tuner.Oracle, "__init__", few_trials)
+    monkeypatch.setattr(compression, "TRIALS", STEPS)
     monkeypatch.setattr(keras.datasets.cifar10, "load_data", cifar10)
     monkeypatch.setattr(tensorflow_datasets, "load", tfds_load)
 
