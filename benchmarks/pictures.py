@@ -70,7 +70,6 @@ def fit(base, images, seed=0):
     row = accuracy.ROWS[ROW]
     nern = row.fit(seed).build(base)
     dataset = cifar.augmented(images, row.batch_size, seed, mixup=True)
-    nern.gather_curvature(dataset, row.curvature_images)
     nern.fit(dataset, steps_per_epoch=1, epochs=0)
     return nern
 

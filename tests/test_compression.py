@@ -124,7 +124,7 @@ def test_bytes_are_counted_by_bits(nern):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "Expected bits, a sparsity, or both"),
+        ({}, "Expected bits, a sparsity or both"),
         ({"bits": 1}, "bits must be an integer from 2 to 8. Received: bits=1"),
         ({"sparsity": 1.0}, r"sparsity must be a number in \[0, 1\). Received: sparsity=1.0"),
     ],
@@ -137,7 +137,7 @@ def test_raises_for_invalid_arguments(nern, arguments, message):
 def test_raises_for_a_compressed_model_and_for_other_models(nern):
     small = keras_nern.compress(nern, bits=4)
     with pytest.raises(
-        ValueError, match=r"must have a predictor that is not compressed.*bits=4, pruned=False"
+        ValueError, match=r"must be a representation that is not compressed.*bits=4, pruned=False"
     ):
         keras_nern.compress(small, bits=3)
     with pytest.raises(ValueError, match=r"nern must be a NeRNModel\. Received"):
