@@ -588,7 +588,7 @@ class NeRNModel(keras.Model):
 
     def _resolve(self, is_default: bool, **given: Any) -> Settings:
         num_slots = self._representation.num_slots
-        return Settings.resolve(num_slots, self.experts, self.residual, is_default, **given)
+        return Settings.resolve(num_slots, self.experts, is_default, self.residual, **given)
 
     def get_compile_config(self) -> dict[str, Any]:
         optimizer = "auto" if self._schedule else self.optimizer

@@ -128,8 +128,8 @@ CALLS = {
             "base": model(),
             "hidden_size": whole(1, optional=True),
             "num_layers": whole(2, optional=True),
-            "experts": [*whole(1)[:3], "a", [1], True, np.zeros(2), 10**6],
-            "size": [0, -1, NAN, INF, "a", "", "3", "3 XB", "-3 kB", "1 B", 1e-9, [1.0], True, {}],
+            "experts": [None, -1, 1.5, "a", [1], True, np.zeros(2), 10**6],
+            "size": [-1, NAN, INF, "a", "", "3", "3 XB", "-3 kB", "1 B", 1e-9, [1.0], True, {}],
             "permutation": one_of(keras_nern.Permutation([(1, 2)])),
             "encoding": ["a", 3, [], layers.Dense, keras_nern.PositionalEncoding],
             "normalize": one_of(),
@@ -274,6 +274,7 @@ CALLS = {
             "path": path(),
             "custom_objects": ["a", 3, [], object()],
             "max_bytes": whole(1),
+            "residual": flag(),
         },
     ),
     "Permutation": (

@@ -82,8 +82,8 @@ class Settings:
         cls,
         num_slots: int,
         experts: int,
-        has_residual: bool,
         is_default_optimizer: bool,
+        has_residual: bool = False,
         **given: Any,
     ) -> "Settings":
         """Creates settings, with values in place of each `"auto"`.
@@ -91,8 +91,9 @@ class Settings:
         Args:
             num_slots: number of kernels in an epoch, see `representation`.
             experts: number of experts.
-            has_residual: whether a residual is trained, in place of the predictor.
             is_default_optimizer: whether the optimizer is the default one.
+            has_residual: whether a residual is trained, in place of the predictor. Defaults to
+                `False`.
             **given: the attributes, or `"auto"` for those in `AUTO`.
         """
         kind = "residual" if has_residual else "local" if experts > 1 else "one"

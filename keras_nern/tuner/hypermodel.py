@@ -481,7 +481,7 @@ def _checked_compile_arguments(arguments: Any, space: SearchSpace) -> dict[str, 
     settings = {name: given[name] for name in NAMES}
     for experts in space.experts:
         try:
-            Settings.resolve(space.blocks.num_blocks, experts, False, True, **settings)
+            Settings.resolve(space.blocks.num_blocks, experts, True, **settings)
         except ValueError as error:
             raise ValueError(f"compile_arguments: {error}") from error
     return arguments
