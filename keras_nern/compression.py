@@ -140,13 +140,15 @@ def _add_residual(
     """Adds the coarsest residual with at most `max_drop`, or the finest of `largest` bytes."""
     if validation_data is not None:
         validation_data = _evaluation_arguments(validation_data)
-    if data is not None:
-        nern.gather_curvature(data, verbose=verbose)
-    elif not nern._objective.has_curvature:
+    if data is None and not nern._objective.has_curvature:
         raise ValueError("A residual needs data, or nern.gather_curvature(data). Received: None")
     small = nern._with_predictor(residual=True)
     small.predictor.set_weights(nern.predictor.get_weights())
-    rounding = _Rounding(nern, small)
+    if data is None:
+        small._objective.take_curvature(nern._objective)
+    else:  # by `small`, because `nern` is not changed
+        small.gather_curvature(data, verbose=verbose)
+    rounding = _Rounding(small)
     if largest is not None:
         parts = writer.encode(**small._to_encode("auto", "float16"))
 
@@ -171,20 +173,19 @@ def _add_residual(
 
 
 class _Rounding:
-    """Rounds the kernels of a representation to the integers of another one.
+    """Rounds the kernels of a representation to the integers of its residual.
 
     Args:
-        nern: a `NeRNModel` whose curvature has been gathered.
-        small: a `NeRNModel` of the same base and predictor with a residual, which is set.
+        small: a `NeRNModel` with a residual, which is set, whose curvature has been gathered.
     """
 
-    def __init__(self, nern: NeRNModel, small: NeRNModel) -> None:
+    def __init__(self, small: NeRNModel) -> None:
         assert small.residual_layer is not None
         self._residual = small.residual_layer
         representation = small._representation
         self._rounders = []
         squares = weights = 0.0
-        factors = nern._objective.factors()
+        factors = small._objective.factors()
         for index, (kernel, factor) in enumerate(
             zip(representation.blocks.kernels, factors, strict=True)
         ):

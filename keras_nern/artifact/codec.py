@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 from keras_nern.permutations.orders import invert
 from keras_nern.permutations.permutation import Permutation
 from keras_nern.predictor.quantization import BITS, largest_level
+from keras_nern.predictor.residual import LARGEST_LEVEL
 from keras_nern.utils.optional import require
 
 LEVEL = 19  # zstandard's compression level
@@ -37,7 +38,6 @@ PRECISION = 24  # bits of a probability in the range coder
 FIRST_CHUNK = 64  # levels in the first chunks; later ones have 1/8 of the number of levels before
 LARGEST_DIGIT = 2**20  # larger digits are coded in two parts
 LOW = 2**10  # number of values of the lower part
-LARGEST_INTEGER = 127  # of `encode_integers`
 
 Shape = tuple[int, ...]
 
@@ -226,11 +226,11 @@ def encode_integers(arrays: Sequence[np.ndarray]) -> bytes:
     encoder = stream.queue.RangeEncoder()
     for array in arrays:
         top = int(np.abs(array.astype("int64")).max(initial=0))
-        if top > LARGEST_INTEGER:
+        if top > LARGEST_LEVEL:
             raise ValueError(
-                f"Integers must be in [{-LARGEST_INTEGER}, {LARGEST_INTEGER}]. Received: {top}"
+                f"Integers must be in [{-LARGEST_LEVEL}, {LARGEST_LEVEL}]. Received: {top}"
             )
-        encoder.encode(np.array([top], "int32"), stream.model.Uniform(LARGEST_INTEGER + 1))
+        encoder.encode(np.array([top], "int32"), stream.model.Uniform(LARGEST_LEVEL + 1))
         if top:
             _encode_levels(encoder, stream, array, top)
     return _bytes(encoder)
@@ -247,7 +247,7 @@ def decode_integers(data: bytes, shapes: Sequence[Shape]) -> list[np.ndarray]:
     decoder = stream.queue.RangeDecoder(_words(data))
     arrays = []
     for shape in shapes:
-        (top,) = _decoded(decoder, stream.model.Uniform(LARGEST_INTEGER + 1), 1)
+        (top,) = _decoded(decoder, stream.model.Uniform(LARGEST_LEVEL + 1), 1)
         zeros = np.zeros(shape, "int8")
         arrays.append(_decode_levels(decoder, stream, shape, int(top)) if top else zeros)
     _check_end(decoder)

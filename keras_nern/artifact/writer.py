@@ -42,31 +42,19 @@ from keras_nern.utils.version import __version__
 OMITTED = (*keras.layers.Layer().get_config(), "bits", "pruned")
 
 
-def write(
-    path: Path,
-    original: OriginalNetwork,
-    representation: Representation,
-    blocks_config: dict[str, Any],
-    stores_scales: bool = False,
-    precision: str = "auto",
-    kept_precision: str = "float32",
-) -> None:
+def write(path: Path, **arguments: Any) -> None:
     """Writes a representation to a compact file; see `NeRNModel.export`.
 
     Args:
         path: path of the file; a previous file is replaced once the new one is complete.
-        original, representation, blocks_config, stores_scales, precision, kept_precision: as for
-            `encode`.
+        **arguments: those of `encode`.
 
     Raises:
         OSError: if no file can be written at `path`.
         ValueError, ImportError: as for `encode`.
     """
     check_writable(path)
-    parts = encode(
-        original, representation, blocks_config, stores_scales, precision, kept_precision
-    )
-    container.write(path, parts)
+    container.write(path, encode(**arguments))
 
 
 def encode(

@@ -64,7 +64,7 @@ class KernelRounder:
                 square = float(np.mean(np.square(weights, dtype="float64")))
                 diagonal = np.full(weights.shape, 1 / (square or 1.0) / weights.size)
             curvature = np.maximum(diagonal, SMALLEST_CURVATURE * diagonal.mean())
-            self._order = np.broadcast_to(np.arange(1), (groups * patch, 1))
+            self._order = np.zeros((groups * patch, 1), "int64")
             self._upper = np.ones((groups * patch, 1, 1))
             self._weights = weights.reshape(groups * patch, 1, filters).astype("float64")
             self._curvature = curvature.reshape(groups * patch, 1, filters).astype("float64")
@@ -78,7 +78,6 @@ class KernelRounder:
             covariances = np.take_along_axis(covariances, order[:, :, None], axis=1)
             covariances = np.take_along_axis(covariances, order[:, None, :], axis=2)
             upper = np.linalg.cholesky(np.linalg.inv(covariances)).transpose(0, 2, 1)
-            self._curvature = g
             share = np.ones((groups, 1))
             if positions is not None:  # one problem for each position
                 share = np.einsum("gss->gs", positions).astype("float64")

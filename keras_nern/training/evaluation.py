@@ -46,7 +46,6 @@ LOGGED = {
         "relative_error",
         "logits_loss",
         "feature_map_loss",
-        "rate_loss",
     ),
 }
 

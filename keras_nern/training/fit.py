@@ -228,8 +228,8 @@ class PhasedFit:
     ) -> set[str] | None:
         """The names of the values that an epoch logs; `None` if they are unknown."""
         names = set(LOGGED["reconstruction" if x is None else "distillation"])
-        if not self._model.residual:
-            names.discard("rate_loss")
+        if self._model.residual:
+            names.add("rate_loss")
         if arguments["validation_data"] is None and not arguments["validation_split"]:
             return names
         return None if evaluated is None else names | {f"val_{name}" for name in evaluated}
