@@ -297,7 +297,7 @@ def test_two_workers_fit_like_one_device(on_one_device, tmp_path):
     for index in range(2):
         result = json.loads((tmp_path / f"{index}.json").read_text())
         _assert_same(result, on_one_device())
-        of_labels = {"val_accuracy", "val_top2"}
+        of_labels = {"val_accuracy", "val_base_accuracy", "val_top2"}
         assert set(result["logs"]) == set(on_one_device()["logs"]) - of_labels
 
 

@@ -139,6 +139,7 @@ CALLS = {
             **OF_BLOCKS,
             "bits": whole(2, 9, optional=True),
             "pruned": flag(),
+            "residual": flag(),
             "output_activation": one_of("relu", optional=False),
             "teacher": [3, [], layers.Dense(2), "no-such-file.keras"],
         },

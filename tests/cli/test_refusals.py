@@ -235,7 +235,7 @@ REFUSED = {
     ),
     "nothing to compress by": (
         "compress nern.keras a.keras",
-        "Expected --bits, --sparsity, or both",
+        "Expected --bits, --sparsity or both, or one of --max-bytes and --max-drop",
     ),
     "too many bits": ("compress nern.keras a.keras --bits 9", "9 is not in the range 2<=x<=8"),
     "a compressed predictor": (
