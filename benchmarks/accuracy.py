@@ -54,6 +54,8 @@ class Row:
         teacher: depth of the ResNet whose logits are distilled; `None` for the network itself.
             Defaults to `None`.
         batch_size: images per step of distillation. Defaults to `64`.
+        curvature_images: from which the curvature is gathered; `None` for as many as `fit` takes.
+            Defaults to `None`.
         reference: the drop of the reference implementation with as many parameters, and its
             core-hours where they are known. Defaults to `""`.
     """
@@ -73,6 +75,7 @@ class Row:
     dataset: str = "cifar10"
     teacher: int | None = None
     batch_size: int = 64
+    curvature_images: int | None = None
     reference: str = ""
 
     def fit(self, seed):
@@ -95,8 +98,9 @@ class Row:
     @property
     def can_be_cached(self):
         """Whether `fits.Fit.load_or_fit` returns the same representation."""
-        usual = ("mixed-up", None, "euclidean", "cifar10", None)
-        return (self.images, self.zoo, self.metric, self.dataset, self.teacher) == usual
+        usual = ("mixed-up", None, "euclidean", "cifar10", None, None)
+        own = (self.images, self.zoo, self.metric, self.dataset, self.teacher)
+        return (*own, self.curvature_images) == usual
 
 
 QUICK = (2_000, 300)
@@ -117,7 +121,9 @@ LITE = {
 CIFAR100_56 = Row(56, None, (2_500, 300), curvature_steps=400, dataset="cifar100")
 
 ROWS = {
-    "ResNet20, a minute": Row(20, None, (700, 0), **LOCAL_20, curvature_steps=250),
+    "ResNet20, a minute": Row(
+        20, None, (1_000, 0), **LOCAL_20, curvature_steps=250, curvature_images=256
+    ),
     "ResNet20, two minutes, noise": Row(
         20, None, (2_500, 0), **LOCAL_20, **TWO_OPT, curvature_steps=200, images="batch_norm"
     ),
@@ -321,6 +327,8 @@ def run(options, name, seed):
     callbacks = [keras.callbacks.LambdaCallback(on_train_batch_end=record)]
     nern.jit_compile = options.jit_compile or nern.jit_compile
     _, second_steps = row.steps
+    if row.curvature_images:
+        nern.gather_curvature(dataset, row.curvature_images, verbose=0)
     if second_steps or row.curvature_steps:
         epochs = 1 if second_steps else 0
         steps = max(1, second_steps)
