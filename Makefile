@@ -18,7 +18,7 @@ demo: $(VENV)/demo.stamp
 	$(VENV)/bin/python -m keras_nern.demo
 
 test: $(VENV)/dev.stamp
-	$(VENV)/bin/python -m pytest -n 2
+	TF_NUM_INTRAOP_THREADS=1 $(VENV)/bin/python -m pytest -n 2  # two processes, two cores
 
 test-slow: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m pytest -n 2 -m slow

@@ -13,13 +13,15 @@ error of each weight costs, and the integers spend the bytes where they gain mos
 (`predictor.rounding`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_nern.artifact import container, writer
+from keras_nern.data.inputs import are_arrays, is_pair, unpack_validation
 from keras_nern.model import NeRNModel
 from keras_nern.predictor.gptq import compress_into
 from keras_nern.predictor.rounding import BIT_COST, KernelRounder
@@ -139,9 +141,13 @@ def _add_residual(
 ) -> NeRNModel:
     """Adds the coarsest residual with at most `max_drop`, or the finest of `largest` bytes."""
     if validation_data is not None:
-        validation_data = _evaluation_arguments(validation_data)
-    if data is None and not nern._objective.has_curvature:
-        raise ValueError("A residual needs data, or nern.gather_curvature(data). Received: None")
+        validation_data = _evaluation_arguments(nern, validation_data)
+    if data is not None:
+        data = nern.check_data(data, name="data")
+    elif not nern._objective.has_curvature:
+        raise ValueError(
+            "A residual needs data, or nern.gather_curvature(data). Received: data=None"
+        )
     small = nern._with_predictor(residual=True)
     small.predictor.set_weights(nern.predictor.get_weights())
     if data is None:
@@ -243,9 +249,16 @@ class _Rounding:
         return None
 
 
-def _evaluation_arguments(data: Any) -> dict[str, Any]:
-    """The arguments of `evaluate` for validation data as `fit` takes them."""
-    if not isinstance(data, (tuple, list)):
-        return {"x": data}
-    x, y, weight = keras.utils.unpack_x_y_sample_weight(tuple(data))
+def _evaluation_arguments(nern: NeRNModel, validation_data: Any) -> dict[str, Any]:
+    """The arguments of `evaluate` for validation data as `fit` takes them, checked."""
+    x, y, weight = unpack_validation(validation_data)
+    if isinstance(x, Iterator):
+        raise ValueError(
+            "validation_data must be data that can be read several times, such as arrays or a "
+            f"tf.data.Dataset. Received: {x!r}"
+        )
+    nern.check_data(x, y, "validation_data", sample_weight=weight)
+    labeled = y is not None or is_pair(x, nern._original.signature)
+    if not labeled and (are_arrays(x) or isinstance(x, tf.data.Dataset)):
+        raise ValueError("max_drop needs validation_data with labels. Received: no labels")
     return {"x": x, "y": y, "sample_weight": weight}

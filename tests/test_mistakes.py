@@ -268,6 +268,29 @@ CALLS = {
             "sparsity": [1.0, 0, 0.0, *real(0.0)],
         },
     ),
+    "compress by bytes": (
+        lambda shared, **arguments: keras_nern.compress(shared.nern, **arguments),
+        {"max_bytes": "10 kB", "verbose": 0},
+        {
+            "max_bytes": [None, -1, NAN, INF, "a", "", "3 XB", 0, [1.0], True, {}],
+            "data": [None, *IMAGES],
+            "verbose": one_of(-1, optional=False),
+        },
+    ),
+    "compress by a drop": (
+        lambda shared, **arguments: keras_nern.compress(
+            shared.nern, **{"data": shared.x, "validation_data": (shared.x, shared.y), **arguments}
+        ),
+        {"max_drop": 1.0, "verbose": 0},
+        {
+            "max_drop": real(0.0),
+            "validation_data": [
+                *(None, np.zeros((6, 8, 8, 1)), (np.zeros((6, 8, 8, 1)), None)),
+                *((np.zeros((6, 8, 8, 1)), wrong) for wrong in LABELS[:11]),
+                *((wrong, np.zeros(6)) for wrong in IMAGES[3:14]),
+            ],
+        },
+    ),
     "load": (
         lambda shared, **arguments: keras_nern.load(**arguments),
         {"path": "a.nern"},
@@ -658,7 +681,7 @@ UNCHECKED = {"title", "name", "tunable", "zipped", "max_shard_size"}
 def _resolved(call):
     """The function or class that a call is named by."""
     found = keras_nern
-    for name in call.removesuffix(" in fit").split("."):
+    for name in call.partition(" ")[0].split("."):
         found = getattr(found, name)
     return found
 

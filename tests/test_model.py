@@ -394,7 +394,7 @@ def _sequential_base():
 @pytest.mark.parametrize(
     ("phase", "kind"),
     [
-        ("reconstruction", "sequential"),
+        pytest.param("reconstruction", "sequential", marks=pytest.mark.slow),
         ("distillation", "functional"),
         ("reconstruction", "local predictors"),
         pytest.param("distillation", "local predictors", marks=pytest.mark.slow),

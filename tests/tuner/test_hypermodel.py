@@ -191,7 +191,8 @@ def test_bayesian_optimization_keeps_to_the_budget(base, images, labels, tmp_pat
     assert len(_check_trials(tuner, images, labels)) == 3
 
 
-@pytest.mark.parametrize("experts", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("experts", [1, 3])
 def test_rounds_of_hyperband_continue_each_other(base, images, labels, tmp_path, experts):
     arguments = {"compile_arguments": {"reconstruction_steps": 2, "run_eagerly": True}}
     if experts > 1:
@@ -557,6 +558,7 @@ def test_a_killed_search_resumes(tmp_path):
     assert sorted(row[2] for row in rows) == ["0", "1", "2", "3"]
 
 
+@pytest.mark.slow
 def test_a_chief_and_two_workers_run_one_search(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
