@@ -217,7 +217,9 @@ def main():
     cifar.add_arguments(parser)
     imagenet.add_arguments(parser)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="defaults to 0 1 2, or with --print to all"
+    )
     parser.add_argument("--jit-compile", action="store_true", help="compile the steps with XLA")
     parser.add_argument(
         "--curve",
@@ -254,9 +256,11 @@ def print_table(options):
     stored = runs.read_results(options.results) if options.print else []
     for name in options.rows:
         if options.print:
-            results = [r for r in stored if r["row"] == name and r["seed"] in options.seeds]
+            results = [one for one in stored if one["row"] == name]
+            if options.seeds is not None:
+                results = [one for one in results if one["seed"] in options.seeds]
         else:
-            results = [_run_and_store(options, name, seed) for seed in options.seeds]
+            results = [_run_and_store(options, name, seed) for seed in options.seeds or (0, 1, 2)]
         if results:
             tables.print_row(_cells(name, results))
         for result in results:

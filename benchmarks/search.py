@@ -26,7 +26,7 @@ from keras_nern.tuner import NeRNHyperModel, pareto_front
 
 VALIDATION = 5_000  # images
 BATCH_SIZE = 64
-FAST = {"reconstruction_steps": 700, "curvature_steps": 250}
+FAST = {"reconstruction_steps": 1_000, "curvature_steps": 250}
 
 
 def main():
