@@ -1,7 +1,8 @@
-"""Runs every notebook from top to bottom on a few images of CIFAR-10.
+"""Runs every notebook from top to bottom on a few images of CIFAR-10, and checks its page.
 
 Each notebook ends in assertions, which must also hold at the small sizes of this test. A cell after
-the one that is tagged "parameters" sets the sizes, as papermill does.
+the one that is tagged "parameters" sets the sizes, as papermill does. The pages of docs/notebooks/
+show what the notebooks print at their own sizes, so the tests compare cells and pictures only.
 """
 
 import ast
@@ -23,6 +24,7 @@ IGNORED_WARNINGS = (
 )
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = ROOT / "docs" / "notebooks"
 
 # For each notebook the values of its parameters, and the number of its pictures.
 SMALL = {
@@ -31,8 +33,9 @@ SMALL = {
             "train_images": 80,
             "validation_images": 16,
             "test_images": 100,
-            "hidden_size": 32,
+            "size": 0.1,
             "reconstruction_steps": 20,
+            "curvature_steps": 10,
             "batch_size": 8,
             "epochs": 1,
             "evaluate_every": 10,
@@ -45,7 +48,7 @@ SMALL = {
             "test_images": 100,
             "regularized_epochs": 1,
             "batch_size": 16,
-            "hidden_size": 64,
+            "size": 0.1,
             "reconstruction_steps": 100,
         },
         5,
@@ -53,8 +56,10 @@ SMALL = {
     "3_distillation_and_data_free": (
         {
             "test_images": 50,
-            "hidden_size": 64,
-            "reconstruction_steps": 100,
+            "size": 0.1,
+            "reconstruction_steps": 50,
+            "curvature_images": 16,
+            "curvature_steps": 10,
             "distillation_steps": 4,
             "batch_size": 8,
         },
@@ -66,15 +71,16 @@ SMALL = {
             "validation_images": 16,
             "widths": [16, 32],
             "reconstruction_steps": 10,
-            "batch_size": 8,
+            "curvature_steps": 5,
             "trials": 2,
         },
         1,
     ),
     "5_kernel_importance": (
         {
+            "train_images": 16,
             "test_images": 50,
-            "hidden_size": 32,
+            "size": 0.1,
             "reconstruction_steps": 20,
             "sparsities": [0.0, 0.2],
         },
@@ -84,23 +90,25 @@ SMALL = {
         {
             "train_images": 16,
             "test_images": 50,
-            "hidden_size": 32,
+            "curvature_images": 16,
+            "budgets": ["80 kB"],
+            "size": 0.1,
             "reconstruction_steps": 20,
+            "curvature_steps": 10,
             "batch_size": 8,
-            "epochs": 1,
             "depths": [4],
         },
         1,
     ),
     "7_your_own_network": (
         {
-            "weights": None,
             "side": 32,
             "train_images": 16,
             "test_images": 16,
             "train_epochs": 1,
-            "hidden_size": 32,
+            "size": 0.1,
             "reconstruction_steps": 20,
+            "curvature_steps": 10,
             "batch_size": 8,
         },
         2,
@@ -110,6 +118,14 @@ SMALL = {
 
 def _read(path):
     return nbformat.read(path, as_version=4)
+
+
+def _script(name):
+    """Imports a script of notebooks/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "notebooks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _insert_parameters(notebook, values):
@@ -142,14 +158,35 @@ def test_every_notebook_is_tested():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_stored_without_outputs(path):
-    spec = importlib.util.spec_from_file_location("clean", ROOT / "notebooks" / "clean.py")
-    clean = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(clean)
+    clean = _script("clean")
     text = path.read_text(encoding="utf-8")
     assert text == clean.cleaned(text), "run `python notebooks/clean.py`"
     for cell in _read(path).cells:
         if cell.cell_type == "code":
             assert (cell.outputs, cell.execution_count) == ([], None)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_page_shows_the_notebook(path):
+    source = _script("render").source
+    page = (PAGES / f"{path.stem}.md").read_text(encoding="utf-8")
+    message = f"run `python notebooks/render.py {path.stem}`"
+    cells = _read(path).cells
+    place = 0
+    for cell in cells:
+        found = page.find(f"{source(cell)}\n", place)
+        assert found >= 0, f"{message}: the page lacks a cell, or has it elsewhere\n{cell.source}"
+        place = found + len(source(cell))
+    assert page.count("```python") == sum(cell.cell_type == "code" for cell in cells), message
+    _, num_pictures = SMALL[path.stem]
+    pictures = re.findall(r"!\[.*\]\((.*\.png)\)", page)
+    assert len(pictures) == num_pictures, message
+    assert {file.name for file in PAGES.glob(f"{path.stem}_*.png")} == set(pictures), message
+
+
+def test_pages_are_of_notebooks_and_small():
+    assert sorted(path.stem for path in PAGES.glob("*.md")) == sorted(SMALL)
+    assert sum(path.stat().st_size for path in PAGES.iterdir()) < 1_500_000
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

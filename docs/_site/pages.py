@@ -27,12 +27,14 @@ PAGES = {
     "notebooks/": "notebooks/index.md",
     "notebooks/README.md": "notebooks/index.md",
 }
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+PAGES |= {f"notebooks/{name}.ipynb": f"notebooks/{name}.ipynb" for name in NOTEBOOKS}  # to download
 LAZY = ("tuner",)  # packages that `__getattr__` of keras_nern/__init__.py imports on first use
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
 
 
 def on_config(config):
-    """Lists the API pages in the menu."""
+    """Lists the pages of the API and of the notebooks in the menu."""
     rooms = itertools.groupby(inner_modules(), key=lambda module: module.rpartition(".")[0])
     internals = [
         {room or "keras_nern": [{name: f"api/{name}.md"} for name in names]}
@@ -42,6 +44,10 @@ def on_config(config):
     for entry in config.nav:
         if "API" in entry:
             entry["API"] = [entry["API"], *public, {"Internals": internals}]
+        for guide in entry.get("Guide", ()):
+            if "Notebooks" in guide:
+                pages = [f"notebooks/{name}.md" for name in NOTEBOOKS]
+                guide["Notebooks"] = [guide["Notebooks"], *pages]
     return config
 
 
@@ -113,8 +119,6 @@ def _imports(path):
 def _pages():
     """Returns the added pages: address on the site to a file's path or a page's text."""
     pages = {site: ROOT / source for source, site in PAGES.items() if not source.endswith("/")}
-    for path in (ROOT / "notebooks").glob("*.ipynb"):  # offered for download
-        pages[f"notebooks/{path.name}"] = path
     for module in public_modules():
         pages[f"api/{module}.md"] = f"::: keras_nern.{module}\n"
     for module in inner_modules():  # the search lists them after the other pages
