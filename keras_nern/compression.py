@@ -27,7 +27,7 @@ from keras_nern.predictor.gptq import compress_into
 from keras_nern.predictor.rounding import BIT_COST, KernelRounder
 from keras_nern.predictor.size import byte_budget
 from keras_nern.utils import checks
-from keras_nern.utils.progress import Progress
+from keras_nern.utils.progress import Progress, level_of
 
 # c, see `predictor.rounding`, relative to the one whose step sizes equal the weights' mean square:
 # from integers of 8 bits to almost only zeros.
@@ -108,7 +108,7 @@ def compress(
         )
     if kinds[0]:
         return _compress_predictor(nern, bits, sparsity)
-    level = 1 if verbose == "auto" else int(verbose)
+    level = level_of(verbose)
     if max_drop is None:
         limit = byte_budget("max_bytes", max_bytes)
         return _add_residual(nern, data, level, largest=limit)
@@ -172,9 +172,15 @@ def _add_residual(
 
     found = rounding.search(fits, finest_fits=largest is None, verbose=verbose)
     if found is not None:
-        limit = f"a drop of {max_drop} points" if largest is None else f"{largest:,.0f} bytes"
-        values = ", ".join(f"{name}: {value:,.2f}" for name, value in found.items())
-        raise ValueError(f"Expected a residual within {limit}. Received at best: {values}")
+        if largest is None:
+            raise ValueError(
+                f"max_drop must be at least {found['drop']:.2f}, the drop of the finest integers. "
+                f"Received: max_drop={max_drop}"
+            )
+        raise ValueError(
+            f"max_bytes must be at least {1000 * found['kB']:,.0f}, the smallest file; "
+            f"NeRNModel(base, size=0) has no predictor in it. Received: max_bytes={largest:,.0f}"
+        )
     return small
 
 
@@ -227,7 +233,10 @@ class _Rounding:
         Returns:
             `None`, or the values of the integers that are most likely to fit, if none do.
         """
-        progress = Progress(TRIALS + 1, "trial", verbose) if verbose else None
+        progress = None
+        if verbose:
+            progress = Progress(TRIALS + 1, "trial", verbose)
+            progress.screen.end("Choosing integers:")
         good, bad = (FINEST, COARSEST) if finest_fits else (COARSEST, FINEST)
         self.set(good)
         is_fit, values = fits()

@@ -51,6 +51,7 @@ from keras_nern.training.state import FIELDS, FitState
 from keras_nern.utils import checks
 from keras_nern.utils.backend import is_multi_worker, register, require_tensorflow
 from keras_nern.utils.files import atomic_write
+from keras_nern.utils.progress import Screen, level_of
 from keras_nern.utils.types import Path, Tensor
 
 NORMALIZATIONS = ("auto", None, "layer")
@@ -790,7 +791,10 @@ class NeRNModel(keras.Model):
         checks.one_of("verbose", verbose, ("auto", 0, 1, 2))
         x = self.check_data(x)
         batches = input_batches(x, images, batch_size, self._original.signature)
-        batches = with_progress(batches, images, 1 if verbose == "auto" else int(verbose))
+        screen = Screen()
+        if level_of(verbose):
+            screen.end(f"Curvature of the losses, from up to {images} images:")
+        batches = with_progress(batches, images, level_of(verbose), screen)
         self._objective.gather_curvature(self._settings, batches, images)
         self._retrace()
 
@@ -895,7 +899,7 @@ class NeRNModel(keras.Model):
         if verbose and not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = check_callbacks(callbacks)
             if not any(isinstance(one, keras.callbacks.ProgbarLogger) for one in callbacks):
-                level = 1 if verbose == "auto" else int(verbose)
+                level = level_of(verbose)
                 callbacks, verbose = [*callbacks, EvaluationProgress(level)], 0
         results = super().evaluate(
             x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict=True, **kwargs
@@ -1144,7 +1148,8 @@ class NeRNModel(keras.Model):
             **kwargs: as for `keras.Model.export`; not allowed for `"nern"`.
 
         Raises:
-            ValueError: if `filepath` of a compact file has no extension, if a precision is unknown
+            ValueError: if `filepath` of a compact file has no extension or one of Keras, if a
+                precision is unknown
                 or given with another format, if weights of the predictor are not finite, or if the
                 base holds code (a Lambda layer) or cannot be built from its config.
             OSError: if `filepath` cannot be written.
@@ -1167,10 +1172,11 @@ class NeRNModel(keras.Model):
                 )
             self.reconstruct().export(filepath, format=format, **kwargs)
             return
-        if not os.path.splitext(filepath)[1]:
+        if os.path.splitext(filepath)[1] in ("", ".keras", ".h5"):
             raise ValueError(
-                "filepath must have an extension, as in 'classifier.nern', for a compact file; "
-                "export(filepath, format='tf_saved_model') writes the folder of a SavedModel. "
+                "filepath must have an extension that is not one of Keras, as in "
+                "'classifier.nern', for a compact file; export(filepath, format='tf_saved_model') "
+                "writes the folder of a SavedModel, and save(filepath) a '.keras' file. "
                 f"Received: filepath={str(filepath)!r}"
             )
         if kwargs:

@@ -304,7 +304,7 @@ def test_raises_for_arguments_of_a_predictor_without_one(base, arguments, messag
         ({"bits": 8, "max_bytes": 1000}, "Expected bits, a sparsity or both"),
         ({"max_bytes": "10 miles"}, "Received: .*10 miles"),
         ({"max_bytes": -1}, "max_bytes"),
-        ({"max_bytes": 100}, r"Expected a residual within 100 bytes. Received at best: kB: \d"),
+        ({"max_bytes": 100}, r"max_bytes must be at least \d[\d,]+, .*max_bytes=100"),
         ({"max_drop": 1}, "max_drop needs validation_data with labels. Received: None"),
         ({"max_drop": 1, "validation_data": np.zeros((2, 8, 8, 1), "float32")}, "no labels"),
         ({"bits": 8}, "a NeRNModel without a predictor"),

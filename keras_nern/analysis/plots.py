@@ -306,7 +306,8 @@ def plot_history(history: keras.callbacks.History | list[dict]) -> Figure:
                 starts[phase] + np.asarray(steps),
                 values,
                 linestyle="--" if is_validation else "-",
-                linewidth=3.5 if name == "loss" else 1.5,  # other losses may lie on it
+                linewidth=3.5 if name == "loss" else 1.5,
+                zorder=1.9 if name == "loss" else 2,  # the only term of a phase lies on its loss
                 marker="." if len(values) <= 25 else "",
                 color=colors[base],
                 label=name,

@@ -131,8 +131,8 @@ def data_options(default: str | None) -> Callable:
         ),
         click.option(
             "--data-dir",
-            type=click.Path(file_okay=False),
-            help="Folder of the TFDS dataset, which is downloaded into it if it is missing.",
+            type=click.Path(exists=True, file_okay=False),
+            help="Existing folder for the TFDS dataset, which is downloaded if it is missing.",
         ),
         click.option(
             "--split", help="Split of the TFDS dataset. Default: test for evaluate, else train."

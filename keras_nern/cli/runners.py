@@ -8,6 +8,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import pathlib
 import shutil
 import signal
@@ -109,7 +110,6 @@ def _add_residual(nern: keras_nern.NeRNModel, options: dict) -> keras_nern.NeRNM
                 f"{options['validation']!r}, which has images only"
             )
         given["validation_data"] = data.with_labels(held_out, labels, options["batch_size"])
-    _say("Choosing integers", options)
     return keras_nern.compress(nern, data=images, verbose=0 if options["quiet"] else 1, **given)
 
 
@@ -168,7 +168,7 @@ def _train(
         **{name: getattr(nern, name) for name in ("experts", "hidden_size", "num_layers")},
         "last_epoch": {name: float(values[-1]) for name, values in logs.items()},
         "predictor_parameters": table.predictor_parameters,
-        "representation_bytes": table.representation_bytes,
+        "representation_bytes": math.ceil(table.representation_bytes),
     }
 
 
@@ -256,7 +256,7 @@ def importance(options: dict) -> tuple[dict, str]:
     figure = None
     if options["plot"] is not None:
         with refused((ImportError,)):  # without matplotlib, nothing is written
-            figure = plots.plot_importance(scores, options["measure"])
+            figure = plots.plot_importance(scores, f"importance: {options['measure']}")
     if options["scores"] is not None:
         _save_scores(options["scores"], scores)
     if figure is not None:

@@ -42,6 +42,7 @@ from keras_nern.training.fit_progress import FitProgress, MovingMeans
 from keras_nern.training.settings import PHASES
 from keras_nern.utils.backend import to_int
 from keras_nern.utils.files import check_creatable
+from keras_nern.utils.progress import level_of
 
 CHECK_EVERY = 50  # executions of a step function between checks that losses are finite
 POINTS = 100  # of the curve of a phase without epochs
@@ -156,7 +157,7 @@ class FitCallbacks(keras.callbacks.CallbackList):
         self.history = FitHistory(model._means)
         self.finite_check = FiniteCheck(callbacks)
         has_bar = any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks)
-        self.verbose = 1 if params["verbose"] == "auto" else int(params["verbose"])
+        self.verbose = level_of(params["verbose"])
         self.progress = FitProgress(model._means, self.verbose, with_epochs=not has_bar)
         # The check comes first, so that callbacks do not use or save values that are not finite.
         super().__init__(
@@ -433,8 +434,10 @@ def _check_names(callback: keras.callbacks.Callback, logged: Collection[str]) ->
         names |= {field for _, field, _, _ in fields if field} - {"epoch"}
     if names <= known:
         return
+    needs_data = any(name.startswith("val_") for name in names - known)
+    hint = "; pass validation_data for names with val_" if needs_data else ""
     raise ValueError(
-        f"callbacks must read values that an epoch logs: {sorted(known)}. Received: "
+        f"callbacks must read values that an epoch logs: {sorted(known)}{hint}. Received: "
         f"{type(callback).__name__} with {sorted(names - known)}"
     )
 

@@ -32,7 +32,7 @@ FIRST = {
     "curvature": ("loss", "relative_error"),
     "distillation": ("loss",),
 }
-RESULTS = ("accuracy", "agreement")
+RESULTS = ("agreement", "accuracy")
 VALIDATION = tuple(f"val_{name}" for name in RESULTS)
 LAST = ("logits_loss", "feature_map_loss", "relative_error")
 
@@ -232,4 +232,4 @@ def with_progress(
         if progress is not None:
             progress.update(count)
     if progress is not None:
-        progress.end(count)
+        progress.end(count, part=Part("", count, count))  # there may be fewer images

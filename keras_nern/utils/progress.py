@@ -166,6 +166,11 @@ class Progress:
         return (self._total - done) * (time.monotonic() - since) / (done - first)
 
 
+def level_of(verbose: int | str) -> int:
+    """The number that an argument `verbose` of Keras stands for."""
+    return 1 if verbose == "auto" else int(verbose)
+
+
 def format_line(part: Part, note: str, values: Mapping[str, float], with_bar: bool = False) -> str:
     """One line of at most `WIDTH` columns.
 

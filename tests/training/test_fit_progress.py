@@ -128,12 +128,12 @@ def test_a_fit_shows_its_phases_and_epochs(base, images, labels, capsys, verbose
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 79
     assert lines[0] == "Curvature of the losses, from up to 512 images:"
-    assert lines[1].startswith(" 12/512 ")
+    assert lines[1].startswith("12/12 ")
     assert lines[2] == "Reconstruction, 5 steps without images:"
     assert lines[4] == "Curvature, 3 steps without images:"
     assert lines[6] == "Distillation:"
     assert len(lines) == 9
-    accuracy = watch.history[-1]["accuracy"]
+    agreement = watch.history[-1]["agreement"]
     for line, phase in ((lines[3], "reconstruction"), (lines[5], "curvature")):
         curve = getattr(history, phase)
         assert f"/step - loss: {curve['loss'][-1]:#.4g}" in line
@@ -142,7 +142,7 @@ def test_a_fit_shows_its_phases_and_epochs(base, images, labels, capsys, verbose
     assert lines[3].startswith("5/5 ")
     assert lines[7].startswith("Epoch 1/2: 2/2 ")
     assert lines[8].startswith("Epoch 2/2: 2/2 ")
-    assert f" - val_accuracy: {accuracy:#.4g}" in lines[8]
+    assert f" - val_agreement: {agreement:#.4g}" in lines[8]
 
 
 def test_a_fit_of_verbose_0_shows_nothing(base, images, capsys):
@@ -162,7 +162,9 @@ def test_a_progress_bar_of_keras_shows_the_epochs(base, images, capsys):
 def test_gather_curvature_shows_its_progress(base, images, capsys):
     nern = _model(base)
     nern.gather_curvature(images, images=12, batch_size=4)
-    assert capsys.readouterr().out.startswith("12/12 ")
+    title, line = capsys.readouterr().out.splitlines()
+    assert title == "Curvature of the losses, from up to 12 images:"
+    assert line.startswith("12/12 ")
     nern.gather_curvature(images, images=12, batch_size=4, verbose=0)
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match=r"verbose must be one of .*Received: verbose=3"):
@@ -193,7 +195,7 @@ def test_evaluate_shows_its_results(base, images, labels, capsys, verbose):
     (line,) = capsys.readouterr().out.splitlines()
     assert len(line) <= 79
     assert line.startswith("3/3 ")
-    shown = [f"{name}: {results[name]:#.4g}" for name in ("accuracy", "agreement", "top2")]
+    shown = [f"{name}: {results[name]:#.4g}" for name in ("agreement", "accuracy", "top2")]
     assert line.split(" - ", 1)[1] == " - ".join(shown)
     nern.evaluate(images, verbose=0)
     assert capsys.readouterr().out == ""
