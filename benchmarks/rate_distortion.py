@@ -385,7 +385,7 @@ def plot(points, path):
     for method, curve in curves.items():
         sizes, drops = [place[0] for place in curve], [place[1] for place in curve]
         axes.plot(sizes, drops, "--", color=colors[method], marker="s", markersize=4)
-    axes.set_xlim(min(visible) * 0.9, max(visible) * 1.1)
+    axes.set_xlim(min(visible) * 0.85, max(visible) * 1.1)
     axes.set_ylim(-0.15, HIGHEST)
     axes.set_ylabel("drop in test accuracy, points")
     bytes_axis(axes, "size of the whole network")
@@ -417,7 +417,8 @@ def _name_methods(axes, curves, colors):
     for method, curve in curves.items():
         sizes, drops = np.array([place[:2] for place in curve]).T
         if drops[0] <= HIGHEST:
-            _write(axes, method.removesuffix(" + zstd"), curve[0], (-12, 6), colors[method])
+            name, place = method.removesuffix(" + zstd"), curve[0]
+            _write(axes, name, place, (-6, -3), colors[method], horizontalalignment="right")
             continue
         inside = np.argmax(drops <= HIGHEST)  # the first point in the panel
         share = (drops[inside - 1] - HIGHEST) / (drops[inside - 1] - drops[inside])
@@ -435,9 +436,10 @@ def _name_methods(axes, curves, colors):
         )
 
 
-def _write(axes, text, place, offset, color):
+def _write(axes, text, place, offset, color, **kwargs):
     """Writes text at an offset, in points, from a place."""
-    axes.annotate(text, place[:2], offset, textcoords="offset points", color=color, fontsize=SMALL)
+    kwargs |= {"textcoords": "offset points", "color": color, "fontsize": SMALL}
+    axes.annotate(text, place[:2], offset, **kwargs)
 
 
 def _grouped(points):
