@@ -259,8 +259,8 @@ training_options = _all(
 @option(
     keras_nern.NeRNModel.compile,
     "curvature_steps",
-    "Steps on the curvature of the losses. auto is 300 with local predictors and --epochs above 0, "
-    "otherwise 0.",
+    "Steps on the curvature of the losses. auto is 300 with local predictors if --epochs is above "
+    "0 or --data is not noise, otherwise 0.",
     type=AutoInteger(),
     metavar="auto|N",
 )

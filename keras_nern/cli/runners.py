@@ -125,7 +125,10 @@ def _permutation(options: dict, base: keras.Model) -> keras_nern.Permutation:
 
 def _training_images(options: dict, base: keras.Model) -> Any:
     """The images of `--data`; `None` if no phase needs them."""
-    if not options["epochs"] and options.get("curvature_steps") in (None, "auto", 0):
+    curvature_steps = options.get("curvature_steps", 0)
+    if curvature_steps == "auto" and options["data"] == "noise":  # which is the default
+        curvature_steps = 0
+    if not options["epochs"] and not curvature_steps:
         return None
     images, _ = data.load(options, base, "train", for_training=True)
     return images

@@ -117,6 +117,18 @@ def test_fit_runs_curvature_steps_and_takes_a_teacher(folder, tmp_path):
     assert nern.teacher.path == str(teacher)
 
 
+def test_fit_without_distillation_gathers_the_curvature_from_named_images(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(settings.AUTO["local"], "curvature_steps", 3)
+    options = ("--experts", 3, "--hidden-size", 4, "--reconstruction-steps", 1, "--epochs", 0)
+    command = ("fit", folder / "base.keras", tmp_path / "fitted.keras", *options, "--force")
+    for source, steps in ((("--data", folder / "images.npz"), 3), ((), 0)):
+        results(*command, *source, "--quiet")
+        nern = keras.models.load_model(tmp_path / "fitted.keras")
+        assert int(nern.curvature_iterations) == steps
+
+
 def test_fit_runs_the_automatic_number_of_steps(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "EPOCHS", {False: 5, True: 7})
     command = ("fit", folder / "base.keras", tmp_path / "auto.keras", "--epochs", 0)
