@@ -128,7 +128,7 @@ def draw_accuracies(axes, folder, original_bytes, other_bytes):
         for one in files
         if one["method"] == "NeRN, residual" and one["arguments"]["tune"] == "0 + 0"
     ]
-    _draw(axes, "NeRN,\nresidual", _settings(residuals), (-16, -28), "o", "black")
+    _draw(axes, "NeRN,\nresidual", _settings(residuals), (-8, -28), "o", "black")
     integers = [one for one in files if one["method"] == "integers + zstd"]
     _draw(axes, "integers of\n5 to 8 bits", _settings(integers), (6, -12), "s", COLORS[1])
     codec = [one for one in files if one["method"] == "nncodec"]

@@ -26,6 +26,8 @@ IGNORED_WARNINGS = (
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = ROOT / "docs" / "notebooks"
 
+LONG = ("4_width_search", "6_compact_file")  # more than a minute
+
 # For each notebook the values of its parameters, and the number of its pictures.
 SMALL = {
     "1_quick_start": (
@@ -56,10 +58,10 @@ SMALL = {
     "3_distillation_and_data_free": (
         {
             "test_images": 50,
-            "size": 0.1,
-            "reconstruction_steps": 50,
-            "curvature_images": 16,
-            "curvature_steps": 10,
+            "size": 0.2,
+            "reconstruction_steps": 150,
+            "curvature_images": 32,
+            "curvature_steps": 50,
             "distillation_steps": 4,
             "batch_size": 8,
         },
@@ -109,6 +111,7 @@ SMALL = {
             "size": 0.1,
             "reconstruction_steps": 20,
             "curvature_steps": 10,
+            "distillation_steps": 2,
             "batch_size": 8,
         },
         2,
@@ -189,7 +192,13 @@ def test_pages_are_of_notebooks_and_small():
     assert sum(path.stat().st_size for path in PAGES.iterdir()) < 1_500_000
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in LONG))
+        for path in NOTEBOOKS
+    ],
+)
 def test_notebook_runs(path, jupyter, cifar10_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_NERN_TFDS", str(cifar10_folder))
     notebook = _read(path)
