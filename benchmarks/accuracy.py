@@ -176,6 +176,10 @@ ROWS = {
     "quick: noise, batch_norm": Row(20, 160, QUICK, images="batch_norm"),
     "quick: noise, gaussian": Row(20, 160, QUICK, images="gaussian"),
     "quick: noise, uniform": Row(20, 160, QUICK, images="uniform"),
+    # Local predictors, fitted by different phases in about as long as "ResNet20, five minutes".
+    "local: reconstruction": Row(20, None, (9_000, 0), **LOCAL_20, **TWO_OPT),
+    "local: curvature": Row(20, None, (6_000, 0), **LOCAL_20, **TWO_OPT, curvature_steps=700),
+    "local: distillation": Row(20, None, (3_000, 400), **LOCAL_20, **TWO_OPT),
     # Reconstruction alone, for about as long as "quick: mixed-up images".
     "quick: no second phase": Row(20, 160, (6_000, 0)),
     # Permutations and smooth training. h=168 without a permutation takes as many bytes as h=160
