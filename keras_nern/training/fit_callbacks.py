@@ -434,11 +434,11 @@ def _check_names(callback: keras.callbacks.Callback, logged: Collection[str]) ->
         names |= {field for _, field, _, _ in fields if field} - {"epoch"}
     if names <= known:
         return
-    needs_data = any(name.startswith("val_") for name in names - known)
-    hint = "; pass validation_data for names with val_" if needs_data else ""
+    needs, has = (any(name.startswith("val_") for name in some) for some in (names, known))
     raise ValueError(
-        f"callbacks must read values that an epoch logs: {sorted(known)}{hint}. Received: "
+        f"callbacks must read values that an epoch logs: {sorted(known)}. Received: "
         f"{type(callback).__name__} with {sorted(names - known)}"
+        + " but no validation_data" * (needs and not has)
     )
 
 

@@ -467,7 +467,7 @@ REFUSED = {
     "validation without data": (
         lambda folder: keras.callbacks.EarlyStopping(),
         "none",
-        _unlogged("val_loss"),
+        _unlogged("val_loss") + " but no validation_data",
     ),
     "a monitor of the best weights": (
         lambda folder: keras.callbacks.ModelCheckpoint(
