@@ -438,7 +438,8 @@ def _check_names(callback: keras.callbacks.Callback, logged: Collection[str]) ->
     raise ValueError(
         f"callbacks must read values that an epoch logs: {sorted(known)}. Received: "
         f"{type(callback).__name__} with {sorted(names - known)}"
-        + " but no validation_data" * (needs and not has)
+        + " but no validation_data"
+        * (needs and not has)
     )
 
 
