@@ -51,7 +51,7 @@ from keras_nern.training.state import FIELDS, FitState
 from keras_nern.utils import checks
 from keras_nern.utils.backend import is_multi_worker, register, require_tensorflow
 from keras_nern.utils.files import atomic_write
-from keras_nern.utils.progress import Screen, level_of
+from keras_nern.utils.progress import level_of
 from keras_nern.utils.types import Path, Tensor
 
 NORMALIZATIONS = ("auto", None, "layer")
@@ -791,10 +791,7 @@ class NeRNModel(keras.Model):
         checks.one_of("verbose", verbose, ("auto", 0, 1, 2))
         x = self.check_data(x)
         batches = input_batches(x, images, batch_size, self._original.signature)
-        screen = Screen()
-        if level_of(verbose):
-            screen.end(f"Curvature of the losses, from up to {images} images:")
-        batches = with_progress(batches, images, level_of(verbose), screen)
+        batches = with_progress(batches, images, level_of(verbose))
         self._objective.gather_curvature(self._settings, batches, images)
         self._retrace()
 

@@ -252,13 +252,12 @@ class PhasedFit:
         model = self._model
         if x is None or self._objective.has_curvature or not self._steps_left("curvature"):
             return x
-        progress = fit_callbacks.progress
-        progress.say(f"Curvature of the losses, from up to {CURVATURE_IMAGES} images:")
         read = x
         if isinstance(x, types.GeneratorType):
             read, x = first_batches(x, CURVATURE_IMAGES)
         batches = input_batches(read, CURVATURE_IMAGES, batch_size or 32, self._signature)
-        batches = with_progress(batches, CURVATURE_IMAGES, fit_callbacks.verbose, progress.screen)
+        screen = fit_callbacks.progress.screen
+        batches = with_progress(batches, CURVATURE_IMAGES, fit_callbacks.verbose, screen)
         self._objective.gather_curvature(self._settings, batches, CURVATURE_IMAGES)
         model._retrace()
         return x

@@ -217,7 +217,7 @@ class EvaluationProgress(keras.callbacks.Callback):
 def with_progress(
     batches: Iterable, images: int, verbose: int, screen: Screen | None = None
 ) -> Iterator:
-    """Yields batches of inputs and shows how many of `images` they held.
+    """Yields batches of inputs for the curvature and shows how many of `images` they held.
 
     Args:
         batches: an iterable of inputs.
@@ -225,6 +225,8 @@ def with_progress(
         verbose, screen: as for `utils.progress.Progress`; a `verbose` of 0 shows nothing.
     """
     progress = Progress(images, "image", verbose, screen) if verbose else None
+    if progress is not None:
+        progress.screen.end(f"Curvature of the losses, from up to {images} images:")
     count = 0
     for batch in batches:
         yield batch
