@@ -307,6 +307,10 @@ def test_raises_for_arguments_of_a_predictor_without_one(base, arguments, messag
         ({"max_bytes": 100}, r"max_bytes must be at least \d[\d,]+, .*max_bytes=100"),
         ({"max_drop": 1}, "max_drop needs validation_data with labels. Received: None"),
         ({"max_drop": 1, "validation_data": np.zeros((2, 8, 8, 1), "float32")}, "no labels"),
+        (
+            {"max_drop": 1, "validation_data": (one for one in ())},
+            "validation_data must be data that can be read several times",
+        ),
         ({"bits": 8}, "a NeRNModel without a predictor"),
     ],
 )

@@ -171,6 +171,8 @@ def test_plot_history_draws_all_phases_on_one_axis():
     )
     assert losses.lines[0].get_color() == losses.lines[3].get_color()
     assert losses.lines[0].get_color() != losses.lines[2].get_color()
+    # the loss is wide and lies below its terms, so that it hides none
+    assert losses.lines[3].get_zorder() < losses.lines[2].get_zorder()
     assert _lines(shares)["val_agreement"] == ("--", [150, 210], [0.96, 0.98])
     assert shares.get_ylabel() == "share of images, %"
     assert shares.yaxis.get_major_formatter()(0.965, 0) == "96.5"

@@ -47,6 +47,13 @@ def test_writes_a_file_byte_by_byte_as_specified(path):
     assert path.read_bytes() == first
 
 
+@pytest.mark.parametrize("name", ["classifier", "classifier.keras", "classifier.h5"])
+def test_raises_for_a_path_that_looks_like_another_file(nern, tmp_path, name):
+    with pytest.raises(ValueError, match="filepath must have an extension that is not one of"):
+        nern.export(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_writes_the_orders_in_their_number_of_bits(path):
     nern = keras_nern.NeRNModel(artifact_files.classifier(), 4, permutation="cross_filter")
     nern.export(path)
