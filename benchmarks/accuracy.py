@@ -149,7 +149,7 @@ ROWS = {
     "CIFAR-100, ResNet56, 581,209 parameters": dataclasses.replace(
         CIFAR100_56, parameters=581_209, reference="-0.35"
     ),
-    "EfficientNet-lite0": Row(0, None, (1_500, 200), **LITE, curvature_steps=400),
+    "EfficientNet-lite0": Row(0, None, (2_500, 450), **LITE, curvature_steps=600),
     "EfficientNet-lite0, noise": Row(
         0,
         None,

@@ -19,9 +19,13 @@ Thomas, *Elements of Information Theory*, section 10.3.3). The only choice left 
 the integers of the kernel. A finer step reduces the cost of a weight by 2 ln(2) c^2 / 24 per bit,
 so L is c^2 times `BIT_COST`: integers and step sizes then buy accuracy at the same price
 (rate-distortion optimized quantization; with GPTQ as in CERWU, arXiv 2505.18758).
+
+When all rows are rounded, each integer is chosen again while all others are fixed: coordinate
+descent, in `REFINEMENTS` passes.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +36,7 @@ BIT_COST = 2 * math.log(2) / 24
 ROWS_AT_ONCE = 64  # whose errors correct the rows after them by one matrix product
 SMALLEST_CURVATURE = 1e-4  # of a filter, relative to the mean of its kernel
 PASSES = 2  # the first counts integers that are rounded to the nearest
+REFINEMENTS = 2
 
 
 class KernelRounder:
@@ -65,7 +70,7 @@ class KernelRounder:
                 diagonal = np.full(weights.shape, 1 / (square or 1.0) / weights.size)
             curvature = np.maximum(diagonal, SMALLEST_CURVATURE * diagonal.mean())
             self._order = np.zeros((groups * patch, 1), "int64")
-            self._upper = np.ones((groups * patch, 1, 1))
+            self._covariance = self._upper = np.ones((groups * patch, 1, 1))
             self._weights = weights.reshape(groups * patch, 1, filters).astype("float64")
             self._curvature = curvature.reshape(groups * patch, 1, filters).astype("float64")
             per_output = curvature.mean(axis=1, keepdims=True)
@@ -84,6 +89,7 @@ class KernelRounder:
                 share = np.maximum(share, SMALLEST_CURVATURE * share.mean())
             places = share.shape[1]
             self._order = np.repeat(order, places, axis=0)
+            self._covariance = np.repeat(covariances, places, axis=0)
             self._upper = np.repeat(upper, places, axis=0)
             self._curvature = (g * share[:, :, None]).reshape(groups * places, 1, filters)
             self._weights = weights.reshape(groups * places, -1, filters).astype("float64")
@@ -112,23 +118,40 @@ class KernelRounder:
         Returns:
             int8 array `(groups, patch, filters)`.
         """
-        steps = step_sizes_of(exponents).astype("float64")
+        step_sizes = step_sizes_of(exponents).astype("float64")[:, 0]
+        weights = np.take_along_axis(self._weights, self._order[:, :, None], axis=1)
+        step_sizes = np.repeat(step_sizes, len(weights) // len(step_sizes), axis=0)
         bits = np.zeros(2 * LARGEST_LEVEL + 1)
-        for _ in range(PASSES):
-            integers = self._round(steps, BIT_COST * spread**2 * bits)
+        integers: Any = None
+        for one in range(PASSES + REFINEMENTS):
+            prices = BIT_COST * spread**2 * bits
+            if one < PASSES:
+                integers = self._round(weights, step_sizes, prices)
+            else:
+                integers = self._refine(weights, step_sizes, prices, integers)
             counts = np.bincount(integers.ravel() + LARGEST_LEVEL, minlength=len(bits)) + 0.5
             bits = -np.log2(counts / counts.sum())
-        return integers.reshape(self._shape).astype("int8")
+        unsorted = np.empty_like(integers)
+        np.put_along_axis(unsorted, self._order[:, :, None], integers, axis=1)
+        return unsorted.reshape(self._shape).astype("int8")
 
-    def _round(self, step_sizes: np.ndarray, prices: np.ndarray) -> np.ndarray:
-        """One pass; `prices` `(levels,)` are L times the bits of each integer."""
-        weights = np.take_along_axis(self._weights, self._order[:, :, None], axis=1)
-        problems, rows, filters = weights.shape
-        steps = np.repeat(step_sizes[:, 0], problems // len(step_sizes), axis=0)
+    def _round(self, weights: np.ndarray, steps: np.ndarray, prices: np.ndarray) -> np.ndarray:
+        """Rounds all rows.
+
+        Args:
+            weights: `(problems, rows, filters)`, the rows in the order to round them.
+            steps: step sizes `(problems, filters)`.
+            prices: L times the bits of each integer, `(levels,)`.
+
+        Returns:
+            int64 array of the shape of `weights`.
+        """
+        weights = weights.copy()
+        rows = weights.shape[1]
         integers = np.empty(weights.shape, "int64")
         for start in range(0, rows, ROWS_AT_ONCE):
             stop = min(rows, start + ROWS_AT_ONCE)
-            errors = np.empty((problems, stop - start, filters))
+            errors = np.empty((len(weights), stop - start, weights.shape[2]))
             for i in range(start, stop):
                 row, pivot = weights[:, i], self._upper[:, i, i, None]
                 h = 0.5 * self._curvature[:, 0] * (steps / pivot) ** 2
@@ -139,9 +162,31 @@ class KernelRounder:
                 )
             later = self._upper[:, start:stop, stop:].transpose(0, 2, 1)
             weights[:, stop:] -= later @ errors
-        unsorted = np.empty_like(integers)
-        np.put_along_axis(unsorted, self._order[:, :, None], integers, axis=1)
-        return unsorted
+        return integers
+
+    def _refine(
+        self, weights: np.ndarray, steps: np.ndarray, prices: np.ndarray, integers: np.ndarray
+    ) -> np.ndarray:
+        """Chooses each of the integers that `_round` returned again, see there for the others."""
+        integers = integers.copy()
+        errors = weights - integers * steps[:, None]
+        slopes = self._covariance @ errors
+        rows = weights.shape[1]
+        for start in range(0, rows, ROWS_AT_ONCE):
+            stop = min(rows, start + ROWS_AT_ONCE)
+            changes = np.empty_like(errors[:, start:stop])
+            for i in range(start, stop):
+                pivot = self._covariance[:, i, i, None]
+                best = integers[:, i] + slopes[:, i] / (pivot * steps)
+                h = 0.5 * self._curvature[:, 0] * pivot * steps**2
+                chosen = _cheapest(best, h, prices)
+                change = changes[:, i - start] = (integers[:, i] - chosen) * steps
+                integers[:, i] = chosen
+                slopes[:, i + 1 : stop] += (
+                    self._covariance[:, i + 1 : stop, i, None] * change[:, None, :]
+                )
+            slopes[:, stop:] += self._covariance[:, stop:, start:stop] @ changes
+        return integers
 
 
 def _cheapest(values: np.ndarray, curvature: np.ndarray, prices: np.ndarray) -> np.ndarray:

@@ -52,6 +52,7 @@ def test_rows_that_are_left_compensate_for_errors(groups, monkeypatch):
     rounder = KernelRounder(weights, inputs, outputs)
     exponents = rounder.exponents(0.1)
     monkeypatch.setattr(rounding, "BIT_COST", 0.0)
+    monkeypatch.setattr(rounding, "REFINEMENTS", 0)
     found = rounder.round(exponents, 0.1)
     assert np.abs(found).max() < 127
     monkeypatch.setattr(rounding, "ROWS_AT_ONCE", 2)
@@ -81,7 +82,7 @@ def test_an_integer_is_the_cheapest_by_cost_and_bits():
     integers, steps = rounded(rounder, c)
     nearest = np.rint(weights / steps)
     bits = np.zeros(255)
-    for _ in range(2):  # with the bits of the integers of the pass before
+    for _ in range(4):  # with the bits of the integers of the pass before
         chosen = np.empty(integers.shape, "int64")
         for place, weight in np.ndenumerate(weights):
             h = 0.5 * outputs[0, place[2], place[2]] * 1.01
@@ -95,6 +96,32 @@ def test_an_integer_is_the_cheapest_by_cost_and_bits():
         bits = -np.log2(counts / counts.sum())
     np.testing.assert_array_equal(integers, chosen)
     assert np.abs(integers).sum() < np.abs(nearest).sum()
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_no_other_choice_of_one_integer_costs_less_after_refinement(groups, monkeypatch):
+    weights, inputs, outputs = problem(groups, patch=40, filters=8)
+    rounder = KernelRounder(weights, inputs, outputs)
+    exponents = rounder.exponents(0.5)
+    damped_inputs = np.stack([damped(one, 0.01) for one in inputs])
+    monkeypatch.setattr(rounding, "BIT_COST", 0.0)
+
+    def total(integers):
+        return cost(integers * step_sizes_of(exponents) - weights, damped_inputs, outputs)
+
+    costs = []
+    for passes in (0, 2, 50):
+        monkeypatch.setattr(rounding, "REFINEMENTS", passes)
+        found = rounder.round(exponents, 0.5).astype("int64")
+        costs.append(total(found))
+    assert costs[0] > costs[1] >= costs[2]
+    for place in np.ndindex(found.shape):
+        for change in (-1, 1):
+            other = found.copy()
+            other[place] += change
+            assert total(other) >= costs[2]
+    monkeypatch.setattr(rounding, "ROWS_AT_ONCE", 2)
+    np.testing.assert_array_equal(rounder.round(exponents, 0.5), found)
 
 
 def test_bits_fall_and_cost_rises_with_c():
