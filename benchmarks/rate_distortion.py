@@ -304,7 +304,7 @@ class Measurement:
         """Exports; returns the network loaded from the file, and the file's bytes by part."""
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "network.nern"
-            nern.export(path, precision=precision, kept_precision="float16")
+            nern.export(path, precision=precision, kept_precision="bfloat16")
             return keras_nern.load(path), inspect(path).part_bytes
 
     def _accuracy(self, model):

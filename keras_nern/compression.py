@@ -58,7 +58,7 @@ def compress(
             to `None`.
         sparsity: fraction of each of the predictor's kernels to set to zero, in [0, 1). Defaults
             to `0.0`.
-        max_bytes: largest compact file, as `export(path, kept_precision="float16")` writes it: a
+        max_bytes: largest compact file, as `export(path, kept_precision="bfloat16")` writes it: a
             number of bytes or a string such as `"100 kB"`. Defaults to `None`.
         max_drop: largest drop in accuracy on `validation_data`, in percentage points, with the
             fewest bytes. Defaults to `None`.
@@ -156,7 +156,7 @@ def _add_residual(
         small.gather_curvature(data, verbose=verbose)
     rounding = _Rounding(small)
     if largest is not None:
-        parts = writer.encode(**small._to_encode("auto", "float16"))
+        parts = writer.encode(**small._to_encode("auto", "bfloat16"))
 
         def fits() -> tuple[bool, dict[str, float]]:
             size = len(container.dump(parts | writer.residual_parts(small.residual_layer)))

@@ -1141,7 +1141,8 @@ class NeRNModel(keras.Model):
                 `"float16"`, `"int2"` to `"int8"`, or `"auto"` for the `bits` of the predictor if
                 it is quantized (see `compress`) and `"float32"` otherwise. Defaults to `"auto"`.
             kept_precision: precision of the weights that are not represented, in a compact file:
-                `"float32"`, which is exact, or `"float16"`. Defaults to `"float32"`.
+                `"float32"`, which is exact, `"float16"`, or `"bfloat16"` for the fewest bytes.
+                Defaults to `"float32"`.
             **kwargs: as for `keras.Model.export`; not allowed for `"nern"`.
 
         Raises:

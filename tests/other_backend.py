@@ -3,7 +3,7 @@
     python other_backend.py FOLDER
 
 Reads nern.keras, the compressed small.keras, local.keras with local predictors, its compact file
-local.nern, and images.npy from FOLDER. Writes the results to FOLDER/{backend}.npz, and the errors
+local.nern, residual.nern with integers alone, and images.npy from FOLDER. Writes the results to FOLDER/{backend}.npz, and the errors
 of unsupported methods to FOLDER/{backend}.json.
 """
 
@@ -60,6 +60,12 @@ def local_results(local, path, images):
     return {name: keras.ops.convert_to_numpy(array) for name, array in arrays.items()}
 
 
+def residual_results(path):
+    """The arrays, by name, of the classifier in a compact file of integers."""
+    weights = keras_nern.load(path).weights
+    return {f"residual {i}": keras.ops.convert_to_numpy(one) for i, one in enumerate(weights)}
+
+
 def errors(nern, images):
     """The error messages of the methods that need TensorFlow."""
     messages = {}
@@ -79,6 +85,7 @@ def main(folder):
     images = np.load(folder / "images.npy")
     backend = keras.backend.backend()
     arrays = results(nern, small, images) | local_results(local, folder / "local.nern", images)
+    arrays |= residual_results(folder / "residual.nern")
     np.savez(folder / f"{backend}.npz", **arrays)
     # Levels may differ between backends: a level that is rounded differently changes later ones.
     for one in (nern, local):

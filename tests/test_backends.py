@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from other_backend import local_results, results
+from other_backend import local_results, residual_results, results
 from processes import ROOT
 
 import keras_nern
@@ -32,13 +32,20 @@ def test_another_backend_gives_the_results_of_tensorflow(backend, base, images, 
     )
     local.save(tmp_path / "local.keras")
     local.export(tmp_path / "local.nern", precision="int7")
+    integers = keras_nern.NeRNModel(base, size=0)
+    residual = keras_nern.compress(integers, max_bytes="10 kB", data=images, verbose=0)
+    residual.export(tmp_path / "residual.nern")
     np.save(tmp_path / "images.npy", images)
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, SCRIPT, tmp_path], check=True, env=environment)
     expected = results(nern, small, images)
     expected |= local_results(local, tmp_path / "local.nern", images)
+    exact = residual_results(tmp_path / "residual.nern")
+    assert any(one.std() > 0 for one in exact.values())
     with np.load(tmp_path / f"{backend}.npz") as received:
-        assert set(received.files) == set(expected)
+        assert set(received.files) == set(expected) | set(exact)
+        for name, value in exact.items():
+            np.testing.assert_array_equal(received[name], value, err_msg=name, strict=True)
         for name, value in expected.items():
             np.testing.assert_allclose(
                 received[name], value, rtol=1e-4, atol=1e-5, err_msg=name, strict=name != "bits"

@@ -165,7 +165,7 @@ def integers(images):
 
 
 def file_bytes(nern, path):
-    nern.export(path, kept_precision="float16")
+    nern.export(path, kept_precision="bfloat16")
     return path.stat().st_size
 
 

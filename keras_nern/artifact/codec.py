@@ -21,6 +21,7 @@ streams for readers without constriction.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import ml_dtypes  # adds bfloat16 to NumPy; Keras requires it
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -32,6 +33,7 @@ from keras_nern.utils.optional import require
 
 LEVEL = 19  # zstandard's compression level
 FLOATS = ("float32", "float16")
+KEPT_FLOATS = (*FLOATS, "bfloat16")
 PRECISIONS = (*FLOATS, *(f"int{bits}" for bits in BITS))
 WINDOW = 2**27  # largest window of a zstandard frame, in bytes
 PRECISION = 24  # bits of a probability in the range coder
@@ -72,8 +74,13 @@ def count_too_large(values: ArrayLike, dtype: str) -> int:
     return int(np.isfinite(values.astype("float64")).sum() - kept.sum())
 
 
+def largest_number(dtype: str) -> float:
+    """The largest number that a type of floats can hold."""
+    return float(ml_dtypes.finfo(dtype).max)
+
+
 def unpack_floats(data: bytes, count: int, dtype: str) -> np.ndarray:
-    """Decodes what `pack_floats` wrote: an array `(count,)`.
+    """Decodes what `pack_floats` wrote: an array `(count,)`, float32 if `dtype` is bfloat16.
 
     Raises:
         ValueError: if the data contains another number of values.
@@ -82,7 +89,8 @@ def unpack_floats(data: bytes, count: int, dtype: str) -> np.ndarray:
     kind = np.dtype(dtype).newbyteorder("<")
     planes = unpack(data, count * kind.itemsize, exactly=True)
     array = np.frombuffer(planes, "uint8").reshape(kind.itemsize, count).T
-    return np.ascontiguousarray(array).view(kind).ravel()
+    values = np.ascontiguousarray(array).view(kind).ravel()
+    return values.astype("float32") if dtype == "bfloat16" else values
 
 
 def stored_type(dtype: str, precision: str) -> str:
@@ -90,15 +98,15 @@ def stored_type(dtype: str, precision: str) -> str:
 
     Args:
         dtype: Keras's name of the weights' type.
-        precision: `"float32"`, which is exact, or `"float16"`.
+        precision: `"float32"`, which is exact, `"float16"` or `"bfloat16"`.
 
     Returns:
         NumPy's name of a type.
     """
     if dtype == "bool":
         return "uint8"
-    if precision == "float16" and dtype in ("bfloat16", "float32", "float64"):
-        return "float16"
+    if precision != "float32" and dtype in ("bfloat16", "float32", "float64"):
+        return precision
     return "float32" if dtype == "bfloat16" else dtype
 
 

@@ -139,7 +139,7 @@ def read_config(parts: dict[str, bytes]) -> dict:
         fields |= {**MLP_FIELDS, "encoding": dict}
     _check_fields("its predictor", predictor, fields)
     for name, value, choices in (
-        ("kept_precision", config["kept_precision"], codec.FLOATS),
+        ("kept_precision", config["kept_precision"], codec.KEPT_FLOATS),
         ("permutation", config["permutation"], KINDS),
         ("view", config["blocks"]["view"], VIEWS),
         ("precision", predictor["precision"], codec.PRECISIONS),

@@ -75,7 +75,7 @@ def encode(
         precision: precision of the predictor's kernels: `"float32"`, `"float16"`, `"int2"` to
             `"int8"`, or `"auto"`. Defaults to `"auto"`.
         kept_precision: precision of the weights that are not represented: `"float32"`, which is
-            exact, or `"float16"`. Defaults to `"float32"`.
+            exact, `"float16"` or `"bfloat16"`. Defaults to `"float32"`.
 
     Returns:
         A dict from name to bytes.
@@ -87,7 +87,7 @@ def encode(
     """
     predictor = representation.predictor
     precision = _precision(precision, predictor.bits)
-    checks.one_of("kept_precision", kept_precision, codec.FLOATS)
+    checks.one_of("kept_precision", kept_precision, codec.KEPT_FLOATS)
     for module in ("safetensors.numpy", "constriction", "zstandard"):
         require(module, "compact")
     if predictor.not_finite():
@@ -267,8 +267,8 @@ def _weights_parts(name: str, weights: list[keras.Variable], precision: str) -> 
         value = _numpy(weight)
         if codec.count_too_large(value, dtype):
             raise ValueError(
-                f"kept_precision must be 'float32', because float16 holds numbers up to "
-                f"{np.finfo(dtype).max:,.0f}. Received: kept_precision={precision!r}, and "
+                f"kept_precision must be 'float32', because {dtype} holds numbers up to "
+                f"{codec.largest_number(dtype):,.0f}. Received: kept_precision={precision!r}, and "
                 f"{weight.path!r} with numbers up to {np.abs(value).max():,.0f}"
             )
         by_type.setdefault(dtype, []).append(value)

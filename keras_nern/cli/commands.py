@@ -19,7 +19,7 @@ import click
 
 import keras_nern
 from keras_nern.analysis.importance import MEASURES
-from keras_nern.artifact.codec import FLOATS, PRECISIONS
+from keras_nern.artifact.codec import KEPT_FLOATS, PRECISIONS
 from keras_nern.cli import runners
 from keras_nern.cli.arguments import (
     CLASSIFIER,
@@ -293,8 +293,8 @@ def fit(arguments: list[str], /, **options: Any) -> tuple[dict, str]:
 @option(
     keras_nern.compress,
     "max_bytes",
-    "Represent the kernels by integers whose compact file, with kept weights in float16, has at "
-    "most these bytes, such as '100 kB'.",
+    "Represent the kernels by integers whose compact file, with kept weights in bfloat16, has "
+    "at most these bytes, such as '100 kB'.",
     type=Size(),
     metavar="BYTES",
 )
@@ -428,7 +428,7 @@ def evaluate(**options: Any) -> tuple[dict, str]:
     keras_nern.NeRNModel.export,
     "kept_precision",
     "Type of the weights that are not represented.",
-    type=click.Choice(FLOATS),
+    type=click.Choice(KEPT_FLOATS),
 )
 @force_option
 def export(**options: Any) -> tuple[dict, str]:

@@ -42,6 +42,7 @@ def random_permutation(grids, kind, seed=0):
     [
         ("float32", "0000 0000 8000 3fc0"),  # 1 is 3f800000, -2 is c0000000
         ("float16", "0000 3cc0"),  # 3c00 and c000
+        ("bfloat16", "8000 3fc0"),  # the upper halves of float32
         ("int16", "01fe 00ff"),  # 0001 and fffe
     ],
 )
@@ -49,6 +50,14 @@ def test_floats_are_written_in_planes(dtype, planes):
     data = codec.pack_floats(np.array([1.0, -2.0]), dtype)
     assert zstandard.decompress(data) == bytes.fromhex(planes)
     np.testing.assert_array_equal(codec.unpack_floats(data, 2, dtype), [1, -2])
+
+
+def test_bfloat16_rounds_to_the_nearest_number_with_eight_significant_bits():
+    values = np.float32([1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-9, -3.0e38])
+    unpacked = codec.unpack_floats(codec.pack_floats(values, "bfloat16"), 4, "bfloat16")
+    assert unpacked.dtype == "float32"
+    np.testing.assert_array_equal(unpacked[:3], [1, 1 + 2.0**-6, 1])  # a tie goes to even
+    np.testing.assert_allclose(unpacked[3], -3.0e38, rtol=2.0**-8)
 
 
 def test_encodes_an_empty_array_of_floats():
@@ -96,6 +105,8 @@ def test_raises_for_another_zstandard_frame(data, message):
         ("float64", "float16", "float16"),
         ("bfloat16", "float16", "float16"),
         ("int64", "float16", "int64"),
+        ("float32", "bfloat16", "bfloat16"),
+        ("float16", "bfloat16", "float16"),
         ("bool", "float32", "uint8"),
     ],
 )

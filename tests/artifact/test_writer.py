@@ -93,9 +93,10 @@ def test_integer_precision_keeps_the_zeros_of_a_pruned_predictor(nern, compresse
     assert_same_weights(keras_nern.load(path), both.reconstruct())
 
 
-def test_float16_precision_rounds_all_weights(nern, path):
+@pytest.mark.parametrize("kept", ["float16", "bfloat16"])
+def test_lower_precisions_round_all_weights(nern, path, kept):
     pruned = keras_nern.compress(nern, sparsity=0.5)
-    pruned.export(path, precision="float16", kept_precision="float16")
+    pruned.export(path, precision="float16", kept_precision=kept)
     for layer in pruned.predictor.layers:
         for weight in (layer.kernel, layer.bias):
             weight.assign(np.asarray(weight, "float16"))
@@ -103,7 +104,7 @@ def test_float16_precision_rounds_all_weights(nern, path):
     represented = {id(expected.get_layer(name).kernel) for name in ("stem", "conv", "shrink")}
     for weight in expected.weights:
         if id(weight) not in represented:
-            weight.assign(np.asarray(weight, "float16"))
+            weight.assign(np.asarray(weight, kept).astype("float32"))
     assert_same_weights(keras_nern.load(path), expected)
 
 
@@ -114,10 +115,14 @@ def test_lower_precisions_take_fewer_bytes(nern, path):
         sizes.append(path.stat().st_size)
     assert sizes == sorted(sizes, reverse=True)
     before = inspect(path).part_bytes
-    nern.export(path, precision="int4", kept_precision="float16")
-    after = inspect(path).part_bytes
-    assert after["kept"] < before["kept"]
-    assert after["predictor"] == before["predictor"]
+    sizes = [before["kept"]]
+    for kept in ("float16", "bfloat16"):
+        nern.export(path, precision="int4", kept_precision=kept)
+        after = inspect(path).part_bytes
+        assert after["predictor"] == before["predictor"]
+        sizes.append(after["kept"])
+    assert sizes[2] < sizes[0]
+    assert sizes[1] < sizes[0]
 
 
 def test_other_formats_export_the_rebuilt_classifier(nern, tmp_path):
