@@ -166,7 +166,7 @@ labels = np.arange(24) % 3
 with strategy.scope():
     if experts == "0":  # integers
         nern = keras_nern.NeRNModel(classifier(), size=0)
-        nern = keras_nern.compress(nern, max_bytes="6 kB", data=images, verbose=0)
+        nern = keras_nern.compress(nern, max_bytes=1_680, data=images, verbose=0)
     else:
         nern = keras_nern.NeRNModel(
             classifier(), 16, permutation="cross_filter", experts=int(experts)
