@@ -16,12 +16,12 @@ it. The other methods may use images, too: each is evaluated with the original b
 statistics and with statistics recomputed from 5,000 training images, and the better accuracy
 counts. No fit sees a test image. Accuracies are measured on all 10,000 CIFAR-10 test images.
 
-Of our own methods, "NeRN, residual" is `keras_nern.compress` without a predictor, to the kilobytes
-of --kilobytes: integers chosen by the curvature from 1,000 training images, and then distilled for
-the steps of --tune, once without and once with them. "trained integers" is what such a distillation
-does for usual integers: each filter has the step size of the least squared error for a number of
-bits, weights are rounded to the nearest integer, and no bits count in the loss. Their bytes are
-those of the exported file, too.
+Of our own methods, "NeRN, residual" is `keras_nern.compress` to the kilobytes of --kilobytes,
+without a predictor or with local predictors of --parameters: integers chosen by the curvature from
+1,000 training images, and then distilled for the steps of --tune, once without and once with them.
+"trained integers" is what such a distillation does for usual integers: each filter has the step
+size of the least squared error for a number of bits, weights are rounded to the nearest integer,
+and no bits count in the loss. Their bytes are those of the exported file, too.
 
 Prints one row per setting, then the smallest size of each method at a drop of at most 0.5 points.
 Settings that --results contains are not measured again.
@@ -30,9 +30,11 @@ Settings that --results contains are not measured again.
 import itertools
 import pathlib
 import tempfile
+import time
 
 import cifar
 import fits
+import imagenet
 import keras
 import numpy as np
 import peers
@@ -51,6 +53,8 @@ OURS = "NeRN"
 RESIDUAL = f"{OURS}, residual"
 TRAINED = "trained integers"
 CURVATURE_IMAGES = 1_000
+IMAGENET_BATCH_SIZE = 16
+PREDICTOR_STEPS = (1_000, 0)  # of reconstruction and distillation, of predictors under a residual
 SPARSITIES = (0.3, 0.5, 0.6)  # shares of pruned weights
 # Method: its codec, and the arguments to try. Names and arguments are stored in the results.
 PEERS = {
@@ -70,8 +74,13 @@ def main():
     """Measures the missing points, prints the tables and draws the plot."""
     parser = runs.parser(__doc__)
     cifar.add_arguments(parser)
+    imagenet.add_arguments(parser)
     parser.add_argument(
-        "--network", type=int, choices=(20, 56), default=20, help="depth of the ResNet"
+        "--network",
+        type=int,
+        choices=(20, 56, 0),
+        default=20,
+        help="depth of the ResNet; 0 for EfficientNet-lite0",
     )
     methods = [*PEERS, TRAINED, RESIDUAL, OURS]
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
@@ -101,6 +110,13 @@ def main():
     )
     parser.add_argument(
         "--kilobytes", type=float, nargs="+", default=[120, 100, 85], help="of the residual's file"
+    )
+    parser.add_argument(
+        "--parameters",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="of local predictors under the residual, in the order of the base; 0 for none",
     )
     parser.add_argument(
         "--trained-bits", type=int, nargs="+", default=[4, 3], help="of the trained integers"
@@ -160,9 +176,14 @@ class Measurement:
 
     def __init__(self, options, results):
         self.options, self.results = options, results
-        self.base = cifar.resnet(options.network, options.weights)
-        self.images, _ = cifar.load(options.data_dir, "train")
-        self.test_images, self.labels = cifar.load(options.data_dir, "test")
+        if options.network:
+            self.base, self.source = cifar.resnet(options.network, options.weights), cifar
+            folder = options.data_dir
+        else:
+            self.base, self.source = imagenet.efficientnet_lite0(options.weights), imagenet
+            folder = options.imagenet_dir
+        self.images, _ = self.source.load(folder, "train")
+        self.test_images, self.labels = self.source.load(folder, "test")
         self.original = self._accuracy(self.base)
         untrained = keras_nern.NeRNModel(self.base, 16, permutation=None)
         self.kernels = untrained.original_kernels()
@@ -170,12 +191,17 @@ class Measurement:
         # bytes of everything except the kernels
         self.other_bytes = sum(size for part, size in parts.items() if part != "predictor")
 
+    @property
+    def _batch_size(self):
+        return fits.BATCH_SIZE if self.options.network else IMAGENET_BATCH_SIZE
+
     def run(self):
         """Measures every missing point."""
         for method in self.options.methods:
             if method == RESIDUAL:
-                for seed in self.options.seeds:
-                    self._measure_residuals(seed)
+                for parameters in self.options.parameters:
+                    for seed in self.options.seeds:
+                        self._measure_residuals(parameters, seed)
             elif method == TRAINED:
                 for bits in self.options.trained_bits:
                     for seed in self.options.seeds:
@@ -204,30 +230,47 @@ class Measurement:
         accuracy = max(without_images, self._accuracy(model))
         self._add(key, size + self.other_bytes, accuracy, accuracy_without_images=without_images)
 
-    def _measure_residuals(self, seed):
+    def _measure_residuals(self, parameters, seed):
         keras.utils.set_random_seed(seed)
-        integers = keras_nern.NeRNModel(self.base, size=0)
+        integers = None
         _, steps = self.options.tune
         key = {"network": self.options.network, "method": RESIDUAL, "seed": seed}
         for kilobytes in self.options.kilobytes:
             small = None
             for count in dict.fromkeys((0, steps)):
                 arguments = {"kilobytes": kilobytes, "tune": f"0 + {count}"}
+                if parameters:
+                    arguments["parameters"] = parameters
                 if not self.results.is_missing(key | {"arguments": arguments}):
                     continue
-                if not integers._objective.has_curvature:
-                    images = cifar.augmented(self.images, fits.BATCH_SIZE, seed, mixup=True)
-                    integers.gather_curvature(images, CURVATURE_IMAGES, verbose=0)
+                if integers is None:
+                    start = time.process_time()
+                    integers = self._to_correct(parameters, seed)
+                    gathering = time.process_time() - start
                 if small is None:
+                    start = time.process_time() - gathering
                     small = keras_nern.compress(integers, max_bytes=1_000 * kilobytes, verbose=0)
                 self._distill(small, count, seed)
+                seconds = time.process_time() - start
                 model, parts = self._export(small)
                 self._add(
                     key | {"arguments": arguments},
                     sum(parts.values()),
                     self._accuracy(model),
                     parts=parts,
+                    core_seconds=seconds,
                 )
+
+    def _to_correct(self, parameters, seed):
+        """A representation with curvature, of local predictors or of none."""
+        nern = keras_nern.NeRNModel(self.base, size=0)
+        if parameters:
+            fit = fits.Fit(0, None, PREDICTOR_STEPS, seed, None, parameters=parameters)
+            nern = fit.build(self.base)
+            nern.fit(steps_per_epoch=PREDICTOR_STEPS[0], verbose=0)
+        images = cifar.augmented(self.images, self._batch_size, seed, mixup=True)
+        nern.gather_curvature(images, CURVATURE_IMAGES, verbose=0)
+        return nern
 
     def _measure_trained(self, bits, seed):
         _, steps = self.options.tune
@@ -247,7 +290,7 @@ class Measurement:
 
     def _distill(self, small, steps, seed):
         if steps:
-            dataset = cifar.augmented(self.images, fits.BATCH_SIZE, seed + 1, mixup=True)
+            dataset = cifar.augmented(self.images, self._batch_size, seed + 1, mixup=True)
             small.fit(dataset, steps_per_epoch=steps, verbose=0)
 
     def _measure_nern(self, width, seed):
@@ -308,7 +351,7 @@ class Measurement:
             return keras_nern.load(path), inspect(path).part_bytes
 
     def _accuracy(self, model):
-        return cifar.accuracy(model, self.test_images, self.labels)
+        return self.source.accuracy(model, self.test_images, self.labels)
 
     def _add(self, key, size, accuracy, **more):
         figures = {"bytes": int(size), "accuracy": accuracy, "drop": self.original - accuracy}
@@ -460,6 +503,8 @@ def _setting(point):
         return ", ".join(f"{name} {value}" for name, value in arguments.items())
     if "kilobytes" in arguments:
         setting = "{kilobytes:g} kB".format(**arguments)
+        if "parameters" in arguments:
+            setting += ", {parameters:,} parameters".format(**arguments)
         if not _is_untuned(arguments):
             setting += f", tuned for {arguments['tune']} steps"
         return setting

@@ -32,6 +32,8 @@ from keras_nern.utils.progress import Progress, level_of
 # c, see `predictor.rounding`, relative to the one whose step sizes equal the weights' mean square:
 # from integers of 8 bits to almost only zeros.
 FINEST, COARSEST = 2.0**-8, 2.0**3
+# The loss of a bit relative to L, see `predictor.rounding`: trained files then keep their size.
+RATE_WEIGHT = 2.0
 TRIALS = 12  # bisections of this interval, to within 0.2 percent of c
 
 
@@ -218,7 +220,7 @@ class _Rounding:
             rounder.round(one, c) for rounder, one in zip(self._rounders, exponents, strict=True)
         ]
         self._residual.assign(integers, exponents)
-        self._residual.rate_weight.assign(BIT_COST * c**2)
+        self._residual.rate_weight.assign(RATE_WEIGHT * BIT_COST * c**2)
 
     def search(
         self, fits: Callable[[], tuple[bool, dict[str, float]]], finest_fits: bool, verbose: int

@@ -17,8 +17,8 @@ takes
 
     (1 + m) log2(1 + m) - m log2(m) + m / (1 + m)    bits.
 
-The loss of a bit, `rate_weight`, is the cost that a bit saves where the integers were chosen (see
-`rounding`), so the residual neither grows nor shrinks before the other weights adapt.
+The loss of a bit, `rate_weight`, is in proportion to the cost that a bit saves where the integers
+were chosen (see `rounding`), so that training neither adds nor removes many.
 """
 
 import math
