@@ -263,7 +263,9 @@ class Measurement:
 
     def _to_correct(self, parameters, seed):
         """A representation with curvature, of local predictors or of none."""
-        nern = keras_nern.NeRNModel(self.base, size=0)
+        # The Dense layer of EfficientNet-lite0 holds more than a quarter of its weights.
+        dense = self.options.network == 0
+        nern = keras_nern.NeRNModel(self.base, size=0, include_dense=dense)
         if parameters:
             fit = fits.Fit(0, None, PREDICTOR_STEPS, seed, None, parameters=parameters)
             nern = fit.build(self.base)

@@ -116,7 +116,7 @@ def compress(
         return _add_residual(nern, data, level, largest=limit)
     checks.number("max_drop", max_drop, minimum=0)
     if validation_data is None:
-        raise ValueError("max_drop needs validation_data with labels. Received: None")
+        raise _labels_error("None")
     return _add_residual(nern, data, level, max_drop=max_drop, validation_data=validation_data)
 
 
@@ -168,7 +168,7 @@ def _add_residual(
         def fits() -> tuple[bool, dict[str, float]]:
             found = small.evaluate(**validation_data, verbose=0, return_dict=True)
             if "accuracy" not in found:
-                raise ValueError("max_drop needs validation_data with labels. Received: no labels")
+                raise _labels_error("no labels")
             drop = 100 * (found["base_accuracy"] - found["accuracy"])
             return drop <= max_drop, {"drop": drop}
 
@@ -271,5 +271,9 @@ def _evaluation_arguments(nern: NeRNModel, validation_data: Any) -> dict[str, An
     nern.check_data(x, y, "validation_data", sample_weight=weight)
     labeled = y is not None or is_pair(x, nern._original.signature)
     if not labeled and (are_arrays(x) or isinstance(x, tf.data.Dataset)):
-        raise ValueError("max_drop needs validation_data with labels. Received: no labels")
+        raise _labels_error("no labels")
     return {"x": x, "y": y, "sample_weight": weight}
+
+
+def _labels_error(received: str) -> ValueError:
+    return ValueError(f"max_drop needs validation_data with labels. Received: {received}")

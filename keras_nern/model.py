@@ -136,7 +136,8 @@ class NeRNModel(keras.Model):
             rebuilt classifier may then be better than the base. A model with a teacher is only
             saved if the teacher is a path, see `teacher`. `None` for the base. Defaults to `None`.
         residual: whether integers correct the predicted kernels, see `predictor.residual`;
-            `compress` sets it. Training then changes the integers alone. Defaults to `False`.
+            `compress` sets it. Training then changes the integers, and the base's scales, offsets
+            and biases in the rebuilt classifier. Defaults to `False`.
         **kwargs: `keras.Model` arguments (`name`, ...).
 
     Raises:
@@ -273,7 +274,8 @@ class NeRNModel(keras.Model):
         self.residual_layer: Residual | None = None
         if checks.flag("residual", residual):
             shapes = [kernel.matrix_shape for kernel in blocks.kernels]
-            self.residual_layer = Residual(shapes, name="residual")
+            lengths = [variable.shape[0] for variable in self._original.vectors]
+            self.residual_layer = Residual(shapes, lengths, name="residual")
             self.residual_layer.build()
             self.predictor.trainable = False
         self._representation = Representation(
@@ -286,6 +288,7 @@ class NeRNModel(keras.Model):
             permutation.metric,
             balanced=normalize is not None,
             residual=self.residual_layer,
+            vectors=self._original.vectors,
         )
         if self.predictor.experts == 1:
             center_biases(self.predictor, self._representation.sample_inputs())
@@ -371,7 +374,9 @@ class NeRNModel(keras.Model):
     # The representation.
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self._original.functional_call(inputs, self._representation.kernels())
+        return self._original.functional_call(
+            inputs, self._representation.kernels(), self._representation.vectors()
+        )
 
     def coordinates(self) -> np.ndarray:
         """The coordinate of each block, (layer, filter, column): int32 `(blocks, 3)`."""
@@ -461,7 +466,9 @@ class NeRNModel(keras.Model):
             ValueError: if the base has weights that are not finite, or cannot be copied.
         """
         self._original.check_finite()
-        return self._original.rebuilt(self._representation.kernels())
+        return self._original.rebuilt(
+            self._representation.kernels(), self._representation.vectors()
+        )
 
     def summary_table(self) -> SummaryTable:
         """Counts kernels, weights and bits, by layer and in total.
@@ -685,6 +692,11 @@ class NeRNModel(keras.Model):
             scaled = self.optimizer.scale_loss(loss / replicas)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled, variables)
+        if self.residual:  # whose vectors have no gradients on the curvature
+            gradients = [
+                keras.ops.zeros_like(variable) if gradient is None else gradient
+                for gradient, variable in zip(gradients, variables, strict=True)
+            ]
         if self.gradient_centering:
             apply_centered_gradients(self.optimizer, gradients, variables, self.predictor, means)
         else:

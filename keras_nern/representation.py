@@ -49,6 +49,8 @@ class Representation:
         kind, method, metric: as for `Permutation`. Default to `None`.
         residual: a `Residual` that is added to the predicted kernels, or `None`. Defaults to
             `None`.
+        vectors: the variables of `OriginalNetwork.vectors`, which the residual changes. Defaults to
+            none.
         balanced: whether each layer has the same share of the reconstruction loss, instead of a
             share by its number of weights. Defaults to `False`.
 
@@ -68,10 +70,12 @@ class Representation:
         metric: str | None = None,
         balanced: bool = False,
         residual: Residual | None = None,
+        vectors: Sequence[keras.Variable] = (),
     ) -> None:
         self.blocks = blocks
         self.predictor = predictor
         self.residual = residual
+        self._vectors = vectors
         self.scales = np.ones(len(blocks.kernels), "float32") if scales is None else scales
         self.positions = positions
         self._found_by = {"kind": kind, "method": method, "metric": metric}
@@ -317,6 +321,16 @@ class Representation:
             return kernel
         return kernel + self.blocks.kernels[index].from_matrices(self.residual.values(index))
 
+    def vectors(self) -> list[Tensor] | None:
+        """The vectors of the rebuilt network; `None` for those of the base, without a residual."""
+        if self.residual is None:
+            return None
+        convert = keras.ops.convert_to_tensor
+        return [
+            keras.ops.cast(convert(variable), "float32") + change
+            for variable, change in zip(self._vectors, self.residual.changes(), strict=True)
+        ]
+
     def kernels(self) -> list[Tensor]:
         """Predicts all kernels; see `kernel`."""
         if self.runs is None and self._num_units > self._chunk_size:
@@ -373,4 +387,5 @@ class Representation:
             **self._found_by,
             balanced=self._balanced,
             residual=self.residual,
+            vectors=self._vectors,
         )

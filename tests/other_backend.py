@@ -3,8 +3,8 @@
     python other_backend.py FOLDER
 
 Reads nern.keras, the compressed small.keras, local.keras with local predictors, its compact file
-local.nern, residual.nern with integers alone, and images.npy from FOLDER. Writes the results to FOLDER/{backend}.npz, and the errors
-of unsupported methods to FOLDER/{backend}.json.
+local.nern, residual.nern with integers alone, and images.npy from FOLDER. Writes the results to
+FOLDER/{backend}.npz, and the errors of unsupported methods to FOLDER/{backend}.json.
 """
 
 import json

@@ -238,7 +238,8 @@ def test_a_fit_trains_the_integers_for_the_losses_and_their_bits(integers, image
     for found, expected in zip(small.residual_layer.exponents(), exponents, strict=True):
         np.testing.assert_array_equal(found, expected)
     small.residual_layer.rate_weight.assign(1.0)
-    small.fit(images, epochs=30, batch_size=12, verbose=0)
+    small.distillation_learning_rate = 2e-2
+    small.fit(images, epochs=100, batch_size=12, verbose=0)
     assert float(small.residual_layer.bits()) < 0.95 * bits
 
 
@@ -264,6 +265,46 @@ def test_a_residual_can_be_trained_on_the_curvature(integers, images):
     loss = history.curvature["loss"]
     assert loss[-1] < 0.7 * loss[0]
     assert set(history.curvature) >= {"loss", "curvature_loss", "relative_error"}
+
+
+def test_a_fit_trains_the_vectors_of_the_rebuilt_classifier(integers, images, tmp_path):
+    small = disturbed(integers)
+    before = {weight.path: weight.numpy() for weight in small.base.weights}
+    untrained = small(images)
+    small.fit(images, epochs=40, batch_size=12, verbose=0)
+    rebuilt = small.reconstruct()
+    vectors = {"gamma", "beta", "bias"}
+    for path, weight in zip(before, rebuilt.weights, strict=True):
+        changed = not np.array_equal(weight, before[path])
+        kernel = path.split("/")[-2] in small.predict_kernels()
+        assert changed == (path.rsplit("/")[-1] in vectors or kernel), path
+    for weight in small.base.weights:
+        np.testing.assert_array_equal(weight, before[weight.path])
+    outputs = rebuilt(images)
+    assert np.abs(outputs - untrained).max() > 1e-2
+    np.testing.assert_allclose(small(images), outputs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(small.predict(images, verbose=0), outputs, rtol=1e-4, atol=1e-4)
+    expected = keras.ops.argmax(outputs, axis=-1)
+    found = small.evaluate(images, expected, verbose=0, return_dict=True)
+    assert found["accuracy"] == 1
+    small.export(tmp_path / "small.nern")
+    for a, b in zip(keras_nern.load(tmp_path / "small.nern").weights, rebuilt.weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    np.testing.assert_allclose(loaded(images), outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_vectors_of_frozen_layers_are_kept(base, images):
+    base.get_layer("conv_bn").trainable = False
+    integers = keras_nern.NeRNModel(base, size=0)
+    integers.gather_curvature(images, verbose=0)
+    small = disturbed(integers)
+    small.fit(images, epochs=2, batch_size=12, verbose=0)
+    rebuilt = small.reconstruct()
+    for name, changed in (("conv_bn", False), ("stem_bn", True)):
+        pair = (model.get_layer(name).gamma for model in (rebuilt, base))
+        assert np.array_equal(*pair) != changed
 
 
 def test_a_residual_is_saved_and_loaded(integers, tmp_path):

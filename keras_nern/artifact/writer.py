@@ -16,6 +16,7 @@ from the base's config and weights. docs/format.md specifies the file byte by by
 
 import itertools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -132,7 +133,9 @@ def encode(
     parts |= _predictor_parts(representation, precision)
     represented = {id(kernel.variable) for kernel in kernels}
     kept = [weight for weight in original.base.weights if id(weight) not in represented]
-    parts |= _weights_parts("kept", kept, kept_precision)
+    changed = zip(original.vectors, representation.vectors() or (), strict=False)
+    values = {id(weight): value for weight, value in changed}
+    parts |= _weights_parts("kept", kept, kept_precision, values)
     return parts | residual_parts(representation.residual)
 
 
@@ -259,12 +262,24 @@ def quantize_predictor(representation: Representation, bits: int) -> Predictor:
     return copy
 
 
-def _weights_parts(name: str, weights: list[keras.Variable], precision: str) -> dict[str, bytes]:
-    """Encodes weights of several dtypes, with one part for each dtype that is written."""
+def _weights_parts(
+    name: str,
+    weights: list[keras.Variable],
+    precision: str,
+    values: Mapping[int, Tensor] | None = None,
+) -> dict[str, bytes]:
+    """Encodes weights of several dtypes, with one part for each dtype that is written.
+
+    Args:
+        name: of the parts, before the dtype.
+        weights: the weights.
+        precision: as `kept_precision`.
+        values: values to write in place of those of the weights with these ids. Defaults to none.
+    """
     by_type: dict[str, list[np.ndarray]] = {}
     for weight in weights:
         dtype = codec.stored_type(keras.backend.standardize_dtype(weight.dtype), precision)
-        value = _numpy(weight)
+        value = _numpy((values or {}).get(id(weight), weight))
         if codec.count_too_large(value, dtype):
             raise ValueError(
                 f"kept_precision must be 'float32', because {dtype} holds numbers up to "

@@ -94,6 +94,8 @@ class OriginalNetwork:
         base: the `base` argument.
         signature: names and shapes of its inputs and outputs.
         blocks: the kernels as `blocks.Blocks`.
+        vectors: list of the variables with one axis that are trainable in the base: scales and
+            offsets of normalizations, and biases.
         left_out: dict from names of layers whose feature maps `forward` could not return to the
             reason.
 
@@ -134,6 +136,14 @@ class OriginalNetwork:
             for state in keras.tree.flatten(layer.states or [])
         ]
         self.left_out: dict[str, str] = {}
+        represented = {id(kernel.variable) for kernel in self.blocks.kernels}
+        self.vectors = [
+            variable
+            for variable in base.trainable_variables
+            if len(variable.shape) == 1
+            and keras.backend.is_float_dtype(variable.dtype)
+            and id(variable) not in represented
+        ]
         self._feature_maps = feature_maps
         self._output_activation = output_activation
         self._inferred = self._infer_activations() if output_activation == "auto" else None
@@ -190,25 +200,34 @@ class OriginalNetwork:
         deviations = np.array([np.std(v, dtype="float64") for v in self.kernel_values()])
         return np.where(deviations > 0, deviations, 1.0).astype("float32")
 
-    def forward(self, inputs: Any, kernels: Sequence[Tensor] | None = None) -> ForwardOutputs:
+    def forward(
+        self,
+        inputs: Any,
+        kernels: Sequence[Tensor] | None = None,
+        vectors: Sequence[Tensor] | None = None,
+    ) -> ForwardOutputs:
         """Runs the network in inference mode.
 
         Args:
             inputs: a batch of inputs of the base.
             kernels: one tensor per kernel to run with; `None` for the network's own. Defaults to
                 `None`.
+            vectors: likewise, one tensor for each of the attribute `vectors`.
 
         Returns:
             A `ForwardOutputs`.
         """
-        return self.record(inputs, kernels)[0]
+        return self.record(inputs, kernels, vectors)[0]
 
     def record(
-        self, inputs: Any, kernels: Sequence[Tensor] | None = None
+        self,
+        inputs: Any,
+        kernels: Sequence[Tensor] | None = None,
+        vectors: Sequence[Tensor] | None = None,
     ) -> tuple[ForwardOutputs, list[Call]]:
         """Runs the network as `forward` does; also returns the calls of all layers."""
         with capture_calls(self.base) as calls:
-            outputs = self.functional_call(inputs, kernels)
+            outputs = self.functional_call(inputs, kernels, vectors)
         logits = [
             logits_of(output, self._activation_of(index, output, calls))
             for index, output in enumerate(keras.tree.flatten(outputs))
@@ -218,7 +237,12 @@ class OriginalNetwork:
         maps = [call.output for call in mapped]
         return ForwardOutputs(maps, outputs, logits, names), calls
 
-    def functional_call(self, inputs: Any, kernels: Sequence[Tensor] | None = None) -> Any:
+    def functional_call(
+        self,
+        inputs: Any,
+        kernels: Sequence[Tensor] | None = None,
+        vectors: Sequence[Tensor] | None = None,
+    ) -> Any:
         """Runs the network, as `forward` does, and returns its outputs only.
 
         Assignments that layers make to variables during the call are discarded. Stateful recurrent
@@ -226,11 +250,13 @@ class OriginalNetwork:
         """
         inputs = self.signature.arguments(inputs)
         mapping = [(state, keras.ops.zeros(state.shape, state.dtype)) for state in self._states]
-        if kernels is not None:
-            mapping += [
-                (kernel.variable, keras.ops.cast(value, kernel.variable.dtype))
-                for kernel, value in zip(self.blocks.kernels, kernels, strict=True)
-            ]
+        own = [kernel.variable for kernel in self.blocks.kernels]
+        for variables, values in ((own, kernels), (self.vectors, vectors)):
+            if values is not None:
+                mapping += [
+                    (variable, keras.ops.cast(value, variable.dtype))
+                    for variable, value in zip(variables, values, strict=True)
+                ]
         with keras.StatelessScope(state_mapping=mapping):
             return self.base(inputs, training=False)
 
@@ -355,9 +381,15 @@ class OriginalNetwork:
                 return f"{call.operation.name!r} ({type(call.operation).__name__})"
         return "an operation outside of layers"
 
-    def rebuilt(self, kernels: Sequence[Tensor]) -> keras.Model:
-        """Creates a copy with the given kernels, one tensor for each of `blocks.kernels`."""
+    def rebuilt(
+        self, kernels: Sequence[Tensor], vectors: Sequence[Tensor] | None = None
+    ) -> keras.Model:
+        """Creates a copy with the given kernels and vectors, see `forward`."""
         rebuilt = self.copy()
+        if vectors is not None:
+            place = {id(weight): index for index, weight in enumerate(self.base.weights)}
+            for variable, value in zip(self.vectors, vectors, strict=True):
+                rebuilt.weights[place[id(variable)]].assign(value)
         values = {
             id(kernel.variable): value
             for kernel, value in zip(self.blocks.kernels, kernels, strict=True)

@@ -17,6 +17,10 @@ takes
 
     (1 + m) log2(1 + m) - m log2(m) + m / (1 + m)    bits.
 
+It also trains the *vectors* of the classifier: scales and offsets of its normalizations, and its
+biases. They are few, a file stores them in any case, and they correct what the integers do to whole
+channels.
+
 The loss of a bit, `rate_weight`, is in proportion to the cost that a bit saves where the integers
 were chosen (see `rounding`), so that training neither adds nor removes many.
 """
@@ -35,6 +39,8 @@ from keras_nern.utils.types import Shape, Tensor
 LARGEST_LEVEL = 127  # levels are stored as int8
 STEPS_PER_OCTAVE = 4  # step sizes are 2^(j / 4) with an integer j, which costs a few bits
 EXPONENTS = (-14 * STEPS_PER_OCTAVE, 15 * STEPS_PER_OCTAVE)  # of normal float16 numbers
+# The change of a vector's entry when its variable, whose rate is that of levels, changes by 1.
+VECTOR_UNIT = 0.1
 SMALLEST_MEAN = 1e-6  # of |q|, in the logarithm
 
 
@@ -44,20 +50,26 @@ class Residual(keras.layers.Layer):
 
     Args:
         shapes: list of `(groups, patch, filters)` per kernel, see `Kernel.matrix_shape`.
+        lengths: list of the lengths of the vectors. Defaults to none.
         **kwargs: `keras.layers.Layer` arguments.
 
     Attributes:
         levels: list of float32 variables of these shapes, which are rounded to the integers q.
         step_sizes: list of float32 variables `(groups, 1, filters)`, s, see `step_sizes_of`.
+        vectors: list of float32 variables of these lengths, see `changes`.
         rate_weight: float32 scalar variable, the loss of a bit.
     """
 
-    def __init__(self, shapes: Sequence[Sequence[int]], **kwargs: Any) -> None:
+    def __init__(
+        self, shapes: Sequence[Sequence[int]], lengths: Sequence[int] = (), **kwargs: Any
+    ) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
         self.shapes = [tuple(shape) for shape in shapes]
+        self.lengths = list(lengths)
         self.levels: list[keras.Variable] = []
         self.step_sizes: list[keras.Variable] = []
+        self.vectors: list[keras.Variable] = []
 
     def build(self, input_shape: Shape | None = None) -> None:
         for index, (groups, patch, filters) in enumerate(self.shapes):
@@ -74,6 +86,10 @@ class Residual(keras.layers.Layer):
                     trainable=False,
                 )
             )
+        for index, length in enumerate(self.lengths):
+            self.vectors.append(
+                self.add_weight(name=f"vector_{index}", shape=(length,), initializer="zeros")
+            )
         self.rate_weight = self.add_weight(
             name="rate_weight", shape=(), initializer="zeros", trainable=False
         )
@@ -81,6 +97,10 @@ class Residual(keras.layers.Layer):
     def values(self, index: int) -> Tensor:
         """The residual of a kernel: float32 `(groups, patch, filters)`."""
         return ops.convert_to_tensor(self.step_sizes[index]) * self._rounded(index)
+
+    def changes(self) -> list[Tensor]:
+        """By how much each vector differs from the original: float32 tensors `(length,)`."""
+        return [VECTOR_UNIT * ops.convert_to_tensor(vector) for vector in self.vectors]
 
     def _rounded(self, index: int) -> Tensor:
         levels = ops.convert_to_tensor(self.levels[index])
@@ -130,7 +150,7 @@ class Residual(keras.layers.Layer):
             variable.assign(step_sizes_of(value))
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "shapes": self.shapes}
+        return {**super().get_config(), "shapes": self.shapes, "lengths": self.lengths}
 
 
 def _entropy(values: np.ndarray) -> float:

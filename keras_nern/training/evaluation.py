@@ -90,7 +90,7 @@ class Evaluation:
 
     def classify(self, inputs: Any) -> Any:
         """The outputs of the rebuilt classifier."""
-        return self._original.functional_call(inputs, self._kernels)
+        return self._original.functional_call(inputs, self._kernels, self._representation.vectors())
 
     def compare(
         self, settings: Settings, inputs: Any, labels: Any = None, sample_weight: Any = None
@@ -110,7 +110,7 @@ class Evaluation:
         kernels = [keras.ops.convert_to_tensor(kernel) for kernel in self._kernels]
         original = self._original.forward(inputs)
         teacher = self._objective.targets(inputs, original)
-        student = self._original.forward(inputs, kernels)
+        student = self._original.forward(inputs, kernels, self._representation.vectors())
         terms = {name: keras.ops.convert_to_tensor(v) for name, v in self._errors.items()}
         terms.update(self._objective.distillation_terms(settings, teacher, student, sample_weight))
         terms["loss"] = self._objective.weighted(settings, terms)

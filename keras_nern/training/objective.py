@@ -259,7 +259,7 @@ class Objective:
         terms = self._kernel_errors(kernels) | {"rate_loss": residual.rate_loss()}
         parts = {"the residual": terms["rate_loss"]}
         if teacher is not None:
-            student = self._original.forward(inputs, kernels)
+            student = self._original.forward(inputs, kernels, self._representation.vectors())
             terms.update(self.distillation_terms(settings, teacher, student, sample_weight))
             parts |= _parts_of(inputs, teacher, student)
         elif phase == "curvature":

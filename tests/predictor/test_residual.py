@@ -41,6 +41,14 @@ def test_floats_are_rounded_and_their_gradient_is_that_of_the_identity(residual)
     np.testing.assert_array_equal(gradient, [[[0, 2], [1, 6], [2, 10]]])
 
 
+def test_a_vector_changes_by_a_tenth_of_its_variable():
+    residual = Residual(SHAPES, [3, 2])
+    residual.build()
+    residual.vectors[1].assign([1.0, -2.0])
+    np.testing.assert_array_equal(residual.changes()[0], [0, 0, 0])
+    np.testing.assert_allclose(residual.changes()[1], [0.1, -0.2])
+
+
 @pytest.mark.parametrize("mean", [0.05, 0.5, 3.0])
 def test_the_bits_are_those_of_a_geometric_distribution_with_signs(mean):
     q = np.arange(0, 2000)
