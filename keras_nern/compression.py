@@ -73,8 +73,8 @@ def compress(
     Returns:
         A `NeRNModel` of the same base, compiled as `nern` is; with a residual, its optimizer and
         learning rates are the default ones. The reconstruction steps of `nern` count as done, so
-        `fit(images)` continues with distillation: of the compressed predictor, or of the integers,
-        with a loss for their bits.
+        `fit(images)` continues with distillation: of the compressed predictor; or of the integers,
+        with a loss for their bits, and of scales, offsets and biases of the rebuilt classifier.
 
     Raises:
         ValueError: if an argument is out of range, if not exactly one kind of compression is asked

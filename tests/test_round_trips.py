@@ -34,6 +34,10 @@ def _names(names):
     return [name if name in DEFAULT else pytest.param(name, marks=slow) for name in names]
 
 
+def _slow(names):
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 # Loads the two files of each folder that it is told of, and writes their outputs.
 LOADER = """
 import pathlib, pickle, sys, warnings
@@ -131,6 +135,33 @@ def test_a_base_goes_round(name, elsewhere, tmp_path):
         if name in bases.RANDOM and not isinstance(loaded, str):
             continue
         _assert_same(loaded, outputs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("SeparableConv2D", "LoRA", "nested and compiled", "tied inside") else one
+        for name, one in zip(bases.BASES, _slow(bases.BASES), strict=True)
+        if name not in {**REFUSED, **bases.REFUSED_BY_EXPORT}
+    ],
+)
+def test_integers_and_vectors_of_a_base_go_round(name, tmp_path):
+    base, inputs = _made(name)
+    batch = keras.tree.map_structure(lambda one: one[: bases.BATCH], inputs)
+    before = _state(base)
+    nern = keras_nern.NeRNModel(base, size=0)
+    nern.gather_curvature(inputs, batch_size=bases.BATCH, verbose=0)
+    small = keras_nern.compress(nern, max_bytes="1 MB", verbose=0)
+    generator = np.random.default_rng(3)
+    for vector in small.residual_layer.vectors:
+        vector.assign(generator.normal(size=vector.shape))
+    outputs = small(batch)
+    _assert_same(small.reconstruct()(batch, training=False), outputs, rtol=1e-4, atol=1e-5)
+    small.export(tmp_path / "base.nern")
+    if name not in bases.RANDOM:
+        loaded = keras_nern.load(tmp_path / "base.nern")
+        _assert_same(loaded(batch, training=False), outputs, rtol=1e-4, atol=1e-5)
+    assert _state(base) == before
 
 
 def test_layers_given_as_include_and_exclude_are_not_trained(tmp_path):

@@ -36,7 +36,7 @@ from keras_nern.network.copying import (
     twins,
     without_compile_configs,
 )
-from keras_nern.network.kernels import check_built, kernels_of, walk_layers
+from keras_nern.network.kernels import check_built, kernels_of, own_variables, walk_layers
 from keras_nern.network.outputs import (
     OUTPUT_ACTIVATIONS,
     logits_of,
@@ -386,18 +386,21 @@ class OriginalNetwork:
     ) -> keras.Model:
         """Creates a copy with the given kernels and vectors, see `forward`."""
         rebuilt = self.copy()
-        if vectors is not None:
-            place = {id(weight): index for index, weight in enumerate(self.base.weights)}
-            for variable, value in zip(self.vectors, vectors, strict=True):
-                rebuilt.weights[place[id(variable)]].assign(value)
         values = {
             id(kernel.variable): value
             for kernel, value in zip(self.blocks.kernels, kernels, strict=True)
+        }
+        changed = {
+            id(variable): value
+            for variable, value in zip(self.vectors, vectors or (), strict=vectors is not None)
         }
         for path, layer, twin in twins(self.base, rebuilt):
             for kernel in kernels_of(path, layer) if layer.built else []:
                 if id(kernel.variable) in values:  # several layers may share it
                     getattr(twin, kernel.attribute).assign(values[id(kernel.variable)])
+            for variable, other in zip(_with_one_axis(layer), _with_one_axis(twin), strict=True):
+                if id(variable) in changed:
+                    other.assign(changed[id(variable)])
         return rebuilt
 
     def digest(self) -> np.ndarray:
@@ -417,6 +420,11 @@ class OriginalNetwork:
                 "export will fail; fit, predict and predict_kernels work",
                 stacklevel=4,
             )
+
+
+def _with_one_axis(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The variables of a layer among which are its vectors; a copy has the same, in this order."""
+    return [variable for variable in own_variables(layer) if len(variable.shape) == 1]
 
 
 def _adds(operation: keras.Operation) -> bool:
