@@ -126,7 +126,9 @@ def draw_accuracies(axes, folder, original_bytes, other_bytes):
     residuals = [
         one
         for one in files
-        if one["method"] == "NeRN, residual" and one["arguments"]["tune"] == "0 + 0"
+        if one["method"] == "NeRN, residual"
+        and one["arguments"]["tune"] == "0 + 0"
+        and "parameters" not in one["arguments"]
     ]
     _draw(axes, "NeRN,\nresidual", _settings(residuals), (-8, -28), "o", "black")
     integers = [one for one in files if one["method"] == "integers + zstd"]
