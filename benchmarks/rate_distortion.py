@@ -7,7 +7,7 @@ kernels of the same trained network (`peers.py`): float16, integers with a step 
 magnitude pruning and weight clustering, all followed by Zstandard, and with --nncodec the
 reference codec of the NNC standard. The architecture and the weights that are not represented
 (batch normalization, Dense layer) add the same number of bytes to every method: their size in our
-file, with weights in float16.
+file, with weights in bfloat16.
 
 NeRNs are fitted as in `accuracy.py` (2-opt; cross-filter unless --permutation is given) and
 compressed to each bit depth (`keras_nern.compress`). The quantized predictor is then tuned for the
