@@ -178,10 +178,10 @@ class Measurement:
         self.options, self.results = options, results
         if options.network:
             self.base, self.source = cifar.resnet(options.network, options.weights), cifar
-            folder = options.data_dir
+            folder, self.batch_size = options.data_dir, fits.BATCH_SIZE
         else:
             self.base, self.source = imagenet.efficientnet_lite0(options.weights), imagenet
-            folder = options.imagenet_dir
+            folder, self.batch_size = options.imagenet_dir, IMAGENET_BATCH_SIZE
         self.images, _ = self.source.load(folder, "train")
         self.test_images, self.labels = self.source.load(folder, "test")
         self.original = self._accuracy(self.base)
@@ -190,10 +190,6 @@ class Measurement:
         parts = self._export(untrained)[1]
         # bytes of everything except the kernels
         self.other_bytes = sum(size for part, size in parts.items() if part != "predictor")
-
-    @property
-    def _batch_size(self):
-        return fits.BATCH_SIZE if self.options.network else IMAGENET_BATCH_SIZE
 
     def run(self):
         """Measures every missing point."""
@@ -263,14 +259,15 @@ class Measurement:
 
     def _to_correct(self, parameters, seed):
         """A representation with curvature, of local predictors or of none."""
-        # The Dense layer of EfficientNet-lite0 holds more than a quarter of its weights.
-        dense = self.options.network == 0
-        nern = keras_nern.NeRNModel(self.base, size=0, include_dense=dense)
         if parameters:
             fit = fits.Fit(0, None, PREDICTOR_STEPS, seed, None, parameters=parameters)
             nern = fit.build(self.base)
             nern.fit(steps_per_epoch=PREDICTOR_STEPS[0], verbose=0)
-        images = cifar.augmented(self.images, self._batch_size, seed, mixup=True)
+        else:
+            # The Dense layer of EfficientNet-lite0 holds more than a quarter of its weights.
+            dense = self.options.network == 0
+            nern = keras_nern.NeRNModel(self.base, size=0, include_dense=dense)
+        images = cifar.augmented(self.images, self.batch_size, seed, mixup=True)
         nern.gather_curvature(images, CURVATURE_IMAGES, verbose=0)
         return nern
 
@@ -292,7 +289,7 @@ class Measurement:
 
     def _distill(self, small, steps, seed):
         if steps:
-            dataset = cifar.augmented(self.images, self._batch_size, seed + 1, mixup=True)
+            dataset = cifar.augmented(self.images, self.batch_size, seed + 1, mixup=True)
             small.fit(dataset, steps_per_epoch=steps, verbose=0)
 
     def _measure_nern(self, width, seed):

@@ -460,7 +460,8 @@ class NeRNModel(keras.Model):
 
         Returns:
             An uncompiled Keras model of the base's class and config. Its variables are its own:
-            predicted kernels and copies of all other variables of the base.
+            predicted kernels and copies of all other variables of the base, some of which the fit
+            of a residual has changed.
 
         Raises:
             ValueError: if the base has weights that are not finite, or cannot be copied.

@@ -29,13 +29,9 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def _names(names):
+def _names(names, default=DEFAULT):
     slow = pytest.mark.slow
-    return [name if name in DEFAULT else pytest.param(name, marks=slow) for name in names]
-
-
-def _slow(names):
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return [name if name in default else pytest.param(name, marks=slow) for name in names]
 
 
 # Loads the two files of each folder that it is told of, and writes their outputs.
@@ -139,11 +135,10 @@ def test_a_base_goes_round(name, elsewhere, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in ("SeparableConv2D", "LoRA", "nested and compiled", "tied inside") else one
-        for name, one in zip(bases.BASES, _slow(bases.BASES), strict=True)
-        if name not in {**REFUSED, **bases.REFUSED_BY_EXPORT}
-    ],
+    _names(
+        [name for name in bases.BASES if name not in {**REFUSED, **bases.REFUSED_BY_EXPORT}],
+        default=("SeparableConv2D", "LoRA", "nested and compiled", "tied inside"),
+    ),
 )
 def test_integers_and_vectors_of_a_base_go_round(name, tmp_path):
     base, inputs = _made(name)

@@ -133,9 +133,8 @@ def encode(
     parts |= _predictor_parts(representation, precision)
     represented = {id(kernel.variable) for kernel in kernels}
     kept = [weight for weight in original.base.weights if id(weight) not in represented]
-    changed = zip(original.vectors, representation.vectors() or (), strict=False)
-    values = {id(weight): value for weight, value in changed}
-    parts |= _weights_parts("kept", kept, kept_precision, values)
+    changed = original.vectors_by_id(representation.vectors())
+    parts |= _weights_parts("kept", kept, kept_precision, changed)
     return parts | residual_parts(representation.residual)
 
 

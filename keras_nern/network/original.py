@@ -136,13 +136,10 @@ class OriginalNetwork:
             for state in keras.tree.flatten(layer.states or [])
         ]
         self.left_out: dict[str, str] = {}
-        represented = {id(kernel.variable) for kernel in self.blocks.kernels}
         self.vectors = [
             variable
             for variable in base.trainable_variables
-            if len(variable.shape) == 1
-            and keras.backend.is_float_dtype(variable.dtype)
-            and id(variable) not in represented
+            if len(variable.shape) == 1 and keras.backend.is_float_dtype(variable.dtype)
         ]
         self._feature_maps = feature_maps
         self._output_activation = output_activation
@@ -390,10 +387,7 @@ class OriginalNetwork:
             id(kernel.variable): value
             for kernel, value in zip(self.blocks.kernels, kernels, strict=True)
         }
-        changed = {
-            id(variable): value
-            for variable, value in zip(self.vectors, vectors or (), strict=vectors is not None)
-        }
+        changed = self.vectors_by_id(vectors)
         for path, layer, twin in twins(self.base, rebuilt):
             for kernel in kernels_of(path, layer) if layer.built else []:
                 if id(kernel.variable) in values:  # several layers may share it
@@ -402,6 +396,12 @@ class OriginalNetwork:
                 if id(variable) in changed:
                     other.assign(changed[id(variable)])
         return rebuilt
+
+    def vectors_by_id(self, values: Sequence[Tensor] | None) -> dict[int, Tensor]:
+        """A dict from ids of the `vectors` to values; empty without values."""
+        if values is None:
+            return {}
+        return {id(own): value for own, value in zip(self.vectors, values, strict=True)}
 
     def digest(self) -> np.ndarray:
         """SHA-256 of all weights: uint8 array `(32,)`."""

@@ -25,7 +25,6 @@ descent, in `REFINEMENTS` passes.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -35,8 +34,8 @@ from keras_nern.predictor.residual import LARGEST_LEVEL, exponents_of, step_size
 BIT_COST = 2 * math.log(2) / 24
 ROWS_AT_ONCE = 64  # whose errors correct the rows after them by one matrix product
 SMALLEST_CURVATURE = 1e-4  # of a filter, relative to the mean of its kernel
-PASSES = 2  # the first counts integers that are rounded to the nearest
 REFINEMENTS = 2
+LEVELS = 2 * LARGEST_LEVEL + 1
 
 
 class KernelRounder:
@@ -121,16 +120,11 @@ class KernelRounder:
         step_sizes = step_sizes_of(exponents).astype("float64")[:, 0]
         weights = np.take_along_axis(self._weights, self._order[:, :, None], axis=1)
         step_sizes = np.repeat(step_sizes, len(weights) // len(step_sizes), axis=0)
-        bits = np.zeros(2 * LARGEST_LEVEL + 1)
-        integers: Any = None
-        for one in range(PASSES + REFINEMENTS):
-            prices = BIT_COST * spread**2 * bits
-            if one < PASSES:
-                integers = self._round(weights, step_sizes, prices)
-            else:
-                integers = self._refine(weights, step_sizes, prices, integers)
-            counts = np.bincount(integers.ravel() + LARGEST_LEVEL, minlength=len(bits)) + 0.5
-            bits = -np.log2(counts / counts.sum())
+        price = BIT_COST * spread**2
+        integers = self._round(weights, step_sizes, np.zeros(LEVELS))  # to the nearest
+        integers = self._round(weights, step_sizes, price * _bits(integers))
+        for _ in range(REFINEMENTS):
+            integers = self._refine(weights, step_sizes, price * _bits(integers), integers)
         unsorted = np.empty_like(integers)
         np.put_along_axis(unsorted, self._order[:, :, None], integers, axis=1)
         return unsorted.reshape(self._shape).astype("int8")
@@ -141,7 +135,7 @@ class KernelRounder:
         Args:
             weights: `(problems, rows, filters)`, the rows in the order to round them.
             steps: step sizes `(problems, filters)`.
-            prices: L times the bits of each integer, `(levels,)`.
+            prices: L times the bits of each integer, `(LEVELS,)`.
 
         Returns:
             int64 array of the shape of `weights`.
@@ -187,6 +181,12 @@ class KernelRounder:
                 )
             slopes[:, stop:] += self._covariance[:, stop:, start:stop] @ changes
         return integers
+
+
+def _bits(integers: np.ndarray) -> np.ndarray:
+    """The bits of each level for a coder that counts these integers: float64 `(LEVELS,)`."""
+    counts = np.bincount(integers.ravel() + LARGEST_LEVEL, minlength=LEVELS) + 0.5
+    return -np.log2(counts / counts.sum())
 
 
 def _cheapest(values: np.ndarray, curvature: np.ndarray, prices: np.ndarray) -> np.ndarray:
