@@ -325,11 +325,13 @@ class Representation:
         """The vectors of the rebuilt network; `None` for those of the base, without a residual."""
         if self.residual is None:
             return None
-        convert = keras.ops.convert_to_tensor
-        return [
-            keras.ops.cast(convert(variable), "float32") + change
-            for variable, change in zip(self._vectors, self.residual.changes(), strict=True)
-        ]
+        values = []
+        for variable, change in zip(self._vectors, self.residual.changes(), strict=True):
+            if not variable.trainable:  # of a frozen layer
+                change = keras.ops.stop_gradient(change)
+            own = keras.ops.convert_to_tensor(variable)
+            values.append(keras.ops.cast(own, "float32") + change)
+        return values
 
     def kernels(self) -> list[Tensor]:
         """Predicts all kernels; see `kernel`."""

@@ -306,6 +306,20 @@ def test_vectors_of_frozen_layers_are_kept(base, images):
         assert np.array_equal(*pair) != changed
 
 
+def test_a_base_that_is_frozen_after_a_fit_keeps_what_was_trained(integers, images, tmp_path):
+    small = disturbed(integers)
+    small.fit(images, epochs=2, batch_size=12, verbose=0)
+    outputs = small(images)
+    small.base.trainable = False
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    for model in (small, loaded, loaded.reconstruct()):
+        np.testing.assert_allclose(model(images), outputs, rtol=1e-4, atol=1e-4)
+    small.export(tmp_path / "small.nern")
+    rebuilt = keras_nern.load(tmp_path / "small.nern")
+    np.testing.assert_allclose(rebuilt(images), outputs, rtol=1e-4, atol=1e-4)
+
+
 def test_a_residual_is_saved_and_loaded(integers, tmp_path):
     small = keras_nern.compress(integers, max_bytes=3_800, verbose=0)
     small.save(tmp_path / "small.keras")

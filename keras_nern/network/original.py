@@ -94,8 +94,8 @@ class OriginalNetwork:
         base: the `base` argument.
         signature: names and shapes of its inputs and outputs.
         blocks: the kernels as `blocks.Blocks`.
-        vectors: list of the variables with one axis that are trainable in the base: scales and
-            offsets of normalizations, and biases.
+        vectors: list of the variables with one axis that training would change: scales and offsets
+            of normalizations, and biases, also of frozen layers.
         left_out: dict from names of layers whose feature maps `forward` could not return to the
             reason.
 
@@ -136,11 +136,7 @@ class OriginalNetwork:
             for state in keras.tree.flatten(layer.states or [])
         ]
         self.left_out: dict[str, str] = {}
-        self.vectors = [
-            variable
-            for variable in base.trainable_variables
-            if len(variable.shape) == 1 and keras.backend.is_float_dtype(variable.dtype)
-        ]
+        self.vectors = _vectors(base)
         self._feature_maps = feature_maps
         self._output_activation = output_activation
         self._inferred = self._infer_activations() if output_activation == "auto" else None
@@ -420,6 +416,21 @@ class OriginalNetwork:
                 "export will fail; fit, predict and predict_kernels work",
                 stacklevel=4,
             )
+
+
+def _vectors(base: keras.Model) -> list[keras.Variable]:
+    """Lists the variables of `OriginalNetwork.vectors`, each once.
+
+    The list must be the same in a copy, whatever is frozen later. A frozen scale only differs from
+    a moving mean by the private list that holds it. Tried on Keras 3.15.
+    """
+    found = {
+        id(variable): variable
+        for layer in [base, *(layer for _, layer in walk_layers(base))]
+        for variable in layer._trainable_variables
+        if len(variable.shape) == 1 and keras.backend.is_float_dtype(variable.dtype)
+    }
+    return list(found.values())
 
 
 def _with_one_axis(layer: keras.layers.Layer) -> list[keras.Variable]:
