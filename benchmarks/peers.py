@@ -13,7 +13,6 @@ import tempfile
 
 import numpy as np
 
-import keras_nern
 from keras_nern.predictor.quantization import choose_step_sizes, quantize
 from keras_nern.predictor.residual import exponents_of, step_sizes_of
 
@@ -91,19 +90,16 @@ def clustered(kernels, clusters):
     return size, decoded
 
 
-def nearest_integers(base, bits):
-    """Represents the kernels of a classifier by integers that `fit` can distill.
+def set_nearest_integers(small, bits):
+    """Sets the integers of a residual as quantization to a number of bits does.
 
     Every filter has the step size of the least squared error, rounded to a quarter of an octave.
 
     Args:
-        base: the classifier.
+        small: a `NeRNModel` with a residual and no predictor, which is changed: bits no longer
+            count in its loss.
         bits: bits per weight, from 2 to 8.
-
-    Returns:
-        A `NeRNModel` with a residual, in whose loss bits do not count.
     """
-    small = keras_nern.NeRNModel(base, size=0, residual=True)
     integers, exponents = [], []
     for shape, kernel in zip(
         small.residual_layer.shapes, small.original_kernels().values(), strict=True
@@ -115,7 +111,7 @@ def nearest_integers(base, bits):
         nearest = np.rint(kernel / step_sizes_of(exponents[-1]))
         integers.append(np.clip(nearest, -top, top))
     small.residual_layer.assign(integers, exponents)
-    return small
+    small.residual_layer.rate_weight.assign(0.0)
 
 
 def nncodec(kernels, parameter, python):

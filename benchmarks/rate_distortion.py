@@ -17,11 +17,12 @@ statistics and with statistics recomputed from 5,000 training images, and the be
 counts. No fit sees a test image. Accuracies are measured on all 10,000 CIFAR-10 test images.
 
 Of our own methods, "NeRN, residual" is `keras_nern.compress` to the kilobytes of --kilobytes,
-without a predictor or with local predictors of --parameters: integers chosen by the curvature from
-1,000 training images, and then distilled for the steps of --tune, once without and once with them.
-"trained integers" is what such a distillation does for usual integers: each filter has the step
-size of the least squared error for a number of bits, weights are rounded to the nearest integer,
-and no bits count in the loss. Their bytes are those of the exported file, too.
+without a predictor or with local predictors of --parameters: integers for the convolutions and,
+without a predictor, the Dense layer, chosen by the curvature from 1,000 training images, and then
+distilled for the steps of --tune, once without and once with them. "trained integers" is what such
+a distillation does for usual integers: each filter has the step size of the least squared error for
+a number of bits, weights are rounded to the nearest integer, and no bits count in the loss. Their
+bytes are those of the exported file, too.
 
 Prints one row per setting, then the smallest size of each method at a drop of at most 0.5 points.
 Settings that --results contains are not measured again.
@@ -257,15 +258,13 @@ class Measurement:
                     core_seconds=seconds,
                 )
 
-    def _to_correct(self, parameters, seed):
-        """A representation with curvature, of local predictors or of none."""
+    def _to_correct(self, parameters, seed, dense=True):
+        """A representation with curvature: of local predictors, or of none and of Dense layers."""
         if parameters:
             fit = fits.Fit(0, None, PREDICTOR_STEPS, seed, None, parameters=parameters)
             nern = fit.build(self.base)
             nern.fit(steps_per_epoch=PREDICTOR_STEPS[0], verbose=0)
         else:
-            # The Dense layer of EfficientNet-lite0 holds more than a quarter of its weights.
-            dense = self.options.network == 0
             nern = keras_nern.NeRNModel(self.base, size=0, include_dense=dense)
         images = cifar.augmented(self.images, self.batch_size, seed, mixup=True)
         nern.gather_curvature(images, CURVATURE_IMAGES, verbose=0)
@@ -282,7 +281,9 @@ class Measurement:
         if not self.results.is_missing(key):
             return
         keras.utils.set_random_seed(seed)
-        small = peers.nearest_integers(self.base, bits)
+        integers = self._to_correct(0, seed, dense=False)
+        small = keras_nern.compress(integers, max_bytes="1 MB", verbose=0)  # any size
+        peers.set_nearest_integers(small, bits)
         self._distill(small, steps, seed)
         model, parts = self._export(small)
         self._add(key, sum(parts.values()), self._accuracy(model), parts=parts)

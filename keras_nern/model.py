@@ -689,8 +689,9 @@ class NeRNModel(keras.Model):
                 self._settings, self.phase, inputs, teacher, sample_weight
             )
             loss = self._objective.weighted(self._settings, terms, scaled=True)
+            total = loss + self.residual_layer.rounding_loss() if self.residual_layer else loss
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(loss / replicas)
+            scaled = self.optimizer.scale_loss(total / replicas)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled, variables)
         if self.residual:  # whose vectors have no gradients on the curvature

@@ -232,15 +232,29 @@ def test_a_fit_trains_the_integers_for_the_losses_and_their_bits(integers, image
     before = small.evaluate(images, verbose=0, return_dict=True)
     bits = float(small.residual_layer.bits())
     exponents = small.residual_layer.exponents()
+    small.distillation_learning_rate = 3e-2
     small.fit(images, epochs=100, batch_size=12, verbose=0)
     after = small.evaluate(images, verbose=0, return_dict=True)
     assert after["loss"] < 0.7 * before["loss"]
     for found, expected in zip(small.residual_layer.exponents(), exponents, strict=True):
         np.testing.assert_array_equal(found, expected)
     small.residual_layer.rate_weight.assign(1.0)
-    small.distillation_learning_rate = 2e-2
     small.fit(images, epochs=100, batch_size=12, verbose=0)
     assert float(small.residual_layer.bits()) < 0.95 * bits
+
+
+def test_floats_settle_where_the_loss_is_least_and_do_not_oscillate(integers, images):
+    small = keras_nern.compress(integers, max_bytes=3_800, verbose=0)
+    small.compile(logits_weight=0.0, feature_map_weight=0.0, distillation_learning_rate=2e-2)
+    residual = small.residual_layer
+    residual.rate_weight.assign(0.0)
+    assert all((one.numpy() > 0).all() for one in residual.curvature)
+    before = residual.integers()
+    for levels in residual.levels:
+        levels.assign(levels + 0.3)
+    small.fit(images, epochs=80, batch_size=12, verbose=0)
+    for levels, expected in zip(residual.levels, before, strict=True):
+        np.testing.assert_allclose(levels, expected, atol=0.05)
 
 
 def test_the_logs_of_a_residual_hold_its_errors_and_its_rate(integers, images):

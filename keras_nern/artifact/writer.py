@@ -82,8 +82,8 @@ def encode(
         A dict from name to bytes.
 
     Raises:
-        ValueError: if a precision is unknown, a weight of the predictor is not finite, or the base
-            cannot be rebuilt from a file.
+        ValueError: if a precision is unknown, there is neither a predictor nor a residual, a weight
+            of the predictor is not finite, or the base cannot be rebuilt from a file.
         ImportError: if the extra `compact` is not installed.
     """
     predictor = representation.predictor
@@ -91,6 +91,11 @@ def encode(
     checks.one_of("kept_precision", kept_precision, codec.KEPT_FLOATS)
     for module in ("safetensors.numpy", "constriction", "zstandard"):
         require(module, "compact")
+    if not predictor.layers and representation.residual is None:
+        raise ValueError(
+            "Expected a representation with a predictor or a residual to write: "
+            'compress(nern, max_bytes="100 kB", data=images) adds a residual. Received: neither'
+        )
     if predictor.not_finite():
         raise ValueError(
             "The predictor must have finite weights. Received: some NaN or infinite, as after a "

@@ -8,12 +8,22 @@ with an integer q for each weight and a step size s_u for each output u of the l
 or each filter of each group. An entropy coder spends few bits on integers that are mostly zero, so
 that the residual takes any number of bytes from almost none to those of an exact copy.
 
-Training keeps a float for each integer and rounds it in the forward pass; the gradient passes
-through the rounding unchanged (Bengio et al., 2013, arXiv 1308.3432). The loss contains the number
-of bits of the integers, as in entropy-constrained quantization (Chou, Lookabaugh and Gray, IEEE
-Transactions on Acoustics, Speech, and Signal Processing, 1989). It is estimated for each kernel
-from the mean m of |q|: if |q| has a geometric distribution and the sign is a fair coin, a weight
-takes
+Training keeps a float x for each integer q and rounds it in the forward pass; the gradient passes
+through the rounding unchanged (Bengio et al., 2013, arXiv 1308.3432). This is the gradient at q and
+not at x, so on its own it would drive x to the border between two integers, where it jumps back and
+forth (Nagel et al., "Overcoming Oscillations in Quantization-Aware Training", ICML 2022, arXiv
+2203.11086). To first order, the gradients differ by h s^2 (x - q), where h is the second derivative
+of the loss with respect to the weight. With the *rounding loss*
+
+    1/2 sum of h s^2 (x - q)^2
+
+as part of the loss, x settles at the minimum of the loss along its weight, and q only changes if
+another integer is nearer to it.
+
+The loss also contains the number of bits of the integers, as in entropy-constrained quantization
+(Chou, Lookabaugh and Gray, IEEE Transactions on Acoustics, Speech, and Signal Processing, 1989). It
+is estimated for each kernel from the mean m of |q|: if |q| has a geometric distribution and the
+sign is a fair coin, a weight takes
 
     (1 + m) log2(1 + m) - m log2(m) + m / (1 + m)    bits.
 
@@ -40,7 +50,7 @@ LARGEST_LEVEL = 127  # levels are stored as int8
 STEPS_PER_OCTAVE = 4  # step sizes are 2^(j / 4) with an integer j, which costs a few bits
 EXPONENTS = (-14 * STEPS_PER_OCTAVE, 15 * STEPS_PER_OCTAVE)  # of normal float16 numbers
 # The change of a vector's entry when its variable, whose rate is that of levels, changes by 1.
-VECTOR_UNIT = 0.1
+VECTOR_UNIT = 0.02
 SMALLEST_MEAN = 1e-6  # of |q|, in the logarithm
 
 
@@ -56,6 +66,7 @@ class Residual(keras.layers.Layer):
     Attributes:
         levels: list of float32 variables of these shapes, which are rounded to the integers q.
         step_sizes: list of float32 variables `(groups, 1, filters)`, s, see `step_sizes_of`.
+        curvature: list of float32 variables of these shapes, h; zeros until they are assigned.
         vectors: list of float32 variables of these lengths, see `changes`.
         rate_weight: float32 scalar variable, the loss of a bit.
     """
@@ -69,6 +80,7 @@ class Residual(keras.layers.Layer):
         self.lengths = list(lengths)
         self.levels: list[keras.Variable] = []
         self.step_sizes: list[keras.Variable] = []
+        self.curvature: list[keras.Variable] = []
         self.vectors: list[keras.Variable] = []
 
     def build(self, input_shape: Shape | None = None) -> None:
@@ -83,6 +95,14 @@ class Residual(keras.layers.Layer):
                     name=f"step_sizes_{index}",
                     shape=(groups, 1, filters),
                     initializer="ones",
+                    trainable=False,
+                )
+            )
+            self.curvature.append(
+                self.add_weight(
+                    name=f"curvature_{index}",
+                    shape=(groups, patch, filters),
+                    initializer="zeros",
                     trainable=False,
                 )
             )
@@ -123,6 +143,17 @@ class Residual(keras.layers.Layer):
     def rate_loss(self) -> Tensor:
         """The loss of all bits; a differentiable scalar."""
         return ops.convert_to_tensor(self.rate_weight) * self.bits()
+
+    def rounding_loss(self) -> Tensor:
+        """What the distances of the floats from their integers cost; a differentiable scalar."""
+        total = ops.zeros((), "float32")
+        for index, variable in enumerate(self.levels):
+            levels = ops.convert_to_tensor(variable)
+            distances = levels - ops.stop_gradient(self._rounded(index))
+            steps = ops.convert_to_tensor(self.step_sizes[index])
+            curvature = ops.convert_to_tensor(self.curvature[index])
+            total = total + 0.5 * ops.sum(curvature * ops.square(steps * distances))
+        return total
 
     def integers(self) -> list[np.ndarray]:
         """The integers q of every kernel: int8 arrays of `shapes`."""

@@ -101,6 +101,12 @@ class KernelRounder:
         """The sum of g_f h w^2 over all weights: how much the kernel's absence costs, roughly."""
         return float((self._per_output * self._weights.reshape(self._shape) ** 2).sum())
 
+    @property
+    def second_derivatives(self) -> np.ndarray:
+        """The second derivative of the cost with respect to each weight: float32, by weight."""
+        diagonal = np.einsum("gpp->gp", self._covariance)[:, :, None]
+        return self._unsorted(self._curvature * diagonal).astype("float32")
+
     def exponents(self, spread: float) -> np.ndarray:
         """The exponents of the step sizes for c = `spread`: int8 `(groups, 1, filters)`."""
         largest = np.abs(self._weights.reshape(self._shape)).max(axis=1, keepdims=True)
@@ -125,9 +131,13 @@ class KernelRounder:
         integers = self._round(weights, step_sizes, price * _bits(integers))
         for _ in range(REFINEMENTS):
             integers = self._refine(weights, step_sizes, price * _bits(integers), integers)
-        unsorted = np.empty_like(integers)
-        np.put_along_axis(unsorted, self._order[:, :, None], integers, axis=1)
-        return unsorted.reshape(self._shape).astype("int8")
+        return self._unsorted(integers).astype("int8")
+
+    def _unsorted(self, rows: np.ndarray) -> np.ndarray:
+        """Puts rows that are in the order of rounding back to the kernel's order and shape."""
+        unsorted = np.empty_like(rows)
+        np.put_along_axis(unsorted, self._order[:, :, None], rows, axis=1)
+        return unsorted.reshape(self._shape)
 
     def _round(self, weights: np.ndarray, steps: np.ndarray, prices: np.ndarray) -> np.ndarray:
         """Rounds all rows.

@@ -27,6 +27,9 @@ from keras_nern.utils.types import Tensor
 
 # Learning rate of AdamW over that of Muon, for one predictor and for local ones.
 ADAMW_SHARE = {False: 0.2, True: 0.5}
+# Adam's epsilon for a residual: gradients with respect to integers are far below the default 1e-7,
+# the more so the finer the integers are.
+SMALLEST_GRADIENT = 1e-12
 
 
 @register
@@ -143,7 +146,7 @@ def default_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Creates the optimizer that `"auto"` stands for."""
     if has_residual:
-        return keras.optimizers.Adam(schedule)
+        return keras.optimizers.Adam(schedule, epsilon=SMALLEST_GRADIENT)
     return Muon(
         schedule,
         weight_decay=None,

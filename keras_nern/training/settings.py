@@ -37,7 +37,7 @@ AUTO = {
         "curvature_steps": 0,
         "reconstruction_learning_rate": 0.0,
         "curvature_learning_rate": 2e-2,
-        "distillation_learning_rate": 1e-2,
+        "distillation_learning_rate": 2e-2,
         "reconstruction_weight": 0.0,
     },
 }

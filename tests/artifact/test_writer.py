@@ -247,6 +247,13 @@ def test_raises_for_a_predictor_that_is_not_finite(precision, path):
     assert not path.exists()
 
 
+def test_raises_without_predictor_and_residual(nern, path):
+    nothing = keras_nern.NeRNModel(nern.base, size=0)
+    with pytest.raises(ValueError, match="with a predictor or a residual to write: compress"):
+        nothing.export(path)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     ("place", "error"), [("folder.nern", IsADirectoryError), ("no/a.nern", OSError)]
 )

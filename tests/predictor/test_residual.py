@@ -41,12 +41,12 @@ def test_floats_are_rounded_and_their_gradient_is_that_of_the_identity(residual)
     np.testing.assert_array_equal(gradient, [[[0, 2], [1, 6], [2, 10]]])
 
 
-def test_a_vector_changes_by_a_tenth_of_its_variable():
+def test_a_vector_changes_by_a_fiftieth_of_its_variable():
     residual = Residual(SHAPES, [3, 2])
     residual.build()
     residual.vectors[1].assign([1.0, -2.0])
     np.testing.assert_array_equal(residual.changes()[0], [0, 0, 0])
-    np.testing.assert_allclose(residual.changes()[1], [0.1, -0.2])
+    np.testing.assert_allclose(residual.changes()[1], [0.02, -0.04])
 
 
 @pytest.mark.parametrize("mean", [0.05, 0.5, 3.0])
@@ -71,6 +71,20 @@ def test_the_loss_of_the_bits_pulls_integers_towards_zero(residual):
     assert float(loss) == pytest.approx(0.25 * float(residual.bits()))
     gradient = tape.gradient(loss, residual.levels[0].value).numpy()
     np.testing.assert_array_equal(np.sign(gradient), [[[1, -1], [0, 1], [1, 0]]])
+
+
+def test_the_rounding_loss_pulls_floats_to_their_integers(residual):
+    curvature = np.arange(1.0, 7).reshape(1, 3, 2)
+    residual.curvature[0].assign(curvature)
+    residual.step_sizes[0].assign([[[0.5, 2.0]]])
+    levels = np.array([[[0.4, 0.6], [-1.4, -1.6], [128.0, 3.0]]])
+    residual.levels[0].assign(levels)
+    distances = levels - [[[0, 1], [-1, -2], [127, 3]]]
+    costs = curvature * np.array([0.25, 4.0]) * distances
+    with tf.GradientTape() as tape:
+        loss = residual.rounding_loss()
+    assert float(loss) == pytest.approx(0.5 * np.sum(costs * distances), rel=1e-5)
+    np.testing.assert_allclose(tape.gradient(loss, residual.levels[0].value), costs, rtol=1e-5)
 
 
 def test_the_bits_of_a_layer_are_the_entropy_of_integers_and_step_sizes(residual):

@@ -46,6 +46,29 @@ def test_every_weight_costs_about_c_squared_over_24():
 
 
 @pytest.mark.parametrize("groups", [1, 3])
+def test_second_derivatives_are_those_of_the_cost(groups):
+    weights, inputs, outputs = problem(groups)
+    found = KernelRounder(weights, inputs, outputs).second_derivatives
+    inputs = np.stack([damped(one, 0.01) for one in inputs])
+    for place in np.ndindex(weights.shape):
+        error = np.zeros(weights.shape)
+        error[place] = 1
+        assert found[place] == pytest.approx(2 * cost(error, inputs, outputs), rel=1e-5), place
+
+
+def test_second_derivatives_of_positions_and_of_a_diagonal_are_in_their_places():
+    rng = np.random.default_rng(0)
+    channels, positions, g = (rng.uniform(1, 2, size) for size in (3, 4, 2))
+    factors = [np.diag(one)[None] for one in (channels, g)]
+    rounder = KernelRounder(np.ones((1, 12, 2)), *factors, None, np.diag(positions)[None])
+    expected = np.einsum("s,c,f->scf", positions, channels + 0.01 * channels.mean(), g)
+    np.testing.assert_allclose(rounder.second_derivatives, expected.reshape(1, 12, 2), rtol=1e-5)
+    diagonal = rng.uniform(1, 2, (2, 3, 4))
+    rounder = KernelRounder(np.ones((2, 3, 4)), diagonal=diagonal)
+    np.testing.assert_allclose(rounder.second_derivatives, diagonal, rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
 def test_rows_that_are_left_compensate_for_errors(groups, monkeypatch):
     # The oracle solves for the rows that are left: min 1/2 d^T A d, given the rounded rows.
     weights, inputs, outputs = problem(groups)
