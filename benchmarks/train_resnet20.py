@@ -11,8 +11,8 @@ Uses SGD with Nesterov momentum on flipped and shifted images in batches of 128,
 decay on the kernels, and one cycle of the learning rate: linear from 0 to its peak over the first
 fifth of the steps, then half a cosine back to 0. With --teacher, the labels are the softened
 outputs of the ResNet20 in `--weights` (Hinton et al., "Distilling the Knowledge in a Neural
-Network", 2015), which makes a short training more accurate. A training that was interrupted
-continues after its last epoch.
+Network", 2015). A training that was interrupted continues after its last whole epoch, from the
+folder `output` + ".backup".
 
 Saves the weights of the last step, and only then evaluates test images. Prints the test accuracy
 and the mean cosine of neighboring kernels, averaged over the layers. With --report, only prints
@@ -63,7 +63,7 @@ def main():
 
 
 def train(options):
-    """Trains one network from scratch and saves its weights."""
+    """Trains one network and saves its weights."""
     start = time.process_time()
     keras.utils.set_random_seed(options.seed)
     images, labels = cifar.load(options.data_dir, "train")
